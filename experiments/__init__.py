@@ -1,0 +1,1 @@
+"""Workloads, arms and studies that compare Lipschitz-aware schedules with baselines."""
