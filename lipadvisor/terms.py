@@ -51,6 +51,9 @@ class Terms:
     level: str = "full"  # "norms", "drift" or "full": what was measured; the rest is nan
     measure_s: float = 0.0  # seconds spent on measuring this step
     step_s: float = 0.0  # seconds of the whole step, measuring included
+    log_norm_after_L: Array = field(default_factory=lambda: np.zeros(0))  # nats, of the weights after the step: the
+    # tracker is refreshed once, in after_update, and the next step (if measured) starts from that same refresh
+    gap_after_L: Array = field(default_factory=lambda: np.zeros(0))  # the same for the gap
     frobenius_L: Array = field(default_factory=lambda: np.zeros(0))  # |W|_F
     local_log_norm: float = float("nan")  # ln of the local Lipschitz constant on the probe batch, where measured
     interval: int = 1  # steps from this measurement to the next, as planned
