@@ -1,0 +1,436 @@
+"""The one line from weights to optimizer: measure, predict, forecast, observe, decide, apply, record.
+
+    advisor = Advisor(model, optimizer, total_steps=1000)
+    for x, y in loader:
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        advisor.step(loss)
+    advisor.close()
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+
+from lipadvisor.apply import MODES, Applied, Applier, Mode
+from lipadvisor.dynamics import Coefficients, Reconstruction, coefficients
+from lipadvisor.forecast import Forecast, Forecaster
+from lipadvisor.observe import initial_observation, observation, refreshed
+from lipadvisor.policies import Decision, Observation, Policy, as_json, from_json, named_policy
+from lipadvisor.probe import Probe
+from lipadvisor.snapshot import SMALL_MODEL, Snapshot
+from lipadvisor.terms import Terms
+from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
+
+__all__ = ["Advisor"]
+
+HORIZONS = (1, 10, 50, 200)  # steps ahead, of the bands that policies see and the trajectory records
+_log = logging.getLogger("lipadvisor")
+
+
+class Advisor:
+    """Watches a model's Lipschitz bound while it trains, predicts it, and steers the optimizer's knobs.
+
+    Nothing happens before the model's first forward pass in training mode: then the initial spectrum is measured and,
+    in takeover mode, the policy may rescale the initialization. From then on each ``step`` closes one optimizer step.
+
+    Args:
+        model: the network that trains; it is not modified. Linear and Conv2d layers are measured.
+        optimizer: holds the model's parameters. SGD, momentum, Adam, AdamW; others through their realised update.
+        total_steps: optimizer steps the training will take, >= 1; ``None`` where that is not known.
+        policy: a policy, or the name of one (``lipadvisor policies`` lists them).
+        mode: ``"takeover"`` owns learning rate and weight decay (what the optimizer was given does not matter);
+            ``"cap"`` never exceeds the user's learning rate; ``"shadow"`` decides and records, and touches nothing.
+        max_overhead: share of the training time that measuring may take, in (0, 1].
+        interval: steps between measurements; ``None`` adapts it to ``max_overhead``.
+        seed: of the advisor's own generator; no global random state is touched.
+        include: globs of layer names to measure.
+        exclude: globs of layer names to leave out.
+        out: directory to store the trajectory in while training goes on; read it back with ``lipadvisor.load_run``.
+        sink: receives the trajectory's rows in batches, instead of ``out``.
+        record_limit: rows of each table kept in memory; ``None`` keeps all.
+        snapshot_every: steps between the copies that a rollback goes back to; ``None`` for none, ``"auto"`` for 100
+            on models of up to 5 million parameters and none above.
+        on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
+            ``errors``, and the knobs stay as they are; ``"raise"`` raises it.
+
+    Raises:
+        ValueError: an argument is out of range, no layer can be measured, or the optimizer lacks the model's weights.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int | None = None,
+        *,
+        policy: Policy[Any] | str = "lipschitz",
+        mode: Mode = "takeover",
+        max_overhead: float = 0.03,
+        interval: int | None = None,
+        seed: int = 0,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        out: str | os.PathLike[str] | None = None,
+        sink: Sink | None = None,
+        record_limit: int | None = None,
+        snapshot_every: int | Literal["auto"] | None = "auto",
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        _check(total_steps, mode, snapshot_every, on_error, out, sink)
+        self.policy: Policy[Any] = named_policy(policy) if isinstance(policy, str) else policy
+        self.mode, self.total_steps, self.on_error = mode, total_steps, on_error
+        self.errors = 0
+        self.skipped_steps = 0
+        self._probe = Probe(
+            model,
+            optimizer,
+            max_overhead=max_overhead,
+            interval=interval,
+            include=tuple(include),
+            exclude=tuple(exclude),
+            seed=seed,
+        )
+        self._applier = Applier(optimizer, {layer.name: layer.weight for layer in self._probe.layers}, mode)
+        if snapshot_every == "auto":
+            snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
+        self._snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
+        self._store = None if out is None else TrajectoryStore(out)
+        self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
+        self._state = self.policy.init()
+        self._forecaster: Forecaster | None = None
+        self._reconstruction = Reconstruction()
+        self._last: Observation | None = None
+        self._decision: Decision | None = None
+        self._step, self._tau = 0, 0.0
+        self._validation: tuple[int, float] | None = None
+        self._pending_loss: torch.Tensor | None = None
+        self._lr_in_step = 0.0
+        self._updated = self._started = self._closed = False
+        self._decide_s = 0.0
+        self._handles = [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            optimizer.register_step_pre_hook(self._before_update),
+            optimizer.register_step_post_hook(self._after_update),
+        ]
+        self._say_what_is_owned()
+
+    # -- what the user calls -----------------------------------------------------------------------------------------
+
+    def step(self, loss: torch.Tensor | float | None = None) -> Decision | None:
+        """Close one optimizer step: measure, forecast, decide, apply and record.
+
+        Args:
+            loss: the step's training loss, a number or a scalar tensor. On an accelerator it is read one step late,
+                so that the device is never waited for.
+
+        Returns:
+            The decision for the next step; ``None`` if the optimizer took no step since the last call (a gradient
+            scaler skipped it), or if an error of the advisor's own was caught.
+        """
+        if self._closed:
+            raise RuntimeError("Advisor.step() was called after close().")
+        if not self._updated:
+            self.skipped_steps += 1
+            self._guard(self._rearm)
+            return None
+        self._updated = False
+        decision = self._guard(lambda: self._advance(self._read(loss)))
+        return decision if isinstance(decision, Decision) else None
+
+    def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None) -> Forecast:
+        """Forecast the log-norms of the layers and of the network.
+
+        Args:
+            horizon: steps ahead, >= 1.
+            plan: future ``lr`` and ``weight_decay``, each a number or an array of length ``horizon``; what is not
+                named goes on as it is.
+
+        Returns:
+            A forecast with ``network`` and ``layers[name]``: arrays ``mean, std, lower, upper`` of length ``horizon``
+            (nats; entry j is j + 1 steps ahead; 90 % band), and a ``status``.
+
+        Raises:
+            ValueError: the horizon or an entry of the plan is out of range.
+        """
+        self._start(())
+        assert self._forecaster is not None  # noqa: S101 -- set by _start
+        return self._forecaster.forecast(horizon, plan)
+
+    def report_validation(self, loss: float) -> None:
+        """Tell the policy a validation loss, measured on the weights as they are now."""
+        self._validation = (self._step, float(loss))
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The frames ``observations``, ``forecasts`` and ``decisions`` recorded so far."""
+        return self._recorder.frames()
+
+    @property
+    def overhead(self) -> float:
+        """Share of the run's time spent on measuring, predicting, deciding and recording so far."""
+        return self._probe.overhead
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken under this advisor."""
+        return self._step
+
+    @property
+    def skipped_layers(self) -> tuple[tuple[str, str], ...]:
+        """Layers that are not measured: name and reason."""
+        return tuple(self._probe.skipped)
+
+    def close(self) -> None:
+        """Take every hook out, put the user's own weight decay back, and write what is still in memory."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in self._handles:
+            handle.remove()
+        self._probe.close()
+        self._applier.close()
+        self._recorder.close()
+        if self._store is not None:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs to go on as the uninterrupted one would have: plain values and tensors.
+
+        Take it together with the model's, the optimizer's and the loader's state; ``torch.load(weights_only=True)``
+        reads it back.
+        """
+        return {
+            "version": 1,
+            "policy": self.policy.name,
+            "policy_state": as_json(self._state),
+            "step": self._step,
+            "tau": self._tau,
+            "started": self._started,
+            "validation": None if self._validation is None else list(self._validation),
+            "last": as_json(self._last),
+            "decision": as_json(self._decision),
+            "probe": self._probe.state_dict(),
+            "applier": self._applier.state_dict(),
+            "forecaster": None if self._forecaster is None else self._forecaster.state_dict(),
+            "reconstruction": self._reconstruction.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`. Load the model's and the optimizer's state first.
+
+        Raises:
+            ValueError: the state was made with another policy, or by a version that this one cannot read.
+        """
+        if state.get("version") != 1:
+            raise ValueError(f"Advisor.load_state_dict: version must be 1, got {state.get('version')!r}.")
+        if state["policy"] != self.policy.name:
+            raise ValueError(f"Advisor.load_state_dict: policy must be {self.policy.name!r}, got {state['policy']!r}.")
+        self._state = from_json(type(self.policy.init()), state["policy_state"])
+        self._step, self._tau, self._started = int(state["step"]), float(state["tau"]), bool(state["started"])
+        self._validation = None if state["validation"] is None else tuple(state["validation"])
+        self._last = None if state["last"] is None else from_json(Observation, state["last"])
+        self._decision = None if state["decision"] is None else from_json(Decision, state["decision"])
+        self._probe.load_state_dict(state["probe"])
+        self._applier.load_state_dict(state["applier"])
+        self._reconstruction.load_state_dict(state["reconstruction"])
+        if state["forecaster"] is not None:
+            self._forecaster = self._new_forecaster(self._probe.spectrum())
+            self._forecaster.load_state_dict(state["forecaster"])
+        self._recorder.truncate(self._step)
+        if self._started:
+            self._probe.arm(self._step)
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._started and module.training and torch.is_grad_enabled():
+            self._guard(lambda: self._start(args, kwargs))
+
+    def _before_update(self, *_: Any) -> None:
+        self._guard(self._prepare_update)
+
+    def _prepare_update(self) -> None:
+        self._start(())
+        self._probe.before_update()
+        self._applier.before_update()
+        self._lr_in_step = self._applier.in_force()[0][0]
+
+    def _after_update(self, *_: Any) -> None:
+        self._updated = True
+        self._guard(self._finish_update)
+
+    def _finish_update(self) -> None:
+        lr, weight_decay = self._applier.in_force()
+        self._applier.after_update()
+        self._probe.after_update(lr, weight_decay)
+
+    # -- the line ----------------------------------------------------------------------------------------------------
+
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
+        """Measure the initial spectrum, let the policy rescale the initialization and set the first knobs."""
+        if self._started:
+            return
+        self._started = True
+        if args or kwargs:
+            self._probe.trace(*args, **(kwargs or {}))
+        terms = self._probe.spectrum()
+        self._forecaster = self._new_forecaster(terms)
+        first = initial_observation(terms, self.total_steps, self._applier.knobs())
+        self._last = first
+        decision, applied = self._decide(first)
+        if decision.init_scale and self.mode == "takeover":
+            terms = self._probe.spectrum()
+            first = initial_observation(terms, self.total_steps, self._applier.knobs())
+        self._last = first
+        self._recorder.add_observation(first, {})
+        self._record(decision, applied)
+        self._probe.arm(0)
+
+    def _advance(self, loss: float | None) -> Decision:
+        begun = time.perf_counter()
+        if self._last is None:
+            raise RuntimeError("the advisor did not start; see the first error in the log")
+        step, knobs = self._step, self._applier.knobs()
+        self._step += 1
+        self._tau += self._lr_in_step
+        terms = self._probe.collect(step)
+        overhead = self._probe.overhead
+        if terms is None:
+            self._last = refreshed(
+                self._last, step=self._step, tau=self._tau, knobs=knobs, loss=loss, overhead=overhead
+            )
+        else:
+            self._last = self._measured(terms, knobs, loss, overhead)
+        if self._validation is not None:
+            self._last = _with_validation(self._last, *self._validation)
+        if loss is None or math.isfinite(loss):
+            self._snapshot.keep(step)
+        decision, applied = self._decide(self._last)
+        changed = self._decision is None or decision.reason != self._decision.reason
+        if terms is not None or changed or decision.rollback or applied.refused:
+            self._record(decision, applied)
+        self._decision = decision
+        self._probe.charge(time.perf_counter() - begun)
+        self._probe.arm(self._step)
+        return decision
+
+    def _measured(self, terms: Terms, knobs: Any, loss: float | None, overhead: float) -> Observation:
+        assert self._forecaster is not None  # noqa: S101 -- set by _start
+        rates = coefficients(terms)
+        self._reconstruction.update(terms)
+        self._forecaster.update(terms, rates)
+        bands = self._forecaster.bands()
+        seen = observation(
+            terms,
+            rates,
+            bands,
+            total_steps=self.total_steps,
+            tau=self._tau,
+            knobs=knobs,
+            loss=loss,
+            overhead=overhead,
+        )
+        self._recorder.add_observation(seen, _extras(terms, rates, self._reconstruction))
+        self._recorder.add_forecasts(self._step, self._forecaster.layer_bands(), *_first_knobs(knobs))
+        return seen
+
+    def _decide(self, seen: Observation) -> tuple[Decision, Applied]:
+        decision, self._state = self.policy.decide(seen, self._state)
+        foreign = self._applier.foreign_writes
+        applied = self._applier.apply(decision)
+        if decision.rollback and self.mode == "takeover" and not self._snapshot.restore():
+            applied = Applied(
+                applied.before, applied.proposed, applied.after, (*applied.refused, "rollback: no snapshot")
+            )
+        if foreign > self._foreign_seen:
+            applied = Applied(
+                applied.before, applied.proposed, applied.after, (*applied.refused, "foreign_write: overwritten")
+            )
+            self._foreign_seen = foreign
+        return decision, applied
+
+    _foreign_seen = 0
+
+    def _record(self, decision: Decision, applied: Applied) -> None:
+        self._recorder.add_decision(
+            decision, applied.before, applied.after, mode=self.mode, refused="; ".join(applied.refused)
+        )
+
+    def _new_forecaster(self, terms: Terms) -> Forecaster:
+        return Forecaster(
+            terms.names, terms.composition_L, optimizer=terms.optimizer, momentum=terms.momentum, horizons=HORIZONS
+        )
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _rearm(self) -> None:
+        self._probe.collect(self._step)
+        self._probe.arm(self._step)
+
+    def _read(self, loss: torch.Tensor | float | None) -> float | None:
+        if not isinstance(loss, torch.Tensor):
+            return None if loss is None else float(loss)
+        if loss.device.type == "cpu":
+            return float(loss.detach())
+        late, self._pending_loss = self._pending_loss, loss.detach().to("cpu", non_blocking=True)
+        return None if late is None else float(late)
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        """Run ``action``; an error of the advisor's own does not stop the training, and is seen."""
+        try:
+            return action()
+        except Exception:
+            if self.on_error == "raise":
+                raise
+            self.errors += 1
+            if self.errors == 1:
+                _log.exception("lipadvisor failed; the training goes on with the knobs as they are (said once)")
+            return None
+
+    def _say_what_is_owned(self) -> None:
+        layers, skipped = len(self._probe.layers), len(self._probe.skipped)
+        owns = {
+            "takeover": "owns learning rate and weight decay of every parameter group; the optimizer's own do not matter",
+            "cap": "limits the learning rate; the schedule and the weight decay stay the user's",
+            "shadow": "records what it would do and touches nothing",
+        }[self.mode]
+        _log.info("%s (%s) %s; measures %d layers, skips %d", self.policy.name, self.mode, owns, layers, skipped)
+
+
+def _check(
+    total_steps: int | None,
+    mode: str,
+    snapshot_every: int | str | None,
+    on_error: str,
+    out: Any,
+    sink: Any,
+) -> None:
+    if total_steps is not None and (isinstance(total_steps, bool) or int(total_steps) != total_steps or total_steps < 1):
+        raise ValueError(f"Advisor(total_steps=...) must be an integer >= 1 or None, got {total_steps!r}.")
+    if mode not in MODES:
+        raise ValueError(f"Advisor(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
+    if snapshot_every not in (None, "auto") and not (isinstance(snapshot_every, int) and snapshot_every >= 1):
+        raise ValueError(f"Advisor(snapshot_every=...) must be an integer >= 1, None or 'auto', got {snapshot_every!r}.")
+    if on_error not in ("warn", "raise"):
+        raise ValueError(f"Advisor(on_error=...) must be 'warn' or 'raise', got {on_error!r}.")
+    if out is not None and sink is not None:
+        raise ValueError("Advisor(out=..., sink=...): give one of them, not both.")

@@ -1,0 +1,239 @@
+"""The only place that acts: writes a decision's knobs into an optimizer and its weights, in place.
+
+Three modes. ``takeover``: the advisor owns learning rate and weight decay. What it proposes is written into the
+parameter groups and asserted again before each step, so that a scheduler or a person who writes in between is noticed
+and has no effect; weight decay is decoupled and acts on the matrices of the group, ``W *= 1 - lr * weight_decay``,
+whatever the optimizer, whose own weight decay is set to zero. ``cap``: the user's schedule stays, and the advisor's
+learning rate is an upper limit that holds during the step only. ``shadow``: nothing is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lipadvisor.policies.contract import Decision, Knobs
+
+__all__ = ["MODES", "Applied", "Applier", "Mode"]
+
+Mode = Literal["takeover", "cap", "shadow"]
+MODES: tuple[Mode, ...] = ("takeover", "cap", "shadow")
+
+_DECOUPLED = ("AdamW", "Muon")
+_log = logging.getLogger("lipadvisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a decision: the knobs before it, those proposed, those now in force, and what was refused."""
+
+    before: tuple[Knobs, ...]
+    proposed: tuple[Knobs, ...]
+    after: tuple[Knobs, ...]
+    refused: tuple[str, ...] = ()
+
+
+class Applier:
+    """Holds the knobs of ``optimizer`` and applies decisions to it and to the weights of the measured layers.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``; learning rates may be tensors, which are then filled in place.
+        weights: the weight of each measured layer, by the layer's name.
+        mode: ``"takeover"``, ``"cap"`` or ``"shadow"``.
+
+    Raises:
+        ValueError: the mode is unknown.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, weights: Mapping[str, torch.Tensor], mode: Mode = "takeover"
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"Applier(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
+        self.optimizer, self.mode = optimizer, mode
+        self.foreign_writes = 0
+        self._weights = dict(weights)
+        self._user = tuple((_number(g["lr"]), _number(g.get("weight_decay", 0.0))) for g in optimizer.param_groups)
+        self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
+        self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group
+        self._restore: dict[int, float] = {}  # the user's learning rate during a capped step
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def apply(self, decision: Decision) -> Applied:
+        """Take over the knobs of ``decision``. Values out of range are refused, by name, and the old ones stay."""
+        before, refused = self.knobs(), []
+        for knobs in decision.knobs:
+            refused += self._take(knobs)
+        if decision.init_scale:
+            refused += self._scale(decision.init_scale, "init_scale", before_training=decision.step == 0)
+        if decision.weight_scale:
+            refused += self._scale(decision.weight_scale, "weight_scale", before_training=True)
+        if self.mode == "takeover":
+            self._write()
+        return Applied(before, decision.knobs, self.knobs(), tuple(refused))
+
+    def _take(self, knobs: Knobs) -> list[str]:
+        if not 0 <= knobs.group < len(self.optimizer.param_groups):
+            return [f"group {knobs.group}: no such parameter group"]
+        if self.mode == "shadow":
+            return []
+        refused = []
+        if knobs.lr is not None:
+            if math.isfinite(knobs.lr) and knobs.lr > 0:
+                self._lr[knobs.group] = knobs.lr
+            else:
+                refused.append(f"group {knobs.group}: lr {knobs.lr} is not a positive number")
+        if knobs.weight_decay is not None and self.mode == "takeover":
+            lr = self._lr.get(knobs.group, self._user_lr(knobs.group))
+            if math.isfinite(knobs.weight_decay) and 0 <= knobs.weight_decay * lr < 1:
+                self._weight_decay[knobs.group] = knobs.weight_decay
+            else:
+                refused.append(f"group {knobs.group}: weight_decay {knobs.weight_decay} with lr {lr} is not in [0, 1)")
+        return refused
+
+    def _scale(self, scales: Sequence[tuple[str, float]], what: str, *, before_training: bool) -> list[str]:
+        if self.mode != "takeover":
+            return [f"{what}: not in {self.mode} mode"]
+        if not before_training:
+            return [f"{what}: only before step 0"]
+        refused = []
+        with torch.no_grad():
+            for name, factor in scales:
+                if name not in self._weights:
+                    refused.append(f"{what}: no layer {name!r}")
+                elif not (math.isfinite(factor) and factor > 0):
+                    refused.append(f"{what}: factor {factor} of {name!r} is not a positive number")
+                else:
+                    self._weights[name].mul_(factor)
+        return refused
+
+    # -- around the optimizer's step ---------------------------------------------------------------------------------
+
+    def before_update(self) -> None:
+        """Assert the knobs; shrink the matrices by the decoupled decay. Called with the gradients in place."""
+        if self.mode == "takeover":
+            for index, lr in self._lr.items():
+                seen = _number(self.optimizer.param_groups[index]["lr"])
+                if not math.isclose(seen, lr, rel_tol=1e-6):
+                    self._foreign(f"lr of group {index}: {seen:.6g} was written from outside, {lr:.6g} is kept")
+            for index in self._weight_decay:
+                seen = _number(self.optimizer.param_groups[index].get("weight_decay", 0.0))
+                if seen != 0.0:
+                    self._foreign(f"weight_decay of group {index}: {seen:.6g} was written from outside")
+            self._write()
+            self._decay()
+        elif self.mode == "cap":
+            for index, cap in self._lr.items():
+                group = self.optimizer.param_groups[index]
+                lr = _number(group["lr"])
+                if lr > cap:
+                    self._restore[index] = lr
+                    _set(group, "lr", cap)
+
+    def after_update(self) -> None:
+        """Give a capped learning rate back to the user's schedule."""
+        for index, lr in self._restore.items():
+            _set(self.optimizer.param_groups[index], "lr", lr)
+        self._restore.clear()
+
+    def in_force(self) -> tuple[dict[int, float], dict[int, float]]:
+        """Return learning rate and decoupled weight decay, by group, of the step in progress (or the next one)."""
+        lr, weight_decay = {}, {}
+        own = self._decouples()
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr[index] = _number(group["lr"])
+            if self.mode == "cap" and index in self._lr:
+                lr[index] = min(lr[index], self._lr[index])
+            theirs = _number(group.get("weight_decay", 0.0)) if own or group.get("decoupled_weight_decay") else 0.0
+            weight_decay[index] = self._weight_decay.get(index, theirs)
+        return lr, weight_decay
+
+    def knobs(self) -> tuple[Knobs, ...]:
+        """Return the knobs in force, one for each parameter group; a weight decay that is not decoupled as it is."""
+        lr, weight_decay = self.in_force()
+        return tuple(
+            Knobs(
+                index,
+                lr[index],
+                weight_decay[index]
+                if self.mode == "takeover" and index in self._weight_decay
+                else _number(group.get("weight_decay", 0.0)),
+            )
+            for index, group in enumerate(self.optimizer.param_groups)
+        )
+
+    def close(self) -> None:
+        """Hand the knobs back: the last learning rate stays, the user's own weight decay is put back."""
+        self.after_update()
+        for index in self._weight_decay:
+            _set(self.optimizer.param_groups[index], "weight_decay", self._user[index][1])
+        self._lr.clear()
+        self._weight_decay.clear()
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the owned knobs and the user's own, as plain numbers."""
+        return {
+            "lr": dict(self._lr),
+            "weight_decay": dict(self._weight_decay),
+            "user": [list(pair) for pair in self._user],
+            "foreign_writes": self.foreign_writes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict` and assert its knobs at once."""
+        self._lr = {int(k): float(v) for k, v in state["lr"].items()}
+        self._weight_decay = {int(k): float(v) for k, v in state["weight_decay"].items()}
+        self._user = tuple((float(lr), float(weight_decay)) for lr, weight_decay in state["user"])
+        self.foreign_writes = int(state["foreign_writes"])
+        if self.mode == "takeover":
+            self._write()
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        for index, lr in self._lr.items():
+            _set(self.optimizer.param_groups[index], "lr", lr)
+        for index in self._weight_decay:
+            if "weight_decay" in self.optimizer.param_groups[index]:
+                _set(self.optimizer.param_groups[index], "weight_decay", 0.0)
+
+    def _decay(self) -> None:
+        for index, weight_decay in self._weight_decay.items():
+            group = self.optimizer.param_groups[index]
+            factor = 1.0 - _number(group["lr"]) * weight_decay
+            # A parameter without a gradient takes no part in this step, as with the optimizers' own weight decay.
+            matrices = [p for p in group["params"] if p.ndim >= 2 and p.grad is not None]
+            if matrices and factor != 1.0:
+                with torch.no_grad():
+                    torch._foreach_mul_(matrices, factor)
+
+    def _foreign(self, message: str) -> None:
+        self.foreign_writes += 1
+        if self.foreign_writes == 1:
+            _log.warning("%s (said once; counted in the record)", message)
+
+    def _user_lr(self, index: int) -> float:
+        return _number(self.optimizer.param_groups[index]["lr"])
+
+    def _decouples(self) -> bool:
+        return any(kind.__name__ in _DECOUPLED for kind in type(self.optimizer).__mro__)
+
+
+def _number(value: Any) -> float:
+    return float(value.item()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def _set(group: dict[str, Any], key: str, value: float) -> None:
+    if isinstance(group.get(key), torch.Tensor):
+        with torch.no_grad():
+            group[key].fill_(value)
+    else:
+        group[key] = value
