@@ -1,0 +1,157 @@
+"""From the contract's objects to rows of the tables in :mod:`lipadvisor.trajectory.schema`. Pure and cheap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from lipadvisor.policies.contract import Band, Decision, Knobs, Layer, Observation, as_json
+from lipadvisor.trajectory.schema import EXTRAS, Row
+
+__all__ = ["decision_rows", "forecast_rows", "observation_rows"]
+
+_NAN = float("nan")
+
+
+def observation_rows(
+    observation: Observation,
+    extras: Mapping[str, Sequence[float]] | None = None,
+    measure_s: float = _NAN,
+    step_s: float = _NAN,
+) -> list[Row]:
+    """Return the rows of one observation: its layers in order, then the network.
+
+    Args:
+        observation: What was seen.
+        extras: Further columns by name (see ``EXTRAS``), each with ``L + 1`` numbers: the layers', then the network's.
+            A column that is left out is nan.
+        measure_s: Seconds spent on measuring this step.
+        step_s: Seconds of the whole step.
+
+    Raises:
+        ValueError: an extra has an unknown name or the wrong length.
+    """
+    everything = (*observation.layers, observation.network)
+    columns = _extra_columns(extras or {}, len(everything))
+    lr_and_decay = {knobs.group: (_number(knobs.lr), _number(knobs.weight_decay)) for knobs in observation.knobs}
+    rows: list[Row] = []
+    for index, layer in enumerate(everything):
+        is_network = index == len(everything) - 1
+        group = 0 if is_network else layer.group
+        rows.append(
+            (
+                observation.step,
+                observation.tau,
+                *_layer_values(layer),
+                *lr_and_decay.get(group, (_NAN, _NAN)),
+                *columns[index],
+                observation.measured_step,
+                *(_step_values(observation, measure_s, step_s) if is_network else _NO_STEP_VALUES),
+            )
+        )
+    return rows
+
+
+def forecast_rows(
+    step: int,
+    bands_by_layer: Mapping[str, Iterable[Band]],
+    plan: str = "present",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+) -> list[Row]:
+    """Return the rows of the forecasts made at ``step``; ``lr`` and ``weight_decay`` are those of the plan."""
+    return [
+        (
+            step,
+            layer,
+            band.horizon,
+            *(band.mean, band.std, band.lower, band.upper),
+            str(band.status),
+            plan,
+            _number(lr),
+            _number(weight_decay),
+        )
+        for layer, bands in bands_by_layer.items()
+        for band in bands
+    ]
+
+
+def decision_rows(
+    decision: Decision,
+    mode: str = "",
+    before: Sequence[Knobs] = (),
+    after: Sequence[Knobs] = (),
+    refused: str | Sequence[str] = (),
+) -> list[Row]:
+    """Return the rows of one decision, one for each parameter group that it or the optimizer names (-1 if none).
+
+    Args:
+        decision: What was proposed, and why.
+        mode: How it is applied: ``"takeover"``, ``"cap"`` or ``"shadow"``.
+        before: Knobs in force before it, one for each group.
+        after: Knobs in force after it.
+        refused: What was not done, and why.
+    """
+    groups = sorted({knobs.group for knobs in (*before, *after, *decision.knobs)}) or [-1]
+    was, now = ({knobs.group: knobs for knobs in side} for side in (before, after))
+    told = refused if isinstance(refused, str) else "; ".join(refused)
+    texts = tuple(json.dumps(dict(pairs)) for pairs in (decision.read, decision.init_scale, decision.weight_scale))
+    rows: list[Row] = []
+    for group in groups:
+        sides = (was.get(group, Knobs(group)), decision.knobs_for(group), now.get(group, Knobs(group)))
+        rows.append(
+            (
+                decision.step,
+                *(decision.policy, decision.reason, decision.source, mode),
+                group,
+                *(_number(side.lr) for side in sides),
+                *(_number(side.weight_decay) for side in sides),
+                *(decision.warmup_ended, decision.cooldown_started, decision.rollback),
+                told,
+                *texts,
+            )
+        )
+    return rows
+
+
+def _layer_values(layer: Layer) -> Row:
+    return (
+        layer.name,
+        layer.kind,
+        "x".join(str(size) for size in layer.shape),
+        layer.group,
+        *(layer.composition_weight, layer.log_norm, layer.gap, layer.log_gain),
+        *(layer.drift, layer.diffusion, layer.noise_curvature, layer.finite_step, layer.decay, layer.update_ratio),
+        str(layer.status),
+    )
+
+
+_NO_STEP_VALUES: Row = (None, "", _NAN, _NAN, _NAN, None, _NAN, _NAN, _NAN, "", "", "")
+
+
+def _step_values(observation: Observation, measure_s: float, step_s: float) -> Row:
+    losses = {"loss": observation.loss, "validation_loss": observation.validation_loss}
+    return (
+        observation.total_steps,
+        observation.optimizer,
+        observation.momentum,
+        *(_number(value) for value in losses.values()),
+        observation.validation_step,
+        *(observation.overhead, measure_s, step_s),
+        str(observation.status),
+        " ".join(name for name, value in losses.items() if value is not None),
+        json.dumps(as_json(observation.knobs)),
+    )
+
+
+def _extra_columns(extras: Mapping[str, Sequence[float]], length: int) -> list[Row]:
+    for name, values in extras.items():
+        if name not in EXTRAS:
+            raise ValueError(f"extras must be among {list(EXTRAS)}, got {name!r}.")
+        if len(values) != length:
+            raise ValueError(f"extras[{name!r}] must have {length} numbers (layers, then network), got {len(values)}.")
+    return [tuple(float(extras[name][i]) if name in extras else _NAN for name in EXTRAS) for i in range(length)]
+
+
+def _number(value: float | None) -> float:
+    return _NAN if value is None else float(value)
