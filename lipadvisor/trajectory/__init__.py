@@ -8,15 +8,17 @@ No torch and no Ray here: a recorded run is read with numpy, pandas and pyarrow 
 from lipadvisor.trajectory.recorder import Recorder, Trajectory
 from lipadvisor.trajectory.replay import observations_from_frame
 from lipadvisor.trajectory.run import Run, load_run
-from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES
+from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES, Batch, Sink
 from lipadvisor.trajectory.store import TrajectoryStore
 from lipadvisor.trajectory.whole_files import read_json, write_json, write_text
 
 __all__ = [
     "SCHEMA_VERSION",
     "TABLES",
+    "Batch",
     "Recorder",
     "Run",
+    "Sink",
     "Trajectory",
     "TrajectoryStore",
     "load_run",

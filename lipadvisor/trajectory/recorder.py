@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from lipadvisor.policies.contract import Band, Decision, Knobs, Observation
 from lipadvisor.trajectory.rows import decision_rows, forecast_rows, observation_rows
-from lipadvisor.trajectory.schema import TABLES, Batch, Row, as_frame, as_table
+from lipadvisor.trajectory.schema import TABLES, Batch, Row, Sink, as_frame, as_table
 
 __all__ = ["Recorder", "Trajectory"]
 
@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(
         self,
-        sink: Callable[[Batch], None] | None = None,
+        sink: Sink | None = None,
         *,
         limit: int | None = None,
         batch_rows: int = 512,
@@ -96,10 +96,10 @@ class Recorder:
         self,
         step: int,
         bands_by_layer: Mapping[str, Iterable[Band]],
-        *,
-        plan: str = "present",
         lr: float | None = None,
         weight_decay: float | None = None,
+        *,
+        plan: str = "present",
     ) -> None:
         """Record further forecasts: those of the layers, or of the network under a plan of another name.
 
@@ -110,10 +110,10 @@ class Recorder:
     def add_decision(
         self,
         decision: Decision,
-        *,
-        mode: str = "",
         before: Sequence[Knobs] = (),
         after: Sequence[Knobs] = (),
+        *,
+        mode: str = "",
         refused: str | Sequence[str] = (),
     ) -> None:
         """Record a decision and what became of it: knobs before and after, and what was refused."""
@@ -149,6 +149,11 @@ class Recorder:
                 return False
             del self._unsent[0]
         return True
+
+    def close(self) -> None:
+        """Hand on what is left; logs an error if the sink does not take it. The frames stay readable."""
+        if not self.flush():
+            _LOGGER.error("the last %d batches of the trajectory could not be stored", len(self._unsent))
 
     def _kept(self, name: str) -> list[Row]:
         return self._rows[name] if self._limit is None else self._rows[name][-self._limit :]

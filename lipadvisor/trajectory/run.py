@@ -52,8 +52,9 @@ class Run:
         """
         if name not in self.meta["trials"]:
             raise KeyError(f"no trial {name!r} in {self.path}; it has {list(self.trials)}.")
-        frames = (frame[frame["trial"] == name] for frame in (self.observations, self.forecasts, self.decisions))
-        return Run(self.path, *(frame.reset_index(drop=True) for frame in frames), meta=self.meta)
+        everything = (self.observations, self.forecasts, self.decisions)
+        observations, forecasts, decisions = (f[f["trial"] == name].reset_index(drop=True) for f in everything)
+        return Run(self.path, observations, forecasts, decisions, self.meta)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -82,7 +83,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             frames[name].append(frame)
     run_file = directory / RUN_FILE
     meta = {"run": read_json(run_file) if run_file.exists() else {}, "trials": trials}
-    return Run(directory, *(_joined(name, frames[name]) for name in TABLES), meta=meta)
+    observations, forecasts, decisions = (_joined(name, frames[name]) for name in TABLES)
+    return Run(directory, observations, forecasts, decisions, meta)
 
 
 def _read_trial(directory: Path, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:

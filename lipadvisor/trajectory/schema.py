@@ -10,18 +10,19 @@ JSON hold Python's dialect (``NaN`` and ``Infinity`` allowed), so that what is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
 
-__all__ = ["EXTRAS", "SCHEMA_VERSION", "TABLES", "Batch", "Row", "as_frame", "as_table", "empty_frame"]
+__all__ = ["EXTRAS", "SCHEMA_VERSION", "TABLES", "Batch", "Row", "Sink", "as_frame", "as_table", "empty_frame"]
 
 SCHEMA_VERSION = 1
 
 Row: TypeAlias = tuple[Any, ...]
 Batch: TypeAlias = Mapping[str, Sequence[Row]]  # rows by table, in the order of the table's columns
+Sink: TypeAlias = Callable[[Batch], None]  # takes batches, in order
 
 EXTRAS = (
     "predicted",  # nats: log-norm predicted from step 0 by integrating the finite-step form
@@ -105,7 +106,7 @@ def as_table(name: str, rows: Sequence[Row]) -> pa.Table:
 
 def as_frame(table: pa.Table) -> pd.DataFrame:
     """Turn an Arrow table of these columns (and others) into a pandas frame with the dtypes of this schema."""
-    frame = table.to_pandas(integer_object_nulls=True)
+    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
     for column in frame.columns.intersection(sorted(_MAY_BE_UNKNOWN)):
         frame[column] = frame[column].astype("Int64")
     texts = [field.name for field in table.schema if field.type == _TEXT]

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES, Batch
+from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES, Batch, Sink
 from lipadvisor.trajectory.stream import TableFile
 from lipadvisor.trajectory.whole_files import read_json, write_json
 
@@ -58,6 +58,7 @@ class TrajectoryStore:
         if not os.access(self._root, os.W_OK | os.X_OK):
             raise PermissionError(f"{self._root} cannot be written.")
         self._files: dict[tuple[str, int, str], TableFile] = {}
+        self._own_trials: set[str] = set()
 
     def begin(
         self, trial: str, *, start_step: int = 0, config: Mapping[str, Any] | None = None, token: str | None = None
@@ -115,12 +116,20 @@ class TrajectoryStore:
         """Return the number of the last batch stored of this attempt, 0 if none is."""
         return max(self._file(trial, attempt, table).last_sequence for table in TABLES)
 
-    def sink(self, trial: str, attempt: int) -> Callable[[Batch], None]:
-        """Return a sink for a :class:`Recorder` in this process, which numbers the batches."""
-        sequence = self.last_sequence(trial, attempt)
+    def sink(self, trial: str, *, config: Mapping[str, Any] | None = None) -> Sink:
+        """Return a sink for a :class:`Recorder` in this process; ``close`` seals what came through it.
+
+        The first batch begins a new attempt, at the first step that it holds.
+        """
+        check_trial_name(trial)
+        attempt, sequence = 0, 0
 
         def take(batch: Batch) -> None:
-            nonlocal sequence
+            nonlocal attempt, sequence
+            if not attempt:
+                first = min((row[0] for rows in batch.values() for row in rows), default=0)
+                attempt = self.begin(trial, start_step=first, config=config)
+                self._own_trials.add(trial)
             self.append(trial, attempt, sequence + 1, batch)
             sequence += 1
 
@@ -133,7 +142,10 @@ class TrajectoryStore:
                 self._file(trial, attempt, table).seal()
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Seal the trials written through :meth:`sink`, and let go of all files."""
+        for trial in sorted(self._own_trials):
+            self.seal(trial)
+        self._own_trials.clear()
         for file in self._files.values():
             file.close()
         self._files.clear()
