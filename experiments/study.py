@@ -1,7 +1,7 @@
 """Ask and tell: one Optuna study for each (workload, arm), kept in a journal that survives a killed process.
 
-One process writes the journal. A trial that was asked for and never told (its process died) is found when the journal
-is opened again: it is closed as failed and its configuration goes to the head of the queue, so that nothing waits for
+One process writes the journal. A trial that was asked for and never told (its process died) is an orphan:
+``requeue_orphans`` closes it as failed and puts its configuration at the head of the queue, so that nothing waits for
 it and nothing is lost. Telling a trial twice does nothing.
 
 The sampler is made anew for each question, seeded by the study's seed and the number of configurations so far: an
@@ -53,12 +53,19 @@ class Study:
         self._study = optuna.create_study(
             study_name=name, storage=storage, load_if_exists=True, sampler=self._sampler(0), direction="minimize"
         )
-        trials = self._study.get_trials(deepcopy=False)
-        if not trials:
+        if not self._trials():
             self._study.enqueue_trial({item.name: item.default for item in self.space})
-        for orphan in (trial for trial in trials if trial.state == TrialState.RUNNING):
+
+    def requeue_orphans(self) -> int:
+        """Close the trials that nobody is running any more and queue their configurations again; return how many.
+
+        Call it after opening a study that another process may have left, and after telling what is known of it.
+        """
+        orphans = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
+        for orphan in orphans:
             self._study.tell(orphan.number, state=TrialState.FAIL)
             self._study.enqueue_trial(orphan.params, user_attrs={"retry_of": orphan.number})
+        return len(orphans)
 
     def ask(self) -> Proposal:
         """Return the next configuration: a queued one first, else the sampler's."""

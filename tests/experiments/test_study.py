@@ -10,7 +10,9 @@ SPACE = (Range("lr", 1e-4, 1e-1, 1e-3, log=True), Range("warmup", 0.0, 0.3, 0.05
 
 
 def _open(path: Path, seed: int = 0) -> Study:
-    return Study("digits/cosine", SPACE, open_journal(path / "journal.log"), seed)
+    study = Study("digits/cosine", SPACE, open_journal(path / "journal.log"), seed)
+    study.requeue_orphans()
+    return study
 
 
 def _value(parameters: dict[str, float]) -> float:
