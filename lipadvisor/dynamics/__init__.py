@@ -1,1 +1,26 @@
-"""Placeholder."""
+"""From measured terms to the stochastic differential equation of the log-norms, its statistics and its paths."""
+
+from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
+from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
+from lipadvisor.dynamics.reconstruction import Reconstruction
+from lipadvisor.dynamics.response import Response, response, squared_response_sums
+from lipadvisor.dynamics.simulation import simulate
+from lipadvisor.dynamics.statistics import LogNormal, integral_form
+
+__all__ = [
+    "Coefficients",
+    "EnsembleChange",
+    "Form",
+    "LogNormal",
+    "Noise",
+    "Reconstruction",
+    "Response",
+    "coefficients",
+    "ensemble_change",
+    "integral_form",
+    "log_decay",
+    "network_lr",
+    "response",
+    "simulate",
+    "squared_response_sums",
+]

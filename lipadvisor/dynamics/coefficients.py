@@ -1,0 +1,149 @@
+"""The coefficients of the SDE of each log-norm and of the network's bound, per unit of ``tau``.
+
+Layer, [D] main theorem, with the finite-step term that the published form drops::
+
+    d log_norm = (drift + finite_step + noise_curvature - diffusion^2 / 2 + decay) dtau + diffusion dW
+
+[D]: Luo et al., arXiv 2506.18588. Shapes: ``L`` layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lipadvisor.terms import Array, Terms
+
+__all__ = ["Coefficients", "Form", "Noise", "coefficients", "log_decay", "network_lr"]
+
+Form = Literal["finite_step", "paper"]
+Noise = Literal["exact", "independent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Rates of one measured step. Nats per ``tau``; diffusions are nats per square root of ``tau``.
+
+    The network's numbers are sums over the layers with the composition weights, per unit of the network's clock, whose
+    learning rate is ``lr`` (:func:`network_lr`): where groups differ, each layer's rate counts ``lr_l / lr`` times, so
+    that ``lr * rate`` is the change over one step whatever the groups do.
+    """
+
+    step: int
+    form: Form
+    noise: Noise
+    lr: float  # learning rate of the network's clock
+    lr_L: Array
+    drift_L: Array
+    diffusion_L: Array
+    noise_curvature_L: Array
+    finite_step_L: Array  # zero in the form "paper"
+    decay_L: Array
+    drift: float
+    diffusion: float
+    noise_curvature: float
+    finite_step: float
+    decay: float
+    ito: float  # sum of w_l diffusion_l^2 / 2: the logarithm is taken layer by layer, so correlations do not enter
+
+    def path_rate_L(self) -> Array:
+        """Return each layer's rate along the realised path, nats per ``tau``, shape ``(L,)``.
+
+        Form ``finite_step``: ``drift + finite_step + decay``. The direction that was applied contains its own noise,
+        and with it one draw of the noise-curvature; adding the expected one would count it twice. For plain SGD it is
+        also an unbiased estimate of the ensemble's rate. Form ``paper``: the published
+        ``drift + noise_curvature - diffusion^2 / 2``, with the decay.
+        """
+        if self.form == "finite_step":
+            return self.drift_L + self.finite_step_L + self.decay_L
+        return self.drift_L + self.noise_curvature_L - 0.5 * self.diffusion_L**2 + self.decay_L
+
+    def path_rate(self) -> float:
+        """Return the network's rate along the realised path, nats per ``tau`` (see :meth:`path_rate_L`)."""
+        if self.form == "finite_step":
+            return self.drift + self.finite_step + self.decay
+        return self.drift + self.noise_curvature - self.ito + self.decay
+
+    def ensemble_rate_L(self) -> Array:
+        """Return the mean rate over the sampling of batches, nats per ``tau``, shape ``(L,)``.
+
+        ``drift + finite_step + noise_curvature - diffusion^2 / 2 + decay``: right where ``drift`` and ``finite_step``
+        belong to the *mean* direction (a full gradient, an average over batches). For the direction of a single batch
+        use :meth:`path_rate_L`, or :func:`lipadvisor.dynamics.ensemble_change`, which takes its noise out first.
+        """
+        noise = self.noise_curvature_L - 0.5 * self.diffusion_L**2
+        return self.drift_L + self.finite_step_L + noise + self.decay_L
+
+    def ensemble_rate(self) -> float:
+        """Return the network's mean rate over the sampling of batches, nats per ``tau`` (:meth:`ensemble_rate_L`)."""
+        return self.drift + self.finite_step + self.noise_curvature - self.ito + self.decay
+
+
+def log_decay(lr: Array, weight_decay: Array) -> Array:
+    """Return ``ln(1 - lr weight_decay)``, nats per step; ``-inf`` where the product reaches 1."""
+    with np.errstate(divide="ignore"):
+        return np.log1p(-np.minimum(lr * weight_decay, 1.0))
+
+
+def network_lr(lr_L: Array) -> float:
+    """Return the learning rate of the network's clock: the mean over the layers (exactly theirs, if all are equal)."""
+    first = float(lr_L[0])
+    return first + float(np.mean(lr_L - first))
+
+
+def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact") -> Coefficients:
+    """Turn a measurement into the coefficients of the SDE.
+
+    What was not measured stays ``nan``. A learning rate of zero gives no diffusion and ``decay = -weight_decay``.
+
+    Args:
+        terms: the measurement of one step.
+        form: ``"finite_step"`` keeps the curvature along the step itself; ``"paper"`` is [D] as published, without it.
+        noise: the network's diffusion from the whole covariance of the layers (``"exact"``), or from its diagonal
+            (``"independent"``, as in [D], whose layers are independent).
+
+    Raises:
+        ValueError: ``form`` or ``noise`` is unknown.
+    """
+    if form not in ("finite_step", "paper"):
+        raise ValueError(f"coefficients(form=...) must be 'finite_step' or 'paper', got {form!r}.")
+    if noise not in ("exact", "independent"):
+        raise ValueError(f"coefficients(noise=...) must be 'exact' or 'independent', got {noise!r}.")
+    lr_L = terms.lr_L
+    variance_L = np.diagonal(terms.noise_LL)
+    drift_L = np.array(terms.first_L)  # [D] mu = J . dW, on the applied direction
+    diffusion_L = np.sqrt(lr_L * np.maximum(variance_L, 0.0))  # [D] lambda
+    noise_curvature_L = 0.5 * lr_L * terms.noise_curvature_L  # [D] kappa
+    finite_step_L = np.zeros_like(drift_L)
+    if form == "finite_step":
+        finite_step_L = 0.5 * lr_L * (terms.curvature_L - terms.first_L**2)
+    moving_L = lr_L > 0.0
+    safe_L = np.where(moving_L, lr_L, 1.0)
+    decay_L = np.where(moving_L, log_decay(lr_L, terms.weight_decay_L) / safe_L, -terms.weight_decay_L)
+
+    lr = network_lr(lr_L)
+    weight_L = terms.composition_L * (lr_L / lr if lr > 0.0 else 1.0)
+    if noise == "exact":
+        variance = lr * float(weight_L @ terms.noise_LL @ weight_L)
+    else:
+        variance = lr * float(weight_L**2 @ variance_L)
+    return Coefficients(
+        step=terms.step,
+        form=form,
+        noise=noise,
+        lr=lr,
+        lr_L=lr_L,
+        drift_L=drift_L,
+        diffusion_L=diffusion_L,
+        noise_curvature_L=noise_curvature_L,
+        finite_step_L=finite_step_L,
+        decay_L=decay_L,
+        drift=float(weight_L @ drift_L),
+        diffusion=float(np.sqrt(max(variance, 0.0))) if np.isfinite(variance) else float("nan"),
+        noise_curvature=float(weight_L @ noise_curvature_L),
+        finite_step=float(weight_L @ finite_step_L),
+        decay=float(weight_L @ decay_L),
+        ito=0.5 * float(weight_L @ diffusion_L**2),
+    )

@@ -1,0 +1,153 @@
+"""The observed log-norms beside those that the dynamics predict, integrated from the first measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lipadvisor.dynamics.coefficients import coefficients
+from lipadvisor.terms import Array, Terms
+
+__all__ = ["Reconstruction"]
+
+
+class Reconstruction:
+    """Integrates the predicted changes of every measured step, in both forms, and never looks back at the observed.
+
+    ``finite_step`` sums ``terms.change_L`` (second order along the realised step, decay included). ``paper`` sums the
+    increment of [D], ``lr (drift + noise_curvature - diffusion^2 / 2)``, with the decay. A measurement predicts its own
+    step; the steps up to the next measurement, if any, are *bridged* by the mean of the two measurements' changes and
+    counted. The network's change weighs the layers' by the mean of the composition weights at both ends of the step.
+
+    A prediction that could not be measured (not finite) is replaced by that layer's last finite one, and counted.
+    All values stand at the last measurement, so that predicted and observed belong to the same weights.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        count = len(self.names)
+        self.observed_L: Array = np.full(count, np.nan)
+        self.predicted_L: Array = np.full(count, np.nan)  # finite_step, nats
+        self.paper_L: Array = np.full(count, np.nan)  # nats
+        self.observed = float("nan")
+        self.predicted = float("nan")
+        self.paper = float("nan")
+        self.measured = 0  # steps whose own prediction was integrated
+        self.bridged = 0  # steps between measurements
+        self.replaced = 0  # single changes that were not finite
+        self.max_error = 0.0  # largest relative error of the network's K so far, finite_step
+        self.max_paper_error = 0.0
+        self.max_error_L: Array = np.zeros(count)
+        self._error_sum = 0.0
+        self._errors = 0
+        self._step = -1
+        self._change_L: Array = np.zeros(count)
+        self._paper_change_L: Array = np.zeros(count)
+        self._weight_L: Array = np.zeros(count)
+
+    def update(self, terms: Terms) -> None:
+        """Take in the next measurement: bring both predictions up to it, and compare.
+
+        Raises:
+            ValueError: the layers are not those of the constructor, or ``terms.step`` does not come after the last.
+        """
+        if terms.names != self.names:
+            raise ValueError(f"Reconstruction.update(terms) must have the layers {self.names}, got {terms.names}.")
+        if terms.step <= self._step:
+            raise ValueError(f"Reconstruction.update(terms) must come after step {self._step}, got {terms.step}.")
+        rate = coefficients(terms, "paper")
+        change_L = self._finite(terms.change_L, self._change_L)
+        paper_L = self._finite(terms.lr_L * rate.path_rate_L(), self._paper_change_L)
+        if self._step < 0:
+            self.predicted_L, self.paper_L = terms.log_norm_L.copy(), terms.log_norm_L.copy()
+            self.predicted = self.paper = terms.network_log_norm
+        else:
+            self._integrate(terms, change_L, paper_L)
+        self.observed_L = terms.log_norm_L.copy()
+        self.observed = terms.network_log_norm
+        self._step, self._change_L, self._paper_change_L = terms.step, change_L, paper_L
+        self._weight_L = terms.composition_L.copy()
+        self._compare()
+
+    def shift(self, log_factor_L: Array) -> None:
+        """Account for weights that something else than the optimizer has rescaled, by ``exp(log_factor)`` each.
+
+        Args:
+            log_factor_L: nats, shape ``(L,)``; known exactly, so both predictions and the observed move with it.
+        """
+        for values_L in (self.predicted_L, self.paper_L, self.observed_L):
+            values_L += log_factor_L
+        network = float(self._weight_L @ log_factor_L)
+        self.predicted += network
+        self.paper += network
+        self.observed += network
+
+    @property
+    def error(self) -> float:
+        """Relative error of the network's ``K``, ``exp(|dZ|) - 1``, finite-step form; ``nan`` before any update."""
+        return float(np.expm1(abs(self.predicted - self.observed)))
+
+    @property
+    def paper_error(self) -> float:
+        """Relative error of the network's ``K`` in the paper's form."""
+        return float(np.expm1(abs(self.paper - self.observed)))
+
+    @property
+    def mean_error(self) -> float:
+        """Mean over the measurements of :attr:`error`; 0 before the second."""
+        return self._error_sum / self._errors if self._errors else 0.0
+
+    @property
+    def error_L(self) -> Array:
+        """Relative error of each layer's operator norm, finite-step form, shape ``(L,)``."""
+        return np.asarray(np.expm1(np.abs(self.predicted_L - self.observed_L)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a restart needs: numbers and arrays."""
+        values = {name: value for name, value in vars(self).items() if name != "names"}
+        return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        wanted = set(vars(self)) - {"names"}
+        if set(state) != wanted:
+            raise ValueError(f"Reconstruction.load_state_dict(state) must have the keys {sorted(wanted)}.")
+        for name in wanted:
+            value = state[name]
+            is_array = isinstance(getattr(self, name), np.ndarray)
+            setattr(self, name, np.array(value, dtype=np.float64) if is_array else value)
+
+    def _finite(self, change_L: Array, last_L: Array) -> Array:
+        good_L = np.isfinite(change_L)
+        self.replaced += int(np.count_nonzero(~good_L))
+        return np.where(good_L, change_L, last_L)
+
+    def _integrate(self, terms: Terms, change_L: Array, paper_L: Array) -> None:
+        gap = terms.step - self._step - 1
+        weight_L = 0.5 * (self._weight_L + terms.composition_L)
+        done_L = self._change_L + 0.5 * gap * (self._change_L + change_L)
+        paper_done_L = self._paper_change_L + 0.5 * gap * (self._paper_change_L + paper_L)
+        self.predicted_L = self.predicted_L + done_L
+        self.paper_L = self.paper_L + paper_done_L
+        self.predicted += float(weight_L @ done_L)
+        self.paper += float(weight_L @ paper_done_L)
+        self.measured += 1
+        self.bridged += gap
+
+    def _compare(self) -> None:
+        if self.measured == 0:
+            return
+        error = self.error
+        if np.isfinite(error):
+            self._error_sum += error
+            self._errors += 1
+            self.max_error = max(self.max_error, error)
+        if np.isfinite(self.paper_error):
+            self.max_paper_error = max(self.max_paper_error, self.paper_error)
+        self.max_error_L = np.fmax(self.max_error_L, self.error_L)
