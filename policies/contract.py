@@ -37,6 +37,7 @@ __all__ = [
     "as_json",
     "from_json",
     "hold",
+    "restore_state",
 ]
 
 
@@ -237,7 +238,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     return data
 
 
-def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
+def _build_dataclass(kind: Any, data: Any, where: str, built: Mapping[str, Any] | None = None) -> Any:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, got {data!r}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -245,10 +246,44 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     if unknown:
         raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}.")
     hints = typing.get_type_hints(kind)
-    values = {}
+    values = dict(built or {})
     for name, field in fields.items():
+        if name in values:
+            continue
         if name in data:
             values[name] = _build(hints[name], data[name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where} lacks the field {name!r}.")
     return kind(**values)
+
+
+def restore_state(policy: Policy[State], data: Any) -> State:
+    """Rebuild the state of ``policy`` from what :func:`as_json` gave for it.
+
+    Works for wrapped and chained policies too, whose states hold those of others: ``policy.init()`` tells the types,
+    and a policy keeps the types of its states' parts for good.
+
+    Raises:
+        ValueError: a field is missing or unknown, or a value has the wrong type; names the class and the field.
+    """
+    template = policy.init()
+    return typing.cast(State, _build_like(template, data, type(template).__name__))
+
+
+def _build_like(template: Any, data: Any, where: str) -> Any:
+    """Build the value of which ``template`` is an example, where the type hints alone do not tell the type."""
+    if dataclasses.is_dataclass(template) and not isinstance(template, type):
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{where} must be an object, got {data!r}.")
+        hints = typing.get_type_hints(type(template))
+        opaque = {name for name, hint in hints.items() if hint is Any or hint == tuple[Any, ...]}
+        built = {
+            name: _build_like(getattr(template, name), data[name], f"{where}.{name}") for name in opaque & set(data)
+        }
+        plain = {name: item for name, item in data.items() if name not in built}
+        return _build_dataclass(type(template), plain, where, built)
+    if isinstance(template, tuple):
+        if not isinstance(data, (list, tuple)) or len(data) != len(template):
+            raise ValueError(f"{where} must be a list of {len(template)} items, got {data!r}.")
+        return tuple(_build_like(t, item, where) for t, item in zip(template, data, strict=True))
+    return data

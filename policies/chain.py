@@ -1,0 +1,139 @@
+"""A line of policies: the first proposes, each later one refines what stands so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
+
+__all__ = ["PASS", "Chain", "ChainState", "Refiner", "chain", "merge"]
+
+PASS = "pass"  # reason of a refiner that leaves the decision as it is
+
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Refiner(Protocol[State]):
+    """A part of a chain that needs to see what the parts before it decided: a budget, a decay, a cooldown."""
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
+
+    def init(self) -> State:
+        """Return the state before the first observation."""
+        ...
+
+    def refine(self, observation: Observation, decision: Decision, state: State) -> tuple[Decision, State]:
+        """Return what this part adds to ``decision``, and the next state.
+
+        Knobs that are given replace those of ``decision``; the reason ``"pass"`` stands for nothing to add.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """States of the members, in order."""
+
+    members: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """See :func:`chain`."""
+
+    members: tuple[Any, ...]  # Policy or Refiner
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("chain(...) must be given at least one policy, got none.")
+        if not hasattr(self.members[0], "decide"):
+            raise ValueError(f"chain(...) must begin with a policy that decides, got {self.members[0]!r}.")
+        for member in self.members:
+            if not hasattr(member, "decide") and not hasattr(member, "refine"):
+                raise ValueError(f"chain(...) must be given policies or refiners, got {member!r}.")
+
+    @property
+    def name(self) -> str:
+        """The title, or the members' names joined with ``>``."""
+        return self.title or ">".join(member.name for member in self.members)
+
+    def init(self) -> ChainState:
+        """Return the members' first states."""
+        return ChainState(tuple(member.init() for member in self.members))
+
+    def decide(self, observation: Observation, state: ChainState) -> tuple[Decision, ChainState]:
+        """Return the members' merged decision and their next states."""
+        merged: Decision | None = None
+        states = []
+        for member, memory in zip(self.members, state.members, strict=True):
+            if merged is not None and hasattr(member, "refine"):
+                part, memory = member.refine(observation, merged, memory)
+            else:
+                part, memory = member.decide(observation, memory)
+            states.append(memory)
+            merged = part if merged is None else merge(merged, part)
+        if merged is None:
+            raise AssertionError("a chain has at least one member")
+        return replace(merged, policy=self.name), ChainState(tuple(states))
+
+
+def chain(*members: Policy[Any] | Refiner[Any], name: str = "") -> Chain:
+    """Return the policy that asks ``members`` in order; later ones refine the earlier decision.
+
+    Knobs are merged field by field, reasons joined with ``+`` (``pass`` is left out), what was read is collected.
+
+    Args:
+        *members: the first a policy; the others policies, or refiners, which see the decision so far.
+        name: name of the whole; by default the members' names.
+
+    Raises:
+        ValueError: there is no member, or the first one does not decide.
+    """
+    return Chain(tuple(members), name)
+
+
+def merge(decision: Decision, part: Decision) -> Decision:
+    """Return ``decision`` refined by ``part``: what ``part`` sets wins, what it leaves alone stays."""
+    if part.reason == PASS:
+        reason = decision.reason
+    elif decision.reason == PASS:
+        reason = part.reason
+    else:
+        reason = f"{decision.reason}+{part.reason}"
+    return replace(
+        decision,
+        reason=reason,
+        knobs=_merge_knobs(decision.knobs, part.knobs) if part.knobs else decision.knobs,
+        init_scale=_merge_pairs(decision.init_scale, part.init_scale),
+        weight_scale=_merge_pairs(decision.weight_scale, part.weight_scale),
+        warmup_ended=decision.warmup_ended or part.warmup_ended,
+        cooldown_started=decision.cooldown_started or part.cooldown_started,
+        rollback=decision.rollback or part.rollback,
+        read=decision.read + part.read,
+    )
+
+
+def _merge_knobs(first: tuple[Knobs, ...], second: tuple[Knobs, ...]) -> tuple[Knobs, ...]:
+    groups = {knobs.group: knobs for knobs in first}
+    for knobs in second:
+        earlier = groups.get(knobs.group)
+        if earlier is not None:
+            knobs = Knobs(
+                knobs.group,
+                earlier.lr if knobs.lr is None else knobs.lr,
+                earlier.weight_decay if knobs.weight_decay is None else knobs.weight_decay,
+            )
+        groups[knobs.group] = knobs
+    return tuple(groups.values())
+
+
+def _merge_pairs(
+    first: tuple[tuple[str, float], ...], second: tuple[tuple[str, float], ...]
+) -> tuple[tuple[str, float], ...]:
+    return tuple({**dict(first), **dict(second)}.items()) if second else first

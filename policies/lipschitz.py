@@ -1,0 +1,88 @@
+"""The default: learning rate, weight decay, warmup, cooldown and initialization from the Lipschitz continuity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lipadvisor.policies.annealing import Annealing
+from lipadvisor.policies.chain import Chain, chain
+from lipadvisor.policies.contract import Decision, Observation
+from lipadvisor.policies.guard import Guard, GuardState, guard
+from lipadvisor.policies.initialization import Initialization
+from lipadvisor.policies.lipschitz_budget import LipschitzBudget
+from lipadvisor.policies.spectral_rate import SpectralRate
+from lipadvisor.policies.warmup_end import WarmupEnd
+from lipadvisor.policies.weight_decay import TotalDecay
+
+__all__ = ["Lipschitz"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lipschitz:
+    """Chains the parts, one set of constants for everything; needs no tuning.
+
+    In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
+    Lipschitz budget, weight decay, end of the warmup; around them the guard.
+
+    Args:
+        relative_step: size of an update relative to its weight, spectral norms, at full rate, > 0.
+        budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
+        decay_total: nats by which weight decay shrinks each matrix over the run, >= 0.
+        cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
+        lookahead: share of the run that the budget looks ahead, in (0, 1].
+        deviations: standard deviations of the forecast growth that the budget counts, >= 0.
+        rise: largest factor by which the learning rate rises per step, > 1.
+        low_gain: initial gain below which a weight is rescaled, > 0.
+        high_gain: initial gain above which a weight is rescaled, > 0.
+        healthy_gain: gain that a rescaled weight gets, and that the budget takes as a healthy start, > 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    relative_step: float = 0.08
+    budget: float = 0.3
+    decay_total: float = 0.6
+    cooldown_start: float = 0.0
+    lookahead: float = 0.1
+    deviations: float = 2.0
+    rise: float = 2.0
+    low_gain: float = 0.3
+    high_gain: float = 3.0
+    healthy_gain: float = 1.2
+    _line: Guard = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_line", guard(self.line()))
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return "lipschitz"
+
+    def line(self) -> Chain:
+        """Return the chain of parts with these constants, without the guard."""
+        annealing = Annealing(start_fraction=self.cooldown_start)
+        return chain(
+            SpectralRate(relative_step=self.relative_step, rise=self.rise),
+            Initialization(self.low_gain, self.high_gain, self.healthy_gain),
+            annealing,
+            LipschitzBudget(
+                budget=self.budget,
+                lookahead=self.lookahead,
+                deviations=self.deviations,
+                healthy_gain=self.healthy_gain,
+            ),
+            TotalDecay(total=self.decay_total, annealing=annealing),
+            WarmupEnd(),
+            name=self.name,
+        )
+
+    def init(self) -> GuardState:
+        """Return the state before the first observation."""
+        return self._line.init()
+
+    def decide(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:
+        """Return the decision for step ``observation.step``."""
+        decision, state = self._line.decide(observation, state)
+        return replace(decision, policy=self.name), state

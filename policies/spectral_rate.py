@@ -1,0 +1,151 @@
+"""Learning rate from the size of the update relative to the weight, in spectral norm.
+
+Weyl: no singular value moves further in a step than ``lr s_1(U)``. Keeping ``lr s_1(U) / s_1(W)`` at a constant for
+the layer that moves most is a trust region in the norm that the Lipschitz bound is made of (Luo et al. 2025; Qi et
+al. 2023), and gives the scale of the learning rate without the user's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_positive
+from lipadvisor.policies.contract import Decision, Layer, Observation, hold
+from lipadvisor.policies.schedules import same_knobs
+
+__all__ = ["SpectralRate", "SpectralRateState"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralRateState:
+    """Memory of :class:`SpectralRate`. ``None``: nothing yet."""
+
+    log_ratio: float | None = None  # smoothed ln of the largest update ratio
+    measured_step: int = -1
+    step: int = 0  # of the last decision
+    log_lr: float | None = None  # ln of the last learning rate proposed
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralRate:
+    """One learning rate for all groups: ``relative_step / max_l update_ratio_l``.
+
+    The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
+    rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
+    any gradient is seen, is a *listening* step, so small that it harms no network.
+
+    Args:
+        relative_step: wanted size of an update, ``lr s_1(U) / s_1(W)`` of the layer that moves most, > 0.
+        listening_share: size of the first step relative to ``relative_step``, in (0, 1], for the largest direction
+            that Adam can give (a matrix of signs, ``s_1 <= sqrt(m n)``).
+        rise: largest factor by which the rate rises per step, > 1.
+        rise_steps: steps after the last decision that count for ``rise``, >= 1: a sparing probe must not jump.
+        smoothing: memory of the ratio's mean per step, in [0, 1).
+        highest_lr: learning rate that is never exceeded, > 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    relative_step: float = 0.08
+    listening_share: float = 0.01
+    rise: float = 2.0
+    rise_steps: int = 3
+    smoothing: float = 0.9
+    highest_lr: float = 100.0
+
+    def __post_init__(self) -> None:
+        require_positive("SpectralRate", "relative_step", self.relative_step)
+        require_positive("SpectralRate", "listening_share", self.listening_share)
+        require_fraction("SpectralRate", "listening_share", self.listening_share)
+        if not 1.0 < self.rise < math.inf:
+            raise ValueError(f"SpectralRate(rise=...) must be a finite number > 1, got {self.rise!r}.")
+        require_at_least_one("SpectralRate", "rise_steps", self.rise_steps)
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"SpectralRate(smoothing=...) must be in [0, 1), got {self.smoothing!r}.")
+        require_positive("SpectralRate", "highest_lr", self.highest_lr)
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return "spectral_rate"
+
+    def init(self) -> SpectralRateState:
+        """Return the state before the first observation."""
+        return SpectralRateState()
+
+    def decide(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        """Return the learning rate of step ``observation.step``."""
+        if observation.step <= 0:
+            return self._listen(observation, state)
+        layer, log_ratio = largest_ratio(observation.layers)
+        if layer is None:
+            return self._repeat(observation, state)
+        smooth = self._smooth(log_ratio, observation, state)
+        target = math.log(self.relative_step) - max(log_ratio, smooth)
+        bound = f"ratio[{layer.name}]"
+        reason = "spectral:ratio" if log_ratio >= smooth else "spectral:smoothed"
+        if state.log_lr is not None:
+            steps = min(max(observation.step - state.step, 1), self.rise_steps)
+            highest = state.log_lr + steps * math.log(self.rise)
+            if target > highest:
+                target, reason = highest, "spectral:rise"
+        target, reason = self._within(target, reason)
+        after = SpectralRateState(smooth, observation.measured_step, observation.step, target)
+        read = ((bound, math.exp(min(log_ratio, 700.0))), ("relative_step", self.relative_step))
+        return self._decision(observation, target, reason, read), after
+
+    def _smooth(self, log_ratio: float, observation: Observation, state: SpectralRateState) -> float:
+        if state.log_ratio is None:
+            return log_ratio
+        steps = observation.measured_step - state.measured_step
+        if steps <= 0:  # the same measurement as last time
+            return state.log_ratio
+        return log_ratio + self.smoothing**steps * (state.log_ratio - log_ratio)
+
+    def _listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        """Return the first learning rate: no gradient has been seen, only the weights."""
+        logs = [
+            layer.log_norm - 0.5 * sum(math.log(max(size, 1)) for size in layer.shape)
+            for layer in observation.layers
+            if math.isfinite(layer.log_norm) and layer.shape
+        ]
+        if not logs:
+            return hold(observation, self.name, "no_norm"), state
+        target = math.log(self.listening_share * self.relative_step) + min(logs)
+        target, reason = self._within(target, "spectral:listen")
+        read = (("smallest_norm_per_size", math.exp(min(min(logs), 700.0))),)
+        after = replace(state, step=observation.step, log_lr=target)
+        return self._decision(observation, target, reason, read), after
+
+    def _repeat(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        if state.log_lr is None:
+            return hold(observation, self.name, "no_ratio"), state
+        after = replace(state, step=observation.step)
+        return self._decision(observation, state.log_lr, "hold:no_ratio", ()), after
+
+    def _within(self, log_lr: float, reason: str) -> tuple[float, str]:
+        highest, lowest = math.log(self.highest_lr), math.log(LOWEST_LR)
+        if lowest <= log_lr <= highest:
+            return log_lr, reason
+        return min(max(log_lr, lowest), highest), f"{reason}:limit"
+
+    def _decision(
+        self, observation: Observation, log_lr: float, reason: str, read: tuple[tuple[str, float], ...]
+    ) -> Decision:
+        knobs = same_knobs(observation, math.exp(log_lr), None)
+        return Decision(observation.step, self.name, reason, knobs, read=read)
+
+
+LOWEST_LR = 1e-12  # a learning rate must stay above zero
+
+
+def largest_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
+    """Return the layer with the largest update ratio that can be used, and the ratio's logarithm."""
+    largest, found = 0.0, None
+    for layer in layers:
+        ratio = layer.update_ratio
+        if largest < ratio < math.inf:  # false for nan
+            largest, found = ratio, layer
+    return found, math.log(largest) if found is not None else -math.inf
