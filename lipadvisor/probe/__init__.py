@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Probe: hooks, per-sample projections, when to measure, and what a step did to each layer's norm."""
+
+from lipadvisor.probe.layers import Skipped, TrackedLayer
+from lipadvisor.probe.probe import Probe
+
+__all__ = ["Probe", "Skipped", "TrackedLayer"]

@@ -1,0 +1,77 @@
+"""What an optimizer's state says about the update it has just applied.
+
+Every optimizer is measured by the weights it leaves behind. Two things are read from its state where its class is
+known: the preconditioner ``P`` through which a gradient reaches the weights (after the step that contains the batch),
+and the direction itself, for steps so small that the difference of the weights is lost in rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "seen_steps"]
+
+_NAMES: dict[type, str] = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
+
+
+def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    """Return "sgd", "adam", "adamw" or "unknown"; only the very classes count, subclasses may do anything."""
+    return _NAMES.get(type(optimizer), "unknown")
+
+
+def first_moment(optimizer: torch.optim.Optimizer) -> float:
+    """Return the first moment's coefficient of the first group: momentum, or beta_1, or 0."""
+    group = optimizer.param_groups[0]
+    if "betas" in group:
+        return float(group["betas"][0])
+    return float(group.get("momentum", 0.0) or 0.0)
+
+
+def seen_steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> int | None:
+    """Return how many updates the moments of ``weight`` have seen, where the optimizer counts them."""
+    step = optimizer.state.get(weight, {}).get("step")
+    return None if step is None else int(step)
+
+
+def preconditioner(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
+    """Return ``P = 1 / (sqrt(vhat) + eps)`` of the weight's shape, as it is now; None stands for ones."""
+    state: dict[str, Any] = optimizer.state.get(weight, {})
+    if optimizer_name(optimizer) not in ("adam", "adamw") or "exp_avg_sq" not in state:
+        return None
+    options = optimizer.param_groups[group]
+    return (_root(state, options)).reciprocal()
+
+
+def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
+    """Return ``U`` of ``W' = (1 - lr wd) W + lr U`` from the state after the step; None if it cannot be known.
+
+    Exact for SGD (momentum, Nesterov, maximize) without its own L2 term, and for Adam and AdamW.
+    """
+    options, state = optimizer.param_groups[group], optimizer.state.get(weight, {})
+    name = optimizer_name(optimizer)
+    sign = 1.0 if options.get("maximize") else -1.0
+    if name == "sgd":
+        if weight.grad is None or options["weight_decay"] != 0.0:
+            return None
+        buffer = state.get("momentum_buffer")
+        if options["momentum"] == 0.0 or buffer is None:
+            return weight.grad * sign
+        if options["nesterov"]:
+            return (weight.grad + buffer * options["momentum"]) * sign
+        direction: Tensor = buffer * sign
+        return direction
+    if name in ("adam", "adamw") and "exp_avg" in state:
+        correction = 1.0 - float(options["betas"][0]) ** float(state["step"])
+        adam: Tensor = state["exp_avg"] / _root(state, options) * (-1.0 / correction)
+        return adam
+    return None
+
+
+def _root(state: dict[str, Any], options: dict[str, Any]) -> Tensor:
+    """Return Adam's denominator ``sqrt(vhat) + eps``."""
+    second: Tensor = state["max_exp_avg_sq"] if options.get("amsgrad") else state["exp_avg_sq"]
+    correction = 1.0 - float(options["betas"][1]) ** float(state["step"])
+    return (second / correction).sqrt_().add_(options["eps"])

@@ -1,0 +1,394 @@
+"""The probe: reads, at the steps it chooses, how an optimizer's update moves the norms of a model's layers.
+
+How the parts combine::
+
+    find_layers --> LayerTracker (operator, warm-started block)      Budget: which steps
+    arm(step) --> Capture (hooks) --> before_update --> [optimizer] --> after_update --> collect(step) --> Terms
+
+Measured quantities and their units are those of :class:`lipadvisor.terms.Terms`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipadvisor.probe import optimizers
+from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
+from lipadvisor.probe.noise import layer_noise
+from lipadvisor.probe.record import COLUMNS, Readings, noise_covariance, read, statuses
+from lipadvisor.probe.schedule import Budget
+from lipadvisor.probe.tracker import LayerTracker
+from lipadvisor.terms import Terms
+
+__all__ = ["Probe"]
+
+LEVELS = ("norms", "drift", "full")
+NEEDED = {
+    "norms": ("s_1", "sum_squares"),
+    "drift": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio"),
+    "full": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise_curvature"),
+}
+RANK = 6
+DEGREE = 4
+SIGNS = 2
+SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
+
+
+class Probe:
+    """Measures a model while it trains, without changing anything it computes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        level: str = "full",
+        max_overhead: float = 0.03,
+        interval: int | None = None,
+        include: Iterable[str] = ("*",),
+        exclude: Iterable[str] = (),
+        seed: int = 0,
+        example_input: Any = None,
+    ) -> None:
+        """Find the layers to measure.
+
+        Args:
+            model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers (``probe.skipped`` lists what is left out).
+            optimizer: holds the weights of the model.
+            level: "norms" (spectrum), "drift" (and the update's effect), or "full" (and gradient noise).
+            max_overhead: share of the run's time that measuring may take, in (0, 1]; ignored with ``interval``.
+            interval: measure every that many steps, >= 1; None follows ``max_overhead``.
+            include: globs over module names, one of which must match.
+            exclude: globs over module names, none of which may match.
+            seed: of the probe's own generator.
+            example_input: one batch, to learn the convolutions' input sizes before the first training step; passed to
+                the model without gradients and in eval mode (a tuple as positional arguments).
+
+        Raises:
+            ValueError: an argument is out of range, the optimizer does not hold the model's parameters, or the model
+                has no supported layer.
+        """
+        if level not in LEVELS:
+            raise ValueError(f"Probe(level=...) must be one of {LEVELS}, got {level!r}.")
+        if not 0.0 < max_overhead <= 1.0:
+            raise ValueError(f"Probe(max_overhead=...) must be in (0, 1], got {max_overhead!r}.")
+        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
+            raise ValueError(f"Probe(interval=...) must be an integer >= 1 or None, got {interval!r}.")
+        self.level = level
+        self.layers: tuple[TrackedLayer, ...]
+        self.skipped: tuple[Skipped, ...]
+        self.layers, self.skipped = find_layers(model, optimizer, tuple(include), tuple(exclude))
+        self._optimizer = optimizer
+        self._generator = torch.Generator().manual_seed(seed)
+        self._trackers = [LayerTracker(layer, RANK, self._generator) for layer in self.layers]
+        self._capture = Capture([layer.module for layer in self.layers], keep=level == "full")
+        self._budget = Budget(max_overhead, interval)
+        self._updates = 0  # optimizer steps seen
+        self._ratio_L = [float("inf")] * len(self.layers)  # last relative update per unit of lr
+        self._armed: int | None = None
+        self._armed_at = 0.0
+        self._spent_s = 0.0
+        self._values: list[Tensor] = []
+        self._noise_LL: Tensor | None = None
+        self._knobs: tuple[tuple[float, float], ...] = ()
+        self._samples = 0
+        if example_input is not None:
+            self._trace(model, example_input)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the run's time spent on measuring so far, in [0, 1]."""
+        return self._budget.overhead
+
+    def spectrum(self) -> Terms:
+        """Return the norms of the weights as they are now; everything that needs a step is nan."""
+        unsettled = self._refresh(keep_vectors=True)
+        values_LC = torch.stack([self._row(i, None, None) for i in range(len(self.layers))])
+        knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
+        return self._terms(read(values_LC, None), self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
+
+    def arm(self, step: int) -> bool:
+        """Say whether optimizer step number ``step`` (0-based) is to be measured, and put the hooks in if so."""
+        self._armed_at = time.perf_counter()
+        self._spent_s = 0.0
+        self._values, self._noise_LL = [], None
+        self._armed = step if self._budget.due(step) else None
+        if self._armed is None:
+            return False
+        self._capture.spent_s = 0.0
+        if self.level == "full" or any(tracker.operator is None for tracker in self._trackers):
+            self._capture.attach()
+        else:
+            self._capture.clear()
+        self._spent_s += time.perf_counter() - self._armed_at
+        return True
+
+    def before_update(self) -> None:
+        """Read the weights before the optimizer acts: gradients are there, hooks have fired."""
+        if self._armed is None:
+            return
+        started = time.perf_counter()
+        self._capture.detach()
+        self._unsettled = self._refresh(keep_vectors=False)
+        self._spent_s += time.perf_counter() - started
+
+    def after_update(self, lr_by_group: Mapping[int, float], weight_decay_by_group: Mapping[int, float]) -> None:
+        """Read what the optimizer did.
+
+        Args:
+            lr_by_group: learning rate in force in this step, for each parameter group.
+            weight_decay_by_group: decoupled weight decay in force, per unit of tau: ``W *= 1 - lr * weight_decay``.
+        """
+        self._updates += 1
+        if self._armed is None:
+            return
+        started = time.perf_counter()
+        self._knobs = tuple(
+            (float(lr_by_group.get(layer.group, 0.0)), float(weight_decay_by_group.get(layer.group, 0.0)))
+            for layer in self.layers
+        )
+        with torch.no_grad():
+            self._measure()
+        self._spent_s += time.perf_counter() - started
+
+    def collect(self, step: int) -> Terms | None:
+        """Return what step number ``step`` gave, in one device synchronisation; None if it was not measured."""
+        started = time.perf_counter()
+        measured = self._armed == step and bool(self._values)
+        readings = read(torch.stack(self._values), self._noise_LL) if measured else None
+        self._capture.detach()
+        self._capture.clear()
+        now = time.perf_counter()
+        measure_s = self._spent_s + self._capture.spent_s + now - started if self._armed is not None else 0.0
+        step_s = now - self._armed_at
+        wait = self._budget.spend(step, step_s, measure_s, measured)
+        self._armed, self._values = None, []
+        self._capture.spent_s = 0.0
+        if readings is None:
+            return None
+        self._keep_vectors(readings)
+        return self._terms(
+            readings, step, self.level, self._knobs, self._samples, self._unsettled, measure_s, step_s, wait
+        )
+
+    def close(self) -> None:
+        """Take the hooks out and forget what was captured."""
+        self._capture.detach()
+        self._capture.clear()
+        self._armed, self._values = None, []
+
+    # --- what happens inside -------------------------------------------------------------------------------------
+
+    def _trace(self, model: nn.Module, example_input: Any) -> None:
+        """Learn the input sizes from a forward pass that leaves modes, buffers and generators as they are."""
+        modes = [(module, module.training) for module in model.modules()]
+        sizes = Capture(self._capture.modules, keep=False)
+        devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+        arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+        try:
+            sizes.attach()
+            model.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                model(*arguments)
+        finally:
+            sizes.detach()
+            for module, training in modes:
+                module.training = training
+        self._capture.input_shapes.update(sizes.input_shapes)
+
+    def _refresh(self, keep_vectors: bool) -> tuple[bool, ...]:
+        """Bring every block up to the present weights; return which layers have no operator yet."""
+        unsettled = []
+        with torch.no_grad():
+            for index, tracker in enumerate(self._trackers):
+                settled = tracker.settle(self._capture.input_shapes.get(index))
+                unsettled.append(not settled)
+                if settled:
+                    block = tracker.refresh(DEGREE)
+                    if keep_vectors:
+                        tracker.v_RN = block.v_RN
+        return tuple(unsettled)
+
+    def _row(self, index: int, drift: Tensor | None, noise_q: Tensor | None) -> Tensor:
+        """Return the layer's values in the order of COLUMNS."""
+        tracker = self._trackers[index]
+        block, kernel = tracker.block, tracker.old
+        if block is None or kernel is None or tracker.operator is None:
+            return self._bound_row(tracker)
+        top = block.s_R[0]
+        second = block.s_R[1] if len(block.s_R) > 1 else torch.zeros_like(top)
+        residual = (tracker.operator.apply(kernel, block.v_RN[:1])[0] - top * block.u_RM[0]).norm() / top
+        nan = torch.full_like(top, float("nan"))
+        spectrum = torch.stack([top, second, kernel.square().sum(), residual])
+        drift = nan.expand(4) if drift is None else drift
+        return torch.cat([spectrum, drift, (nan if noise_q is None else noise_q / top).reshape(1)])
+
+    def _bound_row(self, tracker: LayerTracker) -> Tensor:
+        """Return the spectrum of a convolution of unknown input size: sqrt(taps) times that of its matrix, a bound."""
+        kernel = tracker.kernel()
+        s_R = torch.linalg.svdvals(torch.nan_to_num(kernel.flatten(1)))
+        taps = float(np.prod(kernel.shape[2:]))
+        row = s_R.new_full((len(COLUMNS),), float("nan"))
+        row[0], row[1], row[2] = (
+            s_R[0] * taps**0.5,
+            (s_R[1] if len(s_R) > 1 else 0.0) * taps**0.5,
+            kernel.square().sum(),
+        )
+        row[3] = 1.0
+        return row
+
+    def _measure(self) -> None:
+        """Fill the values of this step, and the covariance of its noise."""
+        if self.level == "norms":
+            self._values = [self._row(i, None, None) for i in range(len(self.layers))]
+            return
+        scalars: list[Tensor | None] = []
+        for index, tracker in enumerate(self._trackers):
+            if tracker.operator is None or tracker.block is None:
+                self._values.append(self._row(index, None, None))
+                scalars.append(None)
+                continue
+            lr, weight_decay = self._knobs[index]
+            assert tracker.old is not None
+            resolvent = tracker.resolvent(tracker.old, tracker.block.s_R[0])
+            drift = tracker.drift(self._direction(index, lr, weight_decay), lr, weight_decay, resolvent)
+            scalar_B, noise_q = self._noise(index, tracker, resolvent) if self.level == "full" else (None, None)
+            scalars.append(scalar_B)
+            self._values.append(self._row(index, drift, noise_q))
+        if self.level == "full":
+            self._samples = min((s.shape[0] for s in scalars if s is not None), default=0)
+            if self._samples:
+                self._noise_LL = noise_covariance(scalars, self._samples)
+
+    def _direction(self, index: int, lr: float, weight_decay: float) -> Tensor:
+        """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
+        tracker, layer = self._trackers[index], self.layers[index]
+        assert tracker.old is not None
+        if lr * self._ratio_L[index] < SMALL_STEP or lr == 0.0:
+            known = optimizers.known_direction(self._optimizer, layer.weight, layer.group)
+            if known is not None:
+                return known.to(tracker.old)
+            if lr == 0.0:
+                return torch.zeros_like(tracker.old)
+        return (tracker.kernel() - tracker.old * (1.0 - lr * weight_decay)) / lr
+
+    def _noise(self, index: int, tracker: LayerTracker, resolvent: Any) -> tuple[Tensor | None, Tensor]:
+        """Return the layer's per-sample scalars over s_1, and q of its noise."""
+        assert tracker.block is not None and tracker.operator is not None
+        batch, top = self._capture.batch(index), tracker.block.s_R[0]
+        if batch is None:
+            missing = 0.0 if tracker.layer.weight.grad is None else float("nan")
+            return None, torch.full_like(top, missing)
+        scale = optimizers.preconditioner(self._optimizer, tracker.layer.weight, tracker.layer.group)
+        signs_KB = torch.randint(0, 2, (SIGNS, batch[0].shape[0]), generator=self._generator) * 2.0 - 1.0
+        scalar_B, q = layer_noise(
+            tracker.operator, tracker.block, resolvent, batch, scale, signs_KB.to(batch[0], non_blocking=True)
+        )
+        return scalar_B / top, q
+
+    def _keep_vectors(self, readings: Readings) -> None:
+        """Carry the vectors of layers that are sound to the next refresh; the others keep their last good ones."""
+        finite_L = np.isfinite(readings.columns["s_1"]) & np.isfinite(readings.columns["sum_squares"])
+        ratio_L = readings.columns["update_ratio"]
+        for index, tracker in enumerate(self._trackers):
+            if finite_L[index] and tracker.block is not None:
+                tracker.v_RN = tracker.block.v_RN
+            if np.isfinite(ratio_L[index]):
+                self._ratio_L[index] = float(ratio_L[index])
+            elif self.level != "norms" and tracker.update_KN is not None:
+                tracker.update_KN = torch.ones_like(tracker.update_KN)
+
+    def _terms(
+        self,
+        readings: Readings,
+        step: int,
+        level: str,
+        knobs: tuple[tuple[float, float], ...],
+        samples: int,
+        unsettled: tuple[bool, ...],
+        measure_s: float,
+        step_s: float,
+        wait: int,
+    ) -> Terms:
+        columns = readings.columns
+        s_1, s_2, squares = columns["s_1"], columns["s_2"], columns["sum_squares"]
+        with np.errstate(all="ignore"):
+            log_norm_L = np.log(s_1)
+            gap_L = 1.0 - s_2 / s_1
+            sizes = np.array([layer.weight.numel() for layer in self.layers], dtype=np.float64)
+            fan_in = np.array([layer.shape[1] for layer in self.layers], dtype=np.float64)
+            log_gain_L = 0.5 * np.log(squares / sizes * fan_in)
+        counted = [optimizers.seen_steps(self._optimizer, layer.weight) for layer in self.layers[:1]]
+        return Terms(
+            step=step,
+            names=tuple(layer.name for layer in self.layers),
+            kinds=tuple(layer.kind for layer in self.layers),
+            shapes=tuple(layer.shape for layer in self.layers),
+            groups=tuple(layer.group for layer in self.layers),
+            lr_L=np.array([lr for lr, _ in knobs], dtype=np.float64),
+            weight_decay_L=np.array([wd for _, wd in knobs], dtype=np.float64),
+            composition_L=np.ones(len(self.layers)),
+            log_norm_L=log_norm_L,
+            gap_L=gap_L,
+            log_gain_L=log_gain_L,
+            first_L=columns["first"],
+            curvature_L=columns["curvature"],
+            change_L=columns["change"],
+            update_ratio_L=columns["update_ratio"],
+            noise_LL=readings.noise_LL,
+            noise_curvature_L=columns["noise_curvature"],
+            network_log_norm=float(log_norm_L.sum()),
+            batch_size=samples,
+            optimizer=optimizers.optimizer_name(self._optimizer),
+            momentum=optimizers.first_moment(self._optimizer),
+            optimizer_step=self._updates if counted[0] is None else counted[0],
+            status_L=statuses(readings, NEEDED[level], unsettled),
+            level=level,
+            measure_s=measure_s,
+            step_s=step_s,
+            frobenius_L=np.sqrt(squares),
+            interval=wait,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
+        budget = self._budget
+        return {
+            "names": [layer.name for layer in self.layers],
+            "vectors": [t.v_RN.clone() if t.v_RN is not None else None for t in self._trackers],
+            "update_vectors": [t.update_KN.clone() if t.update_KN is not None else None for t in self._trackers],
+            "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
+            "ratios": list(self._ratio_L),
+            "updates": self._updates,
+            "generator": self._generator.get_state(),
+            "budget": {
+                name: getattr(budget, name) for name in ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state is of other layers.
+        """
+        names = [layer.name for layer in self.layers]
+        if list(state["names"]) != names:
+            raise ValueError(f"Probe.load_state_dict(state) must be of the layers {names}, got {list(state['names'])}.")
+        self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
+        for index, tracker in enumerate(self._trackers):
+            vectors, update = state["vectors"][index], state["update_vectors"][index]
+            tracker.operator = tracker.layer.operator(self._capture.input_shapes.get(index))
+            tracker.v_RN = None if vectors is None else vectors.to(tracker.kernel(), copy=True)
+            tracker.update_KN = None if update is None else update.to(tracker.kernel(), copy=True)
+        self._ratio_L = [float(r) for r in state["ratios"]]
+        self._updates = int(state["updates"])
+        self._generator.set_state(state["generator"].cpu())
+        for name, value in state["budget"].items():
+            setattr(self._budget, name, value)

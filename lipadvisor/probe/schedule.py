@@ -1,0 +1,63 @@
+"""When to measure: at fixed steps, or as often as a share of the run's time allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Budget"]
+
+FIRST_STEPS = 5  # always measured, whatever the budget: policies need them, and the debt is paid back later
+
+
+@dataclass(slots=True)
+class Budget:
+    """Decides which steps are measured.
+
+    Attributes:
+        max_overhead: allowed share of the run's time, in (0, 1].
+        interval: fixed number of steps between measurements; None follows the budget.
+        measured_s: seconds spent measuring so far.
+        total_s: seconds of the run so far, measuring included.
+        plain_s: smoothed seconds of a step without measuring.
+        cost_s: smoothed seconds of one measurement.
+        next_step: first step to be measured again.
+    """
+
+    max_overhead: float
+    interval: int | None
+    measured_s: float = 0.0
+    total_s: float = 0.0
+    plain_s: float = 0.0
+    cost_s: float = 0.0
+    next_step: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """Share of the run's time spent on measuring so far, in [0, 1]."""
+        return self.measured_s / self.total_s if self.total_s > 0 else 0.0
+
+    def due(self, step: int) -> bool:
+        """Return whether step number ``step`` is to be measured."""
+        if self.interval is not None:
+            return step % self.interval == 0
+        return step < FIRST_STEPS or step >= self.next_step
+
+    def spend(self, step: int, step_s: float, measure_s: float, measured: bool) -> int:
+        """Account for one step; return the planned number of steps until the next measurement (1 or more)."""
+        self.total_s += step_s
+        self.measured_s += measure_s
+        plain_s = max(step_s - measure_s, 1e-9)
+        self.plain_s = plain_s if self.plain_s == 0.0 else self.plain_s + 0.1 * (plain_s - self.plain_s)
+        if not measured:
+            return max(1, self.next_step - step)
+        self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
+        wait = self.interval if self.interval is not None else self._wait()
+        self.next_step = step + wait
+        return 1 if self.interval is None and step + 1 < FIRST_STEPS else wait
+
+    def _wait(self) -> int:
+        """Return the steps after which one more measurement fits; a debt is paid back in halves, not at once."""
+        steady = self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s
+        owed = ((self.measured_s + self.cost_s) / self.max_overhead - self.total_s - self.cost_s) / self.plain_s
+        return max(1, math.ceil(min(max(owed, 1.0), 2.0 * steady)))

@@ -1,0 +1,116 @@
+"""A tracked block of top singular vectors: warm-started, Chebyshev-filtered subspace iteration with Rayleigh-Ritz.
+
+One refresh filters the old right vectors by a Chebyshev polynomial of ``W'W`` that is small on everything below the
+block, then solves the small problem in the filtered subspace. Layers whose smaller side is little more than the block
+are decomposed whole, which is exact.
+
+Shapes: ``R`` vectors of the block, ``M`` outputs, ``N`` inputs.
+
+References:
+    Zhou, Saad, Tiago, Chelikowsky (2006), *Self-consistent-field calculations using Chebyshev-filtered subspace
+    iteration*, J. Comput. Phys. 219, Algorithm 4.2 (the filter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipadvisor.spectra.operator import LayerOperator
+
+__all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors"]
+
+# The filter's cut-off is kept above this share of s_1^2, so that float32 does not lose the lower vectors of the block.
+MIN_CUTOFF = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedBlock:
+    """Ritz approximation of the top R singular triples, descending.
+
+    Attributes:
+        u_RM: left vectors, orthonormal rows; ``W' u_k = s_k v_k`` holds to rounding.
+        s_R: singular values; each a lower bound of the true one.
+        v_RN: right vectors, orthonormal rows.
+        complete: True where the block holds all of the smaller side, so that nothing is left outside.
+    """
+
+    u_RM: Tensor
+    s_R: Tensor
+    v_RN: Tensor
+    complete: bool
+
+
+def block_rank(operator: LayerOperator, rank: int) -> int:
+    """Return the number of vectors to track: ``rank``, or all of a side that is at most twice that."""
+    side = min(operator.inputs, operator.outputs)
+    return side if side <= 2 * rank else rank
+
+
+def start_vectors(operator: LayerOperator, rank: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random orthonormal rows (R, N) drawn on the CPU from ``generator``, on ``like``'s device and type."""
+    count = block_rank(operator, rank)
+    random_NR = torch.randn(operator.inputs, count, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(random_NR)[0].mT.to(like).contiguous()
+
+
+def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int = 4) -> TrackedBlock:
+    """Return the block of ``kernel`` after one filtered subspace iteration from ``v_RN``.
+
+    Args:
+        operator: geometry of the layer.
+        kernel: its weight.
+        v_RN: right vectors to start from; any basis of roughly the right space.
+        degree: degree of the filter in ``W'W``, >= 0; each costs one application and one adjoint.
+    """
+    count = v_RN.shape[0]
+    complete = count == min(operator.inputs, operator.outputs)
+    if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
+        q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device)
+    else:
+        if complete:
+            v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device)
+        elif degree > 0:
+            v_RN = _filter(operator, kernel, v_RN, degree)
+        q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
+    basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
+    # Q'W = upper' basis', and upper' = x diag(s) z
+    x_RR, s_R, z_RR = torch.linalg.svd(upper_RR.mT)
+    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_NR.mT, complete)
+
+
+def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-7) -> TrackedBlock:
+    """Return the block after as many refreshes as it takes: at set-up only, since it looks at values on the host.
+
+    Args:
+        operator: geometry of the layer.
+        kernel: its weight.
+        v_RN: right vectors to start from.
+        tolerance: largest relative rise of s_1 and of the block's sum that counts as converged.
+    """
+    # Random vectors have Ritz values far too low for a cut-off: two plain powers first.
+    block = refresh(operator, kernel, operator.adjoint(kernel, operator.apply(kernel, v_RN)), degree=0)
+    if block.complete:
+        return block
+    last = torch.stack([block.s_R[0], block.s_R.sum()])
+    for _ in range(50):
+        block = refresh(operator, kernel, block.v_RN)
+        now = torch.stack([block.s_R[0], block.s_R.sum()])
+        if not bool(((now - last).abs() > now.abs() * torch.tensor([tolerance, 1e2 * tolerance]).to(now)).any()):
+            break  # converged, or not a number
+        last = now
+    return block
+
+
+def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int) -> Tensor:
+    """Return ``T_degree(2 W'W / cutoff - 1) v``: at most 1 below the cut-off, growing fast above it."""
+    image_RM = operator.apply(kernel, v_RN)
+    power_R = image_RM.square().sum(1)
+    cutoff = torch.maximum(power_R.min(), MIN_CUTOFF * power_R.max()).clamp_min(1e-30)
+    before_RN, now_RN = v_RN, operator.adjoint(kernel, image_RM) * (2.0 / cutoff) - v_RN
+    for _ in range(degree - 1):
+        squared_RN = operator.adjoint(kernel, operator.apply(kernel, now_RN))
+        before_RN, now_RN = now_RN, squared_RN * (4.0 / cutoff) - 2.0 * now_RN - before_RN
+    return now_RN

@@ -1,0 +1,68 @@
+"""The operator of ``nn.Linear``: a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["LinearOperator"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearOperator:
+    """``y = W x`` with ``W`` of shape (outputs, inputs)."""
+
+    outputs: int
+    inputs: int
+
+    def apply(self, kernel: Tensor, x_KN: Tensor) -> Tensor:
+        """Return the (K, M) block ``x W'``."""
+        return x_KN @ kernel.mT
+
+    def adjoint(self, kernel: Tensor, y_KM: Tensor) -> Tensor:
+        """Return the (K, N) block ``y W``."""
+        return y_KM @ kernel
+
+    def outer(self, y_KM: Tensor, x_KN: Tensor) -> Tensor:
+        """Return the (M, N) matrix ``sum_k y_k x_k'``."""
+        return y_KM.mT @ x_KN
+
+    def sample_scalars(self, kernel: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
+        """Return ``sum_t d_it' K a_it`` (B,) for inputs (B, ..., N) and output gradients (B, ..., M)."""
+        return ((input_B @ kernel.mT) * grad_B).flatten(1).sum(1)
+
+    def pair_scalars(self, u_M: Tensor, v_N: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
+        """Return :meth:`sample_scalars` of the kernel ``u v'`` (B,), in two matrix-vector products."""
+        return ((input_B @ v_N) * (grad_B @ u_M)).reshape(input_B.shape[0], -1).sum(1)
+
+    def weighted_gradient(self, weight_B: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
+        """Return ``sum_it w_i d_it a_it'`` (M, N)."""
+        weighted = grad_B * weight_B.reshape(-1, *[1] * (grad_B.dim() - 1))
+        return weighted.reshape(-1, self.outputs).mT @ input_B.reshape(-1, self.inputs)
+
+    def sample_images(
+        self, u_M: Tensor, v_N: Tensor, input_B: Tensor, grad_B: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``(P * g_i) v`` (B, M) and ``(P * g_i)' u`` (B, N) for every sample, none of the g_i formed.
+
+        Args:
+            u_M: left vector, (M,).
+            v_N: right vector, (N,).
+            input_B: layer inputs, (B, ..., N).
+            grad_B: gradients at the layer's output, (B, ..., M).
+            scale: entrywise preconditioner ``P`` (M, N); None stands for ones.
+
+        References:
+            With ``g_i = sum_t d_it a_it'``: ``(P * d a') v = d * (P (a * v))``.
+        """
+        if scale is None:
+            image = grad_B * (input_B @ v_N).unsqueeze(-1)
+            coimage = input_B * (grad_B @ u_M).unsqueeze(-1)
+        else:
+            image = grad_B * (input_B @ (scale * v_N).mT)
+            coimage = input_B * (grad_B @ (scale * u_M.unsqueeze(-1)))
+        if image.dim() > 2:
+            return torch.flatten(image, 1, -2).sum(1), torch.flatten(coimage, 1, -2).sum(1)
+        return image, coimage
