@@ -1,0 +1,64 @@
+"""``lipadvisor reproduce NAME``: reruns a published result and says whether the data agree."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lipadvisor.experiments.reproduce import REPRODUCTIONS, Settings, Verdict, reproduction
+from lipadvisor.trajectory import read_json, write_json
+
+__all__ = ["reproduce"]
+
+
+@click.command()
+@click.argument("name", metavar="NAME|all", type=click.Choice([*REPRODUCTIONS, "all"]))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce"), show_default=True)
+@click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes.")
+@click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
+def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool) -> None:
+    """Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
+
+    An interrupted run resumes with the same command.
+
+    \b
+    Examples:
+      lipadvisor reproduce batch-size
+      lipadvisor reproduce all --out runs/papers
+    """
+    names = list(REPRODUCTIONS) if name == "all" else [name]
+    disagree = 0
+    for index, one in enumerate(names, 1):
+        verdict = _run_one(one, out / one, data, seed, quick, fresh, f"[{index}/{len(names)}] ")
+        disagree += not verdict.agrees
+        click.echo(f"{one}: {'agrees' if verdict.agrees else 'DISAGREES'}. {verdict.finding}")
+        click.echo(f"  {out / one}")
+    if disagree:
+        click.echo(f"{disagree} of {len(names)} disagree with the published claim; a finding, not an error.")
+
+
+def _run_one(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool, prefix: str) -> Verdict:
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"data": data, "seed": seed, "quick": quick}
+    done = out / "verdict.json"
+    if done.exists() and not fresh:
+        kept = read_json(done)
+        if kept.get("settings") == settings:
+            click.echo(f"{prefix}{name}: done before (--fresh runs it again)")
+            return Verdict(**kept["verdict"])
+    begun = time.monotonic()
+
+    def progress(line: str) -> None:
+        click.echo(f"{prefix}{name} {time.monotonic() - begun:5.0f} s  {line}")
+
+    try:
+        verdict = reproduction(name)(Settings(out, seed, quick, data, progress))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    write_json(done, {"settings": settings, "verdict": asdict(verdict)})
+    return verdict
