@@ -84,6 +84,7 @@ class Probe:
         self.layers: tuple[TrackedLayer, ...]
         self.skipped: tuple[Skipped, ...]
         self.layers, self.skipped = find_layers(model, optimizer, tuple(include), tuple(exclude))
+        self._model = model
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
         self._trackers = [LayerTracker(layer, RANK, self._generator) for layer in self.layers]
@@ -99,7 +100,7 @@ class Probe:
         self._knobs: tuple[tuple[float, float], ...] = ()
         self._samples = 0
         if example_input is not None:
-            self._trace(model, example_input)
+            self._trace(model, example_input if isinstance(example_input, tuple) else (example_input,), {})
 
     @property
     def overhead(self) -> float:
@@ -177,6 +178,15 @@ class Probe:
             readings, step, self.level, self._knobs, self._samples, self._unsettled, measure_s, step_s, wait
         )
 
+    def trace(self, *arguments: Any, **keywords: Any) -> None:
+        """Learn the convolutions' input sizes from a batch, as ``example_input`` does: ``model(*arguments)``."""
+        if any(tracker.operator is None for tracker in self._trackers):
+            self._trace(self._model, arguments, keywords)
+
+    def charge(self, seconds: float) -> None:
+        """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
+        self._budget.charge(seconds)
+
     def close(self) -> None:
         """Take the hooks out and forget what was captured."""
         self._capture.detach()
@@ -185,17 +195,16 @@ class Probe:
 
     # --- what happens inside -------------------------------------------------------------------------------------
 
-    def _trace(self, model: nn.Module, example_input: Any) -> None:
+    def _trace(self, model: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Learn the input sizes from a forward pass that leaves modes, buffers and generators as they are."""
         modes = [(module, module.training) for module in model.modules()]
         sizes = Capture(self._capture.modules, keep=False)
         devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-        arguments = example_input if isinstance(example_input, tuple) else (example_input,)
         try:
             sizes.attach()
             model.eval()
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                model(*arguments)
+                model(*arguments, **keywords)
         finally:
             sizes.detach()
             for module, training in modes:

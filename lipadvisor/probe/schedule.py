@@ -56,6 +56,11 @@ class Budget:
         self.next_step = step + wait
         return 1 if self.interval is None and step + 1 < FIRST_STEPS else wait
 
+    def charge(self, seconds: float) -> None:
+        """Add ``seconds`` to the last measurement's cost and to the run's time."""
+        self.measured_s += seconds
+        self.total_s += seconds
+
     def _wait(self) -> int:
         """Return the steps after which one more measurement fits; a debt is paid back in halves, not at once."""
         steady = self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s
