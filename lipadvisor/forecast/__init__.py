@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Forecasts of the log-norms under any plan of learning rates and weight decays, with calibrated bands and scores."""
+
+from lipadvisor.forecast.forecaster import Forecaster
+from lipadvisor.forecast.result import BandSeries, Forecast, Score
+
+__all__ = ["BandSeries", "Forecast", "Forecaster", "Score"]

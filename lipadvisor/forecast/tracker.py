@@ -1,0 +1,255 @@
+"""One horizon's memory: forecasts that wait for their outcome, experts' errors, the band's scale and quantile, scores.
+
+A forecast is scored with the clock and the decay that really came, not with those that were planned: the drift is on
+trial, not the guess of the schedule. Forecasts are made at most every ``horizon / 20`` steps: closer ones share their
+future and would teach nothing more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from lipadvisor.dynamics import squared_response_sums
+from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, power_integrals
+from lipadvisor.forecast.result import Score
+from lipadvisor.terms import Array
+
+__all__ = ["HorizonTracker", "Made", "Present", "raw_variance"]
+
+_ERROR_GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast
+_PRIOR_MASS = 0.1  # the experts are equal but for the prior until about five forecasts are scored
+_SCALE_PRIOR_MASS = 0.02
+_WEIGHT_POWER = 8.0
+_QUANTILE_GAIN = 0.02  # per step
+_QUANTILE_RANGE = (1.2, 3.0)
+_QUANTILE_FROM_STEP = 20
+_MISS_RATE = 0.1
+_TINY_VARIANCE = 1e-20  # nats^2, keeps a series that never moves from dividing by zero
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Where the ``S`` series stand."""
+
+    step: int
+    level_S: Array  # nats
+    tau_S: Array  # clock
+    decay_S: Array  # sum of ln(1 - lr wd) so far, nats
+    squared_S: Array  # sum of lr^2 so far
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One forecast that waits. ``P`` powers, ``E`` experts, ``G`` smoothings of the slope."""
+
+    step: int
+    level_S: Array
+    tau_S: Array
+    offset_S: Array  # tau_c
+    decay_S: Array
+    squared_S: Array
+    value_ES: Array  # experts' averages
+    first_PS: Array  # weighted sum of the averages, by power
+    second_PS: Array  # weighted sum of their squares
+    noise_S: Array  # variance of one step's direction, nats^2 per tau^2
+    scale_S: Array
+    quantile_S: Array
+    slope_GS: Array  # nats per step
+
+
+def raw_variance(
+    optimizer: str, momentum: float, steps: Array, squared: Array, noise: Array, mean: Array, second: Array
+) -> Array:
+    """Return the uncalibrated variance of the change of a log-norm, nats^2.
+
+    The SDE's, with the optimizer's memory and the contraction of stiff directions that was measured by branching runs,
+    plus the spread of the experts::
+
+        mean(lr^2) S_2(h) C (1 + h/10)^(-1/2) + sum_e w_e f_e^2 - f^2
+
+    Args:
+        optimizer: name, for the response.
+        momentum: coefficient of the first moment.
+        steps: horizons ``h``; broadcasts with the rest.
+        squared: sum of ``lr^2`` over the ``h`` steps.
+        noise: ``C``, nats^2 per tau^2.
+        mean: the combined forecast ``f`` of the change, nats.
+        second: weighted mean of the experts' squared forecasts, nats^2.
+    """
+    diffusion = (
+        squared / steps * squared_response_sums(optimizer, momentum, steps) * noise / np.sqrt(1.0 + steps / 10.0)
+    )
+    return np.asarray(np.maximum(diffusion + np.maximum(second - mean**2, 0.0), _TINY_VARIANCE))
+
+
+class HorizonTracker:
+    """Learns, for one horizon and ``S`` series, which experts to trust and how wide the band must be."""
+
+    def __init__(self, horizon: int, prior_E: Array, series: int, optimizer: str, momentum: float) -> None:
+        self.horizon = horizon
+        self.stride = max(1, horizon // 20)
+        self._prior_ES = np.repeat(prior_E[:, None], series, axis=1)
+        self._response = (optimizer, momentum)
+        self._waiting: deque[Made] = deque()
+        self._last_made = -self.stride
+        self._error_ES: Array = np.zeros((len(POWER_E), series))
+        self._error_mass_S: Array = np.zeros(series)
+        self._square_S: Array = np.zeros(series)  # of the standardised errors
+        self._square_mass_S: Array = np.zeros(series)
+        self.quantile_S: Array = np.full(series, 1.6448536269514722)
+        self.dropped = 0  # forecasts whose outcome came too late to be scored
+        self.n_S: Array = np.zeros(series)
+        # Sums of: absolute error, persistence's, CRPS, hits of the band; then the slopes'.
+        self._sum_4S: Array = np.zeros((4, series))
+        self._slope_sum_GS: Array = np.zeros((len(SMOOTHINGS), series))
+        self.weight_ES: Array = self._weights()
+
+    @property
+    def scale_S(self) -> Array:
+        """Factor on the raw standard deviation, from past standardised errors, shape ``(S,)``."""
+        mass_S = self._square_mass_S + _SCALE_PRIOR_MASS
+        return np.asarray(np.sqrt((self._square_S + _SCALE_PRIOR_MASS) / mass_S))
+
+    def moments(self, value_ES: Array) -> tuple[Array, Array]:
+        """Return the weighted sums, by power, of the experts' averages and of their squares, shapes ``(P, S)``."""
+        shape = (len(POWERS), len(SMOOTHINGS), -1)
+        weighted_ES = self.weight_ES * value_ES
+        first_PS = weighted_ES.reshape(shape).sum(axis=1)
+        return first_PS, (weighted_ES * value_ES).reshape(shape).sum(axis=1)
+
+    def due(self, step: int) -> bool:
+        """Whether a forecast is to be made after ``step`` steps."""
+        return step - self._last_made >= self.stride
+
+    def make(self, made: Made) -> None:
+        """Queue a forecast."""
+        self._waiting.append(made)
+        self._last_made = made.step
+
+    def score(self, now: Present) -> bool:
+        """Score every forecast whose time has come; return whether there was one."""
+        scored = False
+        while self._waiting and now.step - self._waiting[0].step >= self.horizon:
+            made = self._waiting.popleft()
+            if 2 * (now.step - made.step) > 3 * self.horizon:  # measured too sparingly for this horizon
+                self.dropped += 1
+            else:
+                self._score(made, now)
+                scored = True
+        if scored:
+            self.weight_ES = self._weights()
+        return scored
+
+    def result(self, series: int) -> Score:
+        """Return the scores of one series."""
+        n = float(self.n_S[series])
+        mae, persistence, crps, hits = self._sum_4S[:, series] / n if n else np.full(4, np.nan)
+        slope_G = self._slope_sum_GS[:, series] / n if n else np.full(len(SMOOTHINGS), np.nan)
+        plain = float(slope_G[SMOOTHINGS.index(0.1)])
+        return Score(
+            self.horizon, int(n), float(mae), float(persistence), plain, float(slope_G.min()), float(crps), float(hits)
+        )
+
+    def shift(self, log_factor_S: Array) -> None:
+        """Move what waits along with weights that were rescaled from outside."""
+        for made in self._waiting:
+            made.level_S[:] += log_factor_S
+
+    def forget_waiting(self) -> None:
+        """Drop what waits: its future will not come."""
+        self._waiting.clear()
+        self._last_made = -self.stride
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned and waiting, as numbers and arrays."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in ("horizon", "dropped", "_last_made")}
+        state |= {name: getattr(self, name).copy() for name in self._array_names()}
+        state["waiting"] = {
+            field.name: np.array([getattr(made, field.name) for made in self._waiting]) for field in fields(Made)
+        }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ValueError: it belongs to another horizon or another number of series.
+        """
+        if state["horizon"] != self.horizon or np.shape(state["n_S"]) != self.n_S.shape:
+            found = (state["horizon"], np.shape(state["n_S"])[0])
+            raise ValueError(f"state must be of horizon {self.horizon} and {len(self.n_S)} series, got {found}.")
+        self.dropped, self._last_made = int(state["dropped"]), int(state["_last_made"])
+        for name in self._array_names():
+            setattr(self, name, np.array(state[name], dtype=np.float64))
+        columns = state["waiting"]
+        self._waiting = deque(
+            Made(int(step), *(np.array(columns[field.name][i], dtype=np.float64) for field in fields(Made)[1:]))
+            for i, step in enumerate(columns["step"])
+        )
+
+    @staticmethod
+    def _array_names() -> tuple[str, ...]:
+        learned = ("_error_ES", "_error_mass_S", "_square_S", "_square_mass_S", "quantile_S", "weight_ES")
+        return (*learned, "n_S", "_sum_4S", "_slope_sum_GS")
+
+    def _weights(self) -> Array:
+        """Return the experts' weights: past error to the power -8, times the prior; columns sum to 1."""
+        mean_S = self._error_ES.mean(axis=0)
+        error_ES = self._error_ES + _PRIOR_MASS * mean_S / np.maximum(self._error_mass_S, 1e-300)
+        error_ES = error_ES / np.maximum(error_ES.min(axis=0), 1e-300)
+        weight_ES = self._prior_ES * np.maximum(error_ES, 1.0) ** -_WEIGHT_POWER
+        return np.asarray(weight_ES / weight_ES.sum(axis=0))
+
+    def _score(self, made: Made, now: Present) -> None:
+        steps = float(now.step - made.step)
+        integral_PS = power_integrals(made.tau_S + made.offset_S, now.tau_S + made.offset_S)
+        moved_S = now.level_S - made.level_S
+        free_S = moved_S - (now.decay_S - made.decay_S)
+        mean_S = (made.first_PS * integral_PS).sum(axis=0)
+        second_S = (made.second_PS * integral_PS**2).sum(axis=0)
+        squared_S = now.squared_S - made.squared_S
+        raw_S = np.sqrt(raw_variance(*self._response, np.asarray(steps), squared_S, made.noise_S, mean_S, second_S))
+        error_S = free_S - mean_S
+        good_S = np.isfinite(error_S) & np.isfinite(raw_S)
+        if not good_S.all():
+            error_S = np.where(good_S, error_S, 0.0)
+            free_S, moved_S = np.where(good_S, free_S, 0.0), np.where(good_S, moved_S, 0.0)
+            raw_S = np.where(good_S, raw_S, 1.0)
+        self._learn(made, now.step, error_S, free_S, raw_S, integral_PS, good_S)
+        self._keep_score(made, steps, error_S, moved_S, raw_S, good_S)
+
+    def _learn(
+        self, made: Made, step: int, error_S: Array, free_S: Array, raw_S: Array, integral_PS: Array, good_S: Array
+    ) -> None:
+        gain_S = _ERROR_GAIN * good_S
+        error_ES = np.abs(free_S - made.value_ES * integral_PS[POWER_E])
+        self._error_ES += gain_S * (np.where(good_S, error_ES, 0.0) - self._error_ES)
+        self._error_mass_S += gain_S * (1.0 - self._error_mass_S)
+        absolute_S = np.abs(error_S)
+        # One wild error must not open the band for good: it counts as five standard deviations of the present scale.
+        square_S = (np.minimum(absolute_S / raw_S, 5.0 * self.scale_S) if self.n_S.any() else absolute_S / raw_S) ** 2
+        self._square_S += gain_S * (square_S - self._square_S)
+        self._square_mass_S += gain_S * (1.0 - self._square_mass_S)
+        if step >= _QUANTILE_FROM_STEP:
+            miss_S = absolute_S > made.quantile_S * made.scale_S * raw_S
+            move_S = _QUANTILE_GAIN * self.stride * (miss_S - _MISS_RATE) * good_S
+            self.quantile_S = np.clip(self.quantile_S + move_S, *_QUANTILE_RANGE)
+
+    def _keep_score(
+        self, made: Made, steps: float, error_S: Array, moved_S: Array, raw_S: Array, good_S: Array
+    ) -> None:
+        std_S = made.scale_S * raw_S
+        z_S = error_S / std_S
+        # CRPS of a Gaussian: Gneiting and Raftery (2007), eq. 21 and below.
+        density_S = np.exp(-0.5 * z_S**2) / np.sqrt(2.0 * np.pi)
+        crps_S = std_S * (z_S * (2.0 * ndtr(z_S) - 1.0) + 2.0 * density_S - 1.0 / np.sqrt(np.pi))
+        hit_S = np.abs(error_S) <= made.quantile_S * std_S
+        self.n_S += good_S
+        self._sum_4S += np.stack((np.abs(error_S), np.abs(moved_S), crps_S, hit_S)) * good_S
+        self._slope_sum_GS += np.abs(moved_S - made.slope_GS * steps) * good_S
