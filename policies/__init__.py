@@ -1,5 +1,6 @@
 """The decisions: pure policies over observations. Needs nothing but the standard library."""
 
+from lipadvisor.policies import laws
 from lipadvisor.policies.annealing import Annealing
 from lipadvisor.policies.chain import Chain, Refiner, chain
 from lipadvisor.policies.combine import clamp, cooldown, every, hold_when, pin, rate_limit, shadow
@@ -63,6 +64,7 @@ __all__ = [
     "guard",
     "hold",
     "hold_when",
+    "laws",
     "named_policy",
     "pin",
     "rate_limit",

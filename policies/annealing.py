@@ -107,8 +107,9 @@ class Annealing:
         if state.smooth_loss is None or state.best_loss is None:
             return replace(state, smooth_loss=loss, best_loss=loss, best_step=step, seen_step=step)
         smooth = loss + math.exp((state.seen_step - step) / self.smoothing) * (state.smooth_loss - loss)
+        best = state.best_loss
         state = replace(state, smooth_loss=smooth, seen_step=step)
-        if smooth < state.best_loss - self.threshold * abs(state.best_loss):
+        if smooth < best - self.threshold * abs(best):
             return replace(state, best_loss=smooth, best_step=step)
         if step - state.best_step >= max(self.least_steps, self.patience * step):
             return replace(state, started_step=step)

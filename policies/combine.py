@@ -70,9 +70,8 @@ class Clamp:
     def decide(self, observation: Observation, state: Any) -> tuple[Decision, Any]:
         """Return the inner decision with its knobs in range."""
         decision, state = self.policy.decide(observation, state)
-        knobs = tuple(
-            Knobs(k.group, _within(k.lr, self.lr), _within(k.weight_decay, self.weight_decay)) for k in decision.knobs
-        )
+        knobs = tuple(_with_lr(k, _within(k.lr, self.lr)) for k in decision.knobs)
+        knobs = tuple(replace(k, weight_decay=_within(k.weight_decay, self.weight_decay)) for k in knobs)
         return _changed(decision, self.name, "clamp", knobs), state
 
 
@@ -112,7 +111,7 @@ class RateLimit:
         decision, inner = self.policy.decide(observation, state.inner)
         steps = 1 if state.last_step is None else max(1, observation.step - state.last_step)
         earlier = {k.group: k.lr for k in state.knobs}
-        knobs = tuple(replace(k, lr=self._near(k.lr, earlier.get(k.group), steps)) for k in decision.knobs)
+        knobs = tuple(_with_lr(k, self._near(k.lr, earlier.get(k.group), steps)) for k in decision.knobs)
         decision = _changed(decision, self.name, "rate_limit", knobs)
         kept = {**{k.group: k for k in state.knobs}, **{k.group: k for k in knobs if k.lr is not None}}
         return decision, Held(inner, observation.step, knobs=tuple(kept.values()))
@@ -321,14 +320,12 @@ class Pin:
         decision, state = self.policy.decide(observation, state)
         if self.lr is None and self.weight_decay is None:
             return replace(decision, policy=self.name), state
-        knobs = tuple(
-            Knobs(
-                group,
-                decision.knobs_for(group).lr if self.lr is None else self.lr,
-                decision.knobs_for(group).weight_decay if self.weight_decay is None else self.weight_decay,
-            )
-            for group in (present.group for present in observation.knobs)
-        )
+        wanted = [decision.knobs_for(present.group) for present in observation.knobs]
+        if self.lr is not None:
+            wanted = [_with_lr(k, self.lr) for k in wanted]
+        if self.weight_decay is not None:
+            wanted = [replace(k, weight_decay=self.weight_decay) for k in wanted]
+        knobs = tuple(wanted)
         return replace(decision, policy=self.name, reason=f"{decision.reason}+pin", knobs=knobs, source="pinned"), state
 
 
@@ -343,6 +340,13 @@ def pin(policy: AnyPolicy, *, lr: float | None = None, weight_decay: float | Non
 
 def _within(value: float | None, limits: Range | None) -> float | None:
     return value if value is None or limits is None else min(max(value, limits[0]), limits[1])
+
+
+def _with_lr(knobs: Knobs, lr: float | None) -> Knobs:
+    """Return ``knobs`` with another learning rate; where it is higher, the decay per step stays what was decided."""
+    if lr is None or knobs.lr is None or knobs.weight_decay is None or lr <= knobs.lr:
+        return replace(knobs, lr=lr)
+    return Knobs(knobs.group, lr, knobs.weight_decay * (knobs.lr / lr))
 
 
 def _changed(decision: Decision, name: str, reason: str, knobs: tuple[Knobs, ...]) -> Decision:

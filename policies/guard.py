@@ -59,7 +59,8 @@ class Guard:
                 for k in decision.knobs
             )
             decision = replace(decision, knobs=knobs, reason=f"{decision.reason}+guard:shrunk")
-        seen = {**dict(state.lr), **{k.group: k.lr for k in decision.knobs if k.lr is not None}}
+        seen = dict(state.lr)
+        seen.update((k.group, k.lr) for k in decision.knobs if k.lr is not None)
         after = GuardState(inner, scale, tuple(seen.items()), decision.warmup_ended, decision.cooldown_started)
         return replace(decision, policy=self.name), after
 
