@@ -101,11 +101,12 @@ def _read_trial(directory: Path, folder: Path) -> tuple[dict[str, pd.DataFrame],
         start = int(starts[attempt]["start_step"])
         superseded_from = start if superseded_from is None else min(start, superseded_from)
     result_path = directory / RESULTS / f"{folder.name}.json"
+    entry = read_json(result_path) if result_path.exists() else {}
     facts = {
         "config": starts[max(starts)]["config"] if starts else {},
         "attempts": len(starts),
         "lost_batches": lost,
-        "result": read_json(result_path) if result_path.exists() else None,
+        "result": entry.get("result"),
     }
     return {name: as_frame(pa.concat_tables(tables)) for name, tables in parts.items() if tables}, facts
 
