@@ -4,8 +4,9 @@ Each search goes one configuration at a time as long as another one can fill the
 every result and the order of configurations does not depend on which run ends first. When a search has used its
 budget, the configuration of lowest validation loss is repeated on fresh seeds, the same for every arm.
 
-The state is the journal of the studies and the file of results, both durable: a campaign opened on the same folder
-goes on where it stopped.
+The state is the journal of the studies and the files of results, both durable: a campaign opened on the same folder
+goes on where it stopped. A trial that failed to the end uses up one configuration of its search; a repetition that
+failed is tried again by the next start.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Campaign:
     """Hands out jobs and takes their records.
 
     Args:
-        folder: of the run; the journal and the results live in it.
+        folder: of the run, existing; the journal lives in it, and the results that trials leave.
         spaces: the search space of each (workload, arm); an empty one is not searched, its default is repeated.
         trials: configurations for each search, >= 1.
         replicates: fresh seeds for each selected configuration, >= 0.
@@ -38,7 +39,7 @@ class Campaign:
         self, folder: Path, spaces: Mapping[Pair, Sequence[Range]], trials: int, replicates: int, seed: int
     ) -> None:
         self._trials, self._replicates, self._seed = trials, replicates, seed
-        self.results = Results(folder / "results.jsonl")
+        self.results = Results(folder)
         journal = open_journal(folder / "study.journal")
         self._studies = {pair: Study("/".join(pair), space, journal, seed) for pair, space in spaces.items() if space}
         self.pairs = tuple(spaces)

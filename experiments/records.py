@@ -1,22 +1,22 @@
-"""What a study keeps of each trial: a job that was set, and a line for each job that ended.
+"""What a study keeps of each trial: the job that was set, and how it ended.
 
-``results.jsonl`` is written by one process, a line at a time, each line synced. A line torn by a crash is dropped
-when the file is read, and its job runs again.
+A finished trial is one file, ``results/<name>.json``, with its ``config`` (the job among it) and its ``result``,
+written whole by the driver before anything else hears of it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lipadvisor.policies.contract import as_json, from_json
+from lipadvisor.policies import as_json, from_json
+from lipadvisor.trajectory import read_json
+from lipadvisor.trajectory.run import RESULTS
 
-__all__ = ["REPLICATE", "SEARCH", "Job", "Record", "Results"]
+__all__ = ["REPLICATE", "SEARCH", "Job", "Record", "Results", "record_of"]
 
 SEARCH, REPLICATE = "search", "replicate"
 
@@ -28,7 +28,7 @@ class Job:
     workload: str
     arm: str
     stage: str  # SEARCH or REPLICATE
-    number: int  # of the proposal in its study, or of the repetition
+    number: int  # of the configuration in its study, or of the repetition
     seed: int  # of initialization and order of batches; the same for all arms
     parameters: dict[str, float] = field(default_factory=dict)  # of the arm's policy
 
@@ -53,30 +53,43 @@ class Record:
     test_accuracy: float | None = None
     advisor_errors: int = 0
     curve: tuple[tuple[int, float | None, float | None], ...] = ()  # step, training loss, validation loss
-    error: str = ""
+
+    def as_result(self) -> dict[str, Any]:
+        """Return what a trial hands in: everything except the job, which the driver knows."""
+        return {name: value for name, value in as_json(self).items() if name != "job"}
+
+
+_RESULT_FIELDS = frozenset(item.name for item in dataclasses.fields(Record)) - {"job"}
+
+
+def record_of(job: Job, result: Mapping[str, Any] | None) -> Record:
+    """Return the record of ``job`` from what its trial handed in; ``None`` means that it failed.
+
+    Raises:
+        ValueError: the result lacks a field or has one of the wrong type.
+    """
+    if result is None:
+        return Record(job, "failed")
+    own = {name: value for name, value in result.items() if name in _RESULT_FIELDS}
+    return from_json(Record, {"job": as_json(job), **own})
 
 
 class Results:
-    """The records of one run directory, read at the start and appended to."""
+    """The records of a run directory by job name: those on disk, and those added since."""
 
-    def __init__(self, path: Path) -> None:
-        """Read ``path`` if it is there; a torn last line is cut off.
+    def __init__(self, folder: Path) -> None:
+        """Read what is there.
 
         Raises:
-            ValueError: a whole line is not a record; names the file and the line.
+            ValueError: a file is not the result of a job; names it.
         """
-        self._path = path
         self._records: dict[str, Record] = {}
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
-            with path.open("r+b") as stream:
-                stream.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for path in sorted((folder / RESULTS).glob("*.json")):
+            entry = read_json(path)
             try:
-                record = from_json(Record, json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} is not a record of a trial: {error}") from error
+                record = record_of(from_json(Job, entry["config"]["job"]), entry["result"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is not the result of a trial: {error}") from error
             self._records[record.job.name] = record
 
     def __contains__(self, name: str) -> bool:
@@ -88,36 +101,18 @@ class Results:
         return len(self._records)
 
     def all(self) -> tuple[Record, ...]:
-        """Return the records in the order they were added."""
+        """Return all records."""
         return tuple(self._records.values())
-
-    def get(self, name: str) -> Record | None:
-        """Return the record of the job called ``name``, or None."""
-        return self._records.get(name)
 
     def of(self, workload: str, arm: str, stage: str) -> tuple[Record, ...]:
         """Return the records of one stage of one arm on one workload, ascending in number."""
-        found = [
-            r for r in self._records.values() if (r.job.workload, r.job.arm, r.job.stage) == (workload, arm, stage)
-        ]
+        wanted = (workload, arm, stage)
+        found = [r for r in self._records.values() if (r.job.workload, r.job.arm, r.job.stage) == wanted]
         return tuple(sorted(found, key=lambda record: record.job.number))
 
     def add(self, record: Record) -> bool:
-        """Append ``record`` and sync it; one whose job has a record already is left out, and False returned."""
+        """Take ``record`` in; one whose job has a record already is left out, and False returned."""
         if record.job.name in self._records:
             return False
-        line = json.dumps(_finite(as_json(record)), allow_nan=False) + "\n"
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
         self._records[record.job.name] = record
         return True
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -25,6 +25,7 @@ from lipadvisor.experiments.space import Range
 
 __all__ = ["Proposal", "Study", "open_journal"]
 
+_RETRY = "retry_of"  # attribute of a queued trial: number of the configuration that is tried again
 _RANDOM_FIRST = 4  # configurations before the sampler models anything: budgets here are about eight
 
 
@@ -32,7 +33,7 @@ _RANDOM_FIRST = 4  # configurations before the sampler models anything: budgets 
 class Proposal:
     """A configuration to try. ``value`` is the validation loss once it is known, ``inf`` for a diverged run."""
 
-    number: int  # of the trial in its study
+    number: int  # of the configuration in its study; the same when it is tried again
     parameters: dict[str, float]
     value: float | None = None
 
@@ -64,20 +65,20 @@ class Study:
         orphans = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
         for orphan in orphans:
             self._study.tell(orphan.number, state=TrialState.FAIL)
-            self._study.enqueue_trial(orphan.params, user_attrs={"retry_of": orphan.number})
+            self._study.enqueue_trial(orphan.params, user_attrs={_RETRY: _number(orphan)})
         return len(orphans)
 
     def ask(self) -> Proposal:
         """Return the next configuration: a queued one first, else the sampler's."""
         self._study.sampler = self._sampler(self.asked)
         trial = self._study.ask()
-        return Proposal(
-            trial.number,
-            {item.name: trial.suggest_float(item.name, item.low, item.high, log=item.log) for item in self.space},
-        )
+        parameters = {
+            item.name: trial.suggest_float(item.name, item.low, item.high, log=item.log) for item in self.space
+        }
+        return Proposal(int(trial.user_attrs.get(_RETRY, trial.number)), parameters)
 
     def tell(self, number: int, value: float) -> bool:
-        """Record the outcome of trial ``number``; a loss that is not a number counts as infinite.
+        """Record the outcome of configuration ``number``; a loss that is not a number counts as infinite.
 
         Returns:
             False if the trial had been finished before: then nothing changes.
@@ -85,24 +86,24 @@ class Study:
         return self._finish(number, math.inf if math.isnan(value) else value, TrialState.COMPLETE)
 
     def fail(self, number: int) -> bool:
-        """Record that trial ``number`` gave no result. Returns False if it had been finished before."""
+        """Record that configuration ``number`` gave no result. Returns False if it had been finished before."""
         return self._finish(number, None, TrialState.FAIL)
 
     @property
     def asked(self) -> int:
-        """Configurations tried or being tried; one that died with its process and was queued again counts once."""
-        retried = {trial.user_attrs.get("retry_of") for trial in self._trials()}
-        return sum(trial.state != TrialState.WAITING and trial.number not in retried for trial in self._trials())
+        """Configurations tried or being tried; one that is tried again counts once, one that is queued not at all."""
+        queued = {_number(trial) for trial in self._trials() if trial.state == TrialState.WAITING}
+        return len({_number(trial) for trial in self._trials()} - queued)
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Numbers of the trials asked for and not yet told."""
-        return tuple(trial.number for trial in self._trials() if trial.state == TrialState.RUNNING)
+        """Numbers of the configurations asked for and not yet told."""
+        return tuple(_number(trial) for trial in self._trials() if trial.state == TrialState.RUNNING)
 
     def finished(self) -> tuple[Proposal, ...]:
         """Return the trials that were told a value, in the order they were asked for."""
         return tuple(
-            Proposal(trial.number, dict(trial.params), trial.value)
+            Proposal(_number(trial), dict(trial.params), trial.value)
             for trial in self._trials()
             if trial.state == TrialState.COMPLETE
         )
@@ -113,10 +114,10 @@ class Study:
         return min(finite, key=lambda trial: (trial.value, trial.number), default=None)
 
     def _finish(self, number: int, value: float | None, state: TrialState) -> bool:
-        found = next((trial for trial in self._trials() if trial.number == number), None)
-        if found is None or found.state.is_finished():
+        tried = [trial for trial in self._trials() if _number(trial) == number]
+        if not tried or tried[-1].state.is_finished():
             return False
-        self._study.tell(number, values=value, state=state)
+        self._study.tell(tried[-1].number, values=value, state=state)
         return True
 
     def _trials(self) -> list[FrozenTrial]:
@@ -125,3 +126,8 @@ class Study:
     def _sampler(self, index: int) -> optuna.samplers.BaseSampler:
         seed = zlib.crc32(f"{self._seed}/{self.name}/{index}".encode())
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_FIRST)
+
+
+def _number(trial: FrozenTrial) -> int:
+    """Return the number of a trial's configuration: its own, or that of the first trial that it repeats."""
+    return int(trial.user_attrs.get(_RETRY, trial.number))

@@ -1,5 +1,4 @@
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import pytest
 from lipadvisor.experiments.campaign import Campaign
 from lipadvisor.experiments.records import REPLICATE, SEARCH, Job, Record, Results
 from lipadvisor.experiments.space import Range
+from lipadvisor.policies import as_json
+from lipadvisor.trajectory import write_json
 
 LR = (Range("lr", 1e-4, 1e-1, 1e-2, log=True),)
 SPACES = {("mlp", "cosine"): LR, ("mlp", "untuned"): (), ("conv", "cosine"): LR, ("conv", "untuned"): ()}
@@ -22,7 +23,13 @@ def _record(job: Job, status: str = "finished") -> Record:
     return Record(job, status, steps=5, validation_loss=loss, test_loss=2 * loss)
 
 
-def _run(campaign: Campaign, places: int, limit: int = 1000) -> list[Job]:
+def _keep(folder: Path, record: Record) -> None:
+    """What the driver does when a trial hands in its result."""
+    entry = {"trial": record.job.name, "config": {"job": as_json(record.job)}, "result": record.as_result()}
+    write_json(folder / "results" / f"{record.job.name}.json", entry)
+
+
+def _run(folder: Path, campaign: Campaign, places: int, limit: int = 1000) -> list[Job]:
     """Run ``places`` jobs at a time; the oldest ends first. Stops, leaving jobs running, after ``limit`` ends."""
     running: list[Job] = []
     ended: list[Job] = []
@@ -32,6 +39,7 @@ def _run(campaign: Campaign, places: int, limit: int = 1000) -> list[Job]:
         if not running:
             break
         ended.append(running.pop(0))
+        _keep(folder, _record(ended[-1]))
         campaign.tell(_record(ended[-1]))
     return ended
 
@@ -39,7 +47,7 @@ def _run(campaign: Campaign, places: int, limit: int = 1000) -> list[Job]:
 def test_every_search_gets_its_trials_and_every_arm_its_repetitions(tmp_path: Path) -> None:
     campaign = _campaign(tmp_path)
     assert (campaign.total, campaign.done, campaign.finished) == (2 * 4 + 4 * 3, 0, False)
-    ended = _run(campaign, places=2)
+    ended = _run(tmp_path, campaign, places=2)
     assert Counter((job.workload, job.arm, job.stage) for job in ended) == {
         **{(*pair, SEARCH): 4 for pair, space in SPACES.items() if space},
         **{(*pair, REPLICATE): 3 for pair in SPACES},
@@ -52,7 +60,7 @@ def test_every_search_gets_its_trials_and_every_arm_its_repetitions(tmp_path: Pa
 
 def test_repetitions_take_the_configuration_of_lowest_validation_loss(tmp_path: Path) -> None:
     campaign = _campaign(tmp_path)
-    _run(campaign, places=2)
+    _run(tmp_path, campaign, places=2)
     for pair, space in SPACES.items():
         searched = campaign.results.of(*pair, SEARCH)
         best = min(searched, key=lambda r: r.validation_loss or 0.0).job.parameters if space else {}
@@ -72,11 +80,11 @@ def test_a_campaign_cut_anywhere_ends_like_the_uninterrupted_one(tmp_path: Path,
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    expected = _run(_campaign(whole), places=2)
-    _run(_campaign(cut), places=2, limit=limit)
+    expected = _run(whole, _campaign(whole), places=2)
+    _run(cut, _campaign(cut), places=2, limit=limit)
     again = _campaign(cut)
     assert again.done == limit
-    _run(again, places=2)
+    _run(cut, again, places=2)
     assert again.finished
     parameters = [
         {(j.workload, j.arm, j.stage, j.seed, j.parameters.get("lr")) for j in jobs}
@@ -89,9 +97,9 @@ def test_a_result_recorded_but_not_told_is_told_once_on_restart(tmp_path: Path) 
     campaign = _campaign(tmp_path)
     job = campaign.ask()
     assert job is not None
-    campaign.results.add(_record(job))  # the process dies here, before the study hears of it
+    _keep(tmp_path, _record(job))  # the process dies here, before the study hears of it
     again = _campaign(tmp_path)
-    names = [ended.name for ended in _run(again, places=1)]
+    names = [ended.name for ended in _run(tmp_path, again, places=1)]
     assert job.name not in names
     assert Counter(r.job.stage for r in again.results.all()) == {SEARCH: 8, REPLICATE: 12}
 
@@ -116,33 +124,16 @@ def test_telling_twice_keeps_the_first(tmp_path: Path) -> None:
     assert [r.status for r in campaign.results.all()] == ["finished"]
 
 
-def test_a_torn_last_line_is_dropped_and_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    results = Results(path)
-    for number in range(3):
-        results.add(Record(Job("a", "b", SEARCH, number, 0), "finished", curve=((1, None, 0.5), (2, 0.25, 0.125))))
-    whole = path.read_bytes()
-    last = whole[:-1].rfind(b"\n") + 1
-    for cut in (last + 1, len(whole) - 1):
-        path.write_bytes(whole[:cut])
-        torn = Results(path)
-        assert [r.job.number for r in torn.all()] == [0, 1]
-        torn.add(Record(Job("a", "b", SEARCH, 9, 0), "finished"))
-        assert [r.job.number for r in Results(path).all()] == [0, 1, 9]
-        assert Results(path).all()[0] == results.all()[0]
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    record = Record(Job("a", "b", SEARCH, 3, 1, {"lr": 0.5}), "finished", curve=((1, None, 0.5), (2, 0.25, 0.125)))
+    _keep(tmp_path, record)
+    assert Results(tmp_path).all() == (record,)
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps({"job": {}}) + "\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl:1"):
-        Results(path)
-
-
-def test_a_nan_is_written_as_null(tmp_path: Path) -> None:
-    results = Results(tmp_path / "r.jsonl")
-    results.add(Record(Job("a", "b", SEARCH, 0, 0), "diverged", validation_loss=float("nan")))
-    assert Results(tmp_path / "r.jsonl").all()[0].validation_loss is None
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "results" / "x.json", {"config": {}, "result": {}})
+    with pytest.raises(ValueError, match=r"x\.json"):
+        Results(tmp_path)
 
 
 def test_names_are_unique(tmp_path: Path) -> None:

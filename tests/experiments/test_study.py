@@ -51,10 +51,14 @@ def test_an_orphan_is_failed_and_asked_again(tmp_path: Path) -> None:
     assert reopened.running == ()
     assert reopened.asked == 0
     again = reopened.ask()
-    assert again.parameters == lost.parameters
-    assert again.number != lost.number
+    assert again == lost
     assert reopened.asked == 1
-    assert not reopened.tell(lost.number, 1.0)
+    assert _open(tmp_path).ask() == lost  # lost once more
+    last = _open(tmp_path)
+    assert last.ask() == lost
+    assert last.tell(lost.number, 1.0)
+    assert last.ask().number != lost.number
+    assert [(trial.number, trial.value) for trial in last.finished()] == [(lost.number, 1.0)]
 
 
 def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
