@@ -1,41 +1,61 @@
 """The one line from weights to optimizer: measure, predict, forecast, observe, decide, apply, record.
 
-    advisor = Advisor(model, optimizer, total_steps=1000)
-    for x, y in loader:
-        loss = criterion(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        advisor.step(loss)
-    advisor.close()
+advisor = Advisor(model, optimizer, total_steps=1000)
+for x, y in loader:
+loss = criterion(model(x), y)
+loss.backward()
+optimizer.step()
+optimizer.zero_grad()
+advisor.step(loss)
+advisor.close()
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 
-from lipadvisor.apply import MODES, Applied, Applier, Mode
-from lipadvisor.dynamics import Coefficients, Reconstruction, coefficients
-from lipadvisor.forecast import Forecast, Forecaster
+from lipadvisor.apply import Applied, Applier, Mode
+from lipadvisor.arguments import check_arguments
+from lipadvisor.checkpoint import plain
+from lipadvisor.fail_open import FailOpen
+from lipadvisor.forecast import Forecast
+from lipadvisor.loss import LossReader
 from lipadvisor.observe import initial_observation, observation, refreshed
-from lipadvisor.policies import Decision, Observation, Policy, as_json, from_json, named_policy
+from lipadvisor.policies import (
+    Decision,
+    Knobs,
+    Observation,
+    Policy,
+    as_json,
+    from_json,
+    named_policy,
+    restore_state,
+)
+from lipadvisor.prediction import HORIZONS, Prediction
 from lipadvisor.probe import Probe
+from lipadvisor.record import extra_columns, layer_bands
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
 from lipadvisor.terms import Terms
 from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
 
 __all__ = ["Advisor"]
 
-HORIZONS = (1, 10, 50, 200)  # steps ahead, of the bands that policies see and the trajectory records
+LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 _log = logging.getLogger("lipadvisor")
+_OWNS = {
+    "takeover": "owns learning rate and weight decay of every parameter group; the optimizer's own do not matter",
+    "cap": "limits the learning rate; the schedule and the weight decay stay the user's",
+    "shadow": "records what it would do and touches nothing",
+}
 
 
 class Advisor:
@@ -87,10 +107,11 @@ class Advisor:
         snapshot_every: int | Literal["auto"] | None = "auto",
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        _check(total_steps, mode, snapshot_every, on_error, out, sink)
+        check_arguments(total_steps, mode, snapshot_every, on_error, out, sink)
         self.policy: Policy[Any] = named_policy(policy) if isinstance(policy, str) else policy
-        self.mode, self.total_steps, self.on_error = mode, total_steps, on_error
-        self.errors = 0
+        self.mode, self.total_steps = mode, total_steps
+        self._errors = FailOpen(raises=on_error == "raise")
+        self._loss = LossReader()
         self.skipped_steps = 0
         self._probe = Probe(
             model,
@@ -108,13 +129,12 @@ class Advisor:
         self._store = None if out is None else TrajectoryStore(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
         self._state = self.policy.init()
-        self._forecaster: Forecaster | None = None
-        self._reconstruction = Reconstruction()
+        self._prediction: Prediction | None = None
+        self._foreign_seen = 0
         self._last: Observation | None = None
         self._decision: Decision | None = None
         self._step, self._tau = 0, 0.0
         self._validation: tuple[int, float] | None = None
-        self._pending_loss: torch.Tensor | None = None
         self._lr_in_step = 0.0
         self._updated = self._started = self._closed = False
         self._decide_s = 0.0
@@ -123,7 +143,7 @@ class Advisor:
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
-        self._say_what_is_owned()
+        _log_what_is_owned(self.policy.name, mode, self._probe)
 
     # -- what the user calls -----------------------------------------------------------------------------------------
 
@@ -142,10 +162,10 @@ class Advisor:
             raise RuntimeError("Advisor.step() was called after close().")
         if not self._updated:
             self.skipped_steps += 1
-            self._guard(self._rearm)
+            self._errors.guard(self._rearm)
             return None
         self._updated = False
-        decision = self._guard(lambda: self._advance(self._read(loss)))
+        decision = self._errors.guard(lambda: self._advance(self._loss.read(loss)))
         return decision if isinstance(decision, Decision) else None
 
     def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None) -> Forecast:
@@ -164,8 +184,8 @@ class Advisor:
             ValueError: the horizon or an entry of the plan is out of range.
         """
         self._start(())
-        assert self._forecaster is not None  # noqa: S101 -- set by _start
-        return self._forecaster.forecast(horizon, plan)
+        assert self._prediction is not None
+        return self._prediction.forecaster.forecast(horizon, self._full_plan(plan))
 
     def report_validation(self, loss: float) -> None:
         """Tell the policy a validation loss, measured on the weights as they are now."""
@@ -180,6 +200,11 @@ class Advisor:
     def overhead(self) -> float:
         """Share of the run's time spent on measuring, predicting, deciding and recording so far."""
         return self._probe.overhead
+
+    @property
+    def errors(self) -> int:
+        """The advisor's own errors so far, caught so that the training goes on."""
+        return self._errors.count
 
     @property
     def steps(self) -> int:
@@ -230,8 +255,7 @@ class Advisor:
             "decision": as_json(self._decision),
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
-            "forecaster": None if self._forecaster is None else self._forecaster.state_dict(),
-            "reconstruction": self._reconstruction.state_dict(),
+            "prediction": None if self._prediction is None else plain(self._prediction.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -244,18 +268,17 @@ class Advisor:
             raise ValueError(f"Advisor.load_state_dict: version must be 1, got {state.get('version')!r}.")
         if state["policy"] != self.policy.name:
             raise ValueError(f"Advisor.load_state_dict: policy must be {self.policy.name!r}, got {state['policy']!r}.")
-        self._state = from_json(type(self.policy.init()), state["policy_state"])
+        self._state = restore_state(self.policy, state["policy_state"])
         self._step, self._tau, self._started = int(state["step"]), float(state["tau"]), bool(state["started"])
         self._validation = None if state["validation"] is None else tuple(state["validation"])
         self._last = None if state["last"] is None else from_json(Observation, state["last"])
         self._decision = None if state["decision"] is None else from_json(Decision, state["decision"])
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
-        self._reconstruction.load_state_dict(state["reconstruction"])
-        if state["forecaster"] is not None:
-            self._forecaster = self._new_forecaster(self._probe.spectrum())
-            self._forecaster.load_state_dict(state["forecaster"])
-        self._recorder.truncate(self._step)
+        if state["prediction"] is not None:
+            self._prediction = Prediction(self._probe.spectrum())
+            self._prediction.load_state_dict(state["prediction"])
+        self._recorder.truncate(self._step + 1)
         if self._started:
             self._probe.arm(self._step)
 
@@ -263,20 +286,21 @@ class Advisor:
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._started and module.training and torch.is_grad_enabled():
-            self._guard(lambda: self._start(args, kwargs))
+            self._errors.guard(lambda: self._start(args, kwargs))
 
     def _before_update(self, *_: Any) -> None:
-        self._guard(self._prepare_update)
+        self._errors.guard(self._prepare_update)
 
     def _prepare_update(self) -> None:
         self._start(())
         self._probe.before_update()
         self._applier.before_update()
-        self._lr_in_step = self._applier.in_force()[0][0]
+        lr = self._applier.in_force()[0]
+        self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
-        self._guard(self._finish_update)
+        self._errors.guard(self._finish_update)
 
     def _finish_update(self) -> None:
         lr, weight_decay = self._applier.in_force()
@@ -293,7 +317,7 @@ class Advisor:
         if args or kwargs:
             self._probe.trace(*args, **(kwargs or {}))
         terms = self._probe.spectrum()
-        self._forecaster = self._new_forecaster(terms)
+        self._prediction = Prediction(terms)
         first = initial_observation(terms, self.total_steps, self._applier.knobs())
         self._last = first
         decision, applied = self._decide(first)
@@ -321,7 +345,8 @@ class Advisor:
         else:
             self._last = self._measured(terms, knobs, loss, overhead)
         if self._validation is not None:
-            self._last = _with_validation(self._last, *self._validation)
+            at, value = self._validation
+            self._last = dataclasses.replace(self._last, validation_loss=value, validation_step=at)
         if loss is None or math.isfinite(loss):
             self._snapshot.keep(step)
         decision, applied = self._decide(self._last)
@@ -333,12 +358,9 @@ class Advisor:
         self._probe.arm(self._step)
         return decision
 
-    def _measured(self, terms: Terms, knobs: Any, loss: float | None, overhead: float) -> Observation:
-        assert self._forecaster is not None  # noqa: S101 -- set by _start
-        rates = coefficients(terms)
-        self._reconstruction.update(terms)
-        self._forecaster.update(terms, rates)
-        bands = self._forecaster.bands()
+    def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
+        assert self._prediction is not None
+        rates, bands = self._prediction.update(terms)
         seen = observation(
             terms,
             rates,
@@ -349,36 +371,55 @@ class Advisor:
             loss=loss,
             overhead=overhead,
         )
-        self._recorder.add_observation(seen, _extras(terms, rates, self._reconstruction))
-        self._recorder.add_forecasts(self._step, self._forecaster.layer_bands(), *_first_knobs(knobs))
+        self._recorder.add_observation(
+            seen,
+            extra_columns(terms, rates, self._prediction.reconstruction),
+            measure_s=terms.measure_s,
+            step_s=terms.step_s,
+        )
+        if self._prediction.measurements % LAYER_BANDS_EVERY == 1:
+            self._recorder.add_forecasts(
+                self._step,
+                layer_bands(self._prediction.forecaster.forecast(max(HORIZONS)), HORIZONS),
+                lr=knobs[0].lr,
+                weight_decay=knobs[0].weight_decay,
+            )
         return seen
 
     def _decide(self, seen: Observation) -> tuple[Decision, Applied]:
         decision, self._state = self.policy.decide(seen, self._state)
-        foreign = self._applier.foreign_writes
         applied = self._applier.apply(decision)
-        if decision.rollback and self.mode == "takeover" and not self._snapshot.restore():
-            applied = Applied(
-                applied.before, applied.proposed, applied.after, (*applied.refused, "rollback: no snapshot")
-            )
-        if foreign > self._foreign_seen:
-            applied = Applied(
-                applied.before, applied.proposed, applied.after, (*applied.refused, "foreign_write: overwritten")
-            )
-            self._foreign_seen = foreign
-        return decision, applied
+        refused = list(applied.refused)
+        if self.mode == "takeover":
+            if decision.rollback:
+                refused += self._roll_back()
+            if decision.weight_scale and self._prediction is not None:
+                self._prediction.shift(dict(decision.weight_scale))
+        if self._applier.foreign_writes > self._foreign_seen:
+            refused.append("foreign_write: overwritten")
+            self._foreign_seen = self._applier.foreign_writes
+        return decision, dataclasses.replace(applied, refused=tuple(refused))
 
-    _foreign_seen = 0
+    def _roll_back(self) -> list[str]:
+        """Go back to the last good weights; what was learned about the ones that are gone is forgotten."""
+        if not self._snapshot.restore():
+            return ["rollback: no snapshot"]
+        self._prediction = Prediction(self._probe.spectrum())
+        return []
 
     def _record(self, decision: Decision, applied: Applied) -> None:
         self._recorder.add_decision(
-            decision, applied.before, applied.after, mode=self.mode, refused="; ".join(applied.refused)
+            decision, mode=self.mode, before=applied.before, after=applied.after, refused=applied.refused
         )
 
-    def _new_forecaster(self, terms: Terms) -> Forecaster:
-        return Forecaster(
-            terms.names, terms.composition_L, optimizer=terms.optimizer, momentum=terms.momentum, horizons=HORIZONS
-        )
+    def _full_plan(self, plan: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return ``plan`` with the knobs of the next step where it names none, if all groups have the same."""
+        full = dict(plan or {})
+        knobs = self._applier.knobs()
+        if len({(k.lr, k.weight_decay) for k in knobs}) == 1:
+            lr, weight_decay = self._applier.in_force()
+            full = {"lr": lr[0], "weight_decay": weight_decay[0]} | full
+        return full
 
     # -- details -----------------------------------------------------------------------------------------------------
 
@@ -386,51 +427,8 @@ class Advisor:
         self._probe.collect(self._step)
         self._probe.arm(self._step)
 
-    def _read(self, loss: torch.Tensor | float | None) -> float | None:
-        if not isinstance(loss, torch.Tensor):
-            return None if loss is None else float(loss)
-        if loss.device.type == "cpu":
-            return float(loss.detach())
-        late, self._pending_loss = self._pending_loss, loss.detach().to("cpu", non_blocking=True)
-        return None if late is None else float(late)
 
-    def _guard(self, action: Callable[[], Any]) -> Any:
-        """Run ``action``; an error of the advisor's own does not stop the training, and is seen."""
-        try:
-            return action()
-        except Exception:
-            if self.on_error == "raise":
-                raise
-            self.errors += 1
-            if self.errors == 1:
-                _log.exception("lipadvisor failed; the training goes on with the knobs as they are (said once)")
-            return None
-
-    def _say_what_is_owned(self) -> None:
-        layers, skipped = len(self._probe.layers), len(self._probe.skipped)
-        owns = {
-            "takeover": "owns learning rate and weight decay of every parameter group; the optimizer's own do not matter",
-            "cap": "limits the learning rate; the schedule and the weight decay stay the user's",
-            "shadow": "records what it would do and touches nothing",
-        }[self.mode]
-        _log.info("%s (%s) %s; measures %d layers, skips %d", self.policy.name, self.mode, owns, layers, skipped)
-
-
-def _check(
-    total_steps: int | None,
-    mode: str,
-    snapshot_every: int | str | None,
-    on_error: str,
-    out: Any,
-    sink: Any,
-) -> None:
-    if total_steps is not None and (isinstance(total_steps, bool) or int(total_steps) != total_steps or total_steps < 1):
-        raise ValueError(f"Advisor(total_steps=...) must be an integer >= 1 or None, got {total_steps!r}.")
-    if mode not in MODES:
-        raise ValueError(f"Advisor(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
-    if snapshot_every not in (None, "auto") and not (isinstance(snapshot_every, int) and snapshot_every >= 1):
-        raise ValueError(f"Advisor(snapshot_every=...) must be an integer >= 1, None or 'auto', got {snapshot_every!r}.")
-    if on_error not in ("warn", "raise"):
-        raise ValueError(f"Advisor(on_error=...) must be 'warn' or 'raise', got {on_error!r}.")
-    if out is not None and sink is not None:
-        raise ValueError("Advisor(out=..., sink=...): give one of them, not both.")
+def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:
+    _log.info("%s (%s) %s; measures %d layers", policy, mode, _OWNS[mode], len(probe.layers))
+    if probe.skipped:
+        _log.info("not measured: %s", "; ".join(f"{one.name}: {one.reason}" for one in probe.skipped))

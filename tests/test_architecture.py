@@ -26,15 +26,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trajectory": {"terms", "policies"},
     "apply": {"policies"},
     "snapshot": set(),
+    "checkpoint": set(),
+    "fail_open": set(),
+    "loss": set(),
+    "arguments": {"apply"},
+    "prediction": {"dynamics", "forecast", "policies", "terms"},
+    "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
     "advisor": {
-        "apply", "dynamics", "forecast", "observe", "policies", "probe", "snapshot", "terms", "trajectory",
+        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "loss", "observe", "policies", "prediction", "probe",
+        "record",         "snapshot", "terms", "trajectory",
     },
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
 }  # fmt: skip
 FREE = {"cli", "experiments", ""}  # the ends of the line: they may use all of it
-TORCH = {"spectra", "probe", "modules", "advisor", "apply", "snapshot", "experiments"}
+TORCH = {"spectra", "probe", "modules", "advisor", "apply", "snapshot", "checkpoint", "loss", "experiments"}
 RAY = {"tune"}
 OPTUNA = {"experiments"}
 
@@ -83,7 +90,9 @@ def test_imports_follow_the_arrows(module: str) -> None:
 
 
 def test_only_one_file_imports_optuna() -> None:
-    users = [module for module, path in modules().items() if "optuna" in {n.split(".")[0] for n in imports(module, path)}]
+    users = [
+        module for module, path in modules().items() if "optuna" in {n.split(".")[0] for n in imports(module, path)}
+    ]
     assert users == ["lipadvisor.experiments.study"]
 
 

@@ -1,0 +1,60 @@
+"""What the trajectory records beyond the observation: predictions beside the observed, and the layers' forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lipadvisor.dynamics import Coefficients, Reconstruction, coefficients
+from lipadvisor.forecast import Forecast
+from lipadvisor.policies import Band
+from lipadvisor.terms import Array, Terms
+
+__all__ = ["extra_columns", "layer_bands"]
+
+
+def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruction) -> dict[str, list[float]]:
+    """Return the columns that only the trajectory has, each for the layers in order and then the network.
+
+    ``predicted`` and ``predicted_paper`` (nats) are integrated from the first measurement and belong to the same
+    weights as the row's ``log_norm``: those after the step, where the terms carry them.
+    """
+    weight_L = terms.composition_L
+    change_L = terms.change_L
+    paper_L = terms.lr_L * coefficients(terms, "paper").path_rate_L()
+    if terms.log_norm_after_L.size == 0:
+        ahead_L = paper_ahead_L = np.zeros_like(change_L)
+    else:
+        ahead_L, paper_ahead_L = np.nan_to_num(change_L), np.nan_to_num(paper_L)
+
+    def with_network(values_L: Array, network: float) -> list[float]:
+        return [*map(float, values_L), float(network)]
+
+    return {
+        "predicted": with_network(reconstruction.predicted_L + ahead_L, reconstruction.predicted + weight_L @ ahead_L),
+        "predicted_paper": with_network(
+            reconstruction.paper_L + paper_ahead_L, reconstruction.paper + weight_L @ paper_ahead_L
+        ),
+        "change": with_network(change_L, weight_L @ change_L),
+        "curvature": with_network(terms.curvature_L, rates.finite_step),
+        "interval": with_network(np.full(len(terms.names), float(terms.interval)), terms.interval),
+    }
+
+
+def layer_bands(forecast: Forecast, horizons: Sequence[int]) -> dict[str, tuple[Band, ...]]:
+    """Return each layer's bands at ``horizons`` (steps ahead, up to ``forecast.horizon``)."""
+    return {
+        name: tuple(
+            Band(
+                horizon,
+                float(series.mean[horizon - 1]),
+                float(series.std[horizon - 1]),
+                float(series.lower[horizon - 1]),
+                float(series.upper[horizon - 1]),
+                forecast.status,
+            )
+            for horizon in horizons
+        )
+        for name, series in forecast.layers.items()
+    }
