@@ -2,6 +2,7 @@
 
 from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
 from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
+from lipadvisor.dynamics.noise import batches_of, clipped, finite_population
 from lipadvisor.dynamics.reconstruction import Reconstruction
 from lipadvisor.dynamics.response import Response, response, squared_response_sums
 from lipadvisor.dynamics.simulation import simulate
@@ -15,8 +16,11 @@ __all__ = [
     "Noise",
     "Reconstruction",
     "Response",
+    "batches_of",
+    "clipped",
     "coefficients",
     "ensemble_change",
+    "finite_population",
     "integral_form",
     "log_decay",
     "network_lr",

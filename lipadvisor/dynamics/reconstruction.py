@@ -37,6 +37,7 @@ class Reconstruction:
         self.measured = 0  # steps whose own prediction was integrated
         self.bridged = 0  # steps between measurements
         self.replaced = 0  # single changes that were not finite
+        self.restarts = 0  # times the steps went back, and the integration began anew
         self.max_error = 0.0  # largest relative error of the network's K so far, finite_step
         self.max_paper_error = 0.0
         self.max_error_L: Array = np.zeros(count)
@@ -51,19 +52,19 @@ class Reconstruction:
         """Take in the next measurement: bring both predictions up to it, and compare.
 
         Raises:
-            ValueError: the layers are not those of the constructor, or ``terms.step`` does not come after the last.
+            ValueError: the layers are not those of the constructor.
         """
         if terms.names != self.names:
             raise ValueError(f"Reconstruction.update(terms) must have the layers {self.names}, got {terms.names}.")
-        if terms.step <= self._step:
-            raise ValueError(f"Reconstruction.update(terms) must come after step {self._step}, got {terms.step}.")
         rate = coefficients(terms, "paper")
         change_L = self._finite(terms.change_L, self._change_L)
         paper_L = self._finite(terms.lr_L * rate.path_rate_L(), self._paper_change_L)
-        if self._step < 0:
+        if terms.step < self._step:  # weights were put back: nothing predicts that
+            self.restarts += 1
+        if self._step < 0 or terms.step < self._step:
             self.predicted_L, self.paper_L = terms.log_norm_L.copy(), terms.log_norm_L.copy()
             self.predicted = self.paper = terms.network_log_norm
-        else:
+        elif terms.step > self._step:
             self._integrate(terms, change_L, paper_L)
         self.observed_L = terms.log_norm_L.copy()
         self.observed = terms.network_log_norm

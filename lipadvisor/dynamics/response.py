@@ -2,7 +2,9 @@
 
 ``docs/science.md``, "Any optimizer": over ``h`` steps with frozen gradient ``G`` and preconditioner ``P``::
 
-    D_h = -lr P ( c_b m_0 + c_g G )        noise of D_h: lr^2 S_2 Sigma_P        n_k: weights moved by a gradient k steps old
+    D_h = -lr P ( c_b m_0 + c_g G )        covariance of D_h = lr^2 S_2 Sigma_P
+
+where ``n_k`` is how far, in units of one plain step, a gradient has moved the weights ``k`` steps later.
 """
 
 from __future__ import annotations

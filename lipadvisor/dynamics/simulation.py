@@ -19,8 +19,9 @@ def simulate(
 ) -> Array:
     """Draw paths of the log-norms of ``L`` layers over ``T`` steps.
 
-    ``log_norm += lr * rate + lr * xi`` with ``xi ~ N(0, noise)``: ``noise`` is the covariance of one step's direction, so
-    that the diffusion of layer ``l`` is ``sqrt(lr noise_ll)``. The noise is additive: a step is exact in distribution.
+    ``log_norm += lr * rate + lr * xi`` with ``xi ~ N(0, noise)``: ``noise`` is the covariance of one step's direction,
+    so that the diffusion of layer ``l`` is ``sqrt(lr noise_ll)``. The noise is additive: each step is exact in
+    distribution.
 
     Args:
         log_norm_L: start, nats, shape ``(L,)``.

@@ -51,7 +51,7 @@ def _run(
     weight_decay_T: Sequence[float] | Array | None = None,
     **given: Any,
 ) -> list[Terms]:
-    """Steps of ``d log_norm = lr law(tau) + lr sigma xi + ln(1 - lr wd)``, layer ``l`` with ``(1 + l)`` times the law."""
+    """Steps of ``d log_norm = lr law(tau) (1 + l) + lr sigma xi + ln(1 - lr wd)`` for layer ``l``."""
     generator = np.random.default_rng(seed)
     weight_decay_T = np.zeros(len(lr_T)) if weight_decay_T is None else weight_decay_T
     log_norm_L, tau, out = np.zeros(layers), 0.0, []
