@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ __all__ = ["FOLDER", "TrajectoryStore", "check_trial_name"]
 
 FOLDER = "trajectory"
 _TRIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_OPEN = 192  # files kept open; the limit of a process is often 1,024
 _MAX_ROWS = 1_000_000  # of one batch; a step of a network with 1,000 layers has some 10,000
 
 
@@ -57,7 +59,7 @@ class TrajectoryStore:
         self._root.mkdir(parents=True, exist_ok=True)
         if not os.access(self._root, os.W_OK | os.X_OK):
             raise PermissionError(f"{self._root} cannot be written.")
-        self._files: dict[tuple[str, int, str], TableFile] = {}
+        self._files: OrderedDict[tuple[str, int, str], TableFile] = OrderedDict()
         self._own_trials: set[str] = set()
 
     def begin(
@@ -162,6 +164,9 @@ class TrajectoryStore:
         key = (trial, attempt, table)
         if key not in self._files:
             self._files[key] = TableFile(self._root / check_trial_name(trial) / f"{attempt}-{table}", table)
+            if len(self._files) > _MAX_OPEN:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(key)
         return self._files[key]
 
     def _check(self, trial: str, attempt: int, sequence: int, batch: Batch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["finite", "read_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -53,7 +53,7 @@ def write_json(path: str | os.PathLike[str], data: Any) -> Path:
     Raises:
         TypeError: ``data`` holds something that JSON has no form for.
     """
-    return write_text(path, json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -69,13 +69,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return ``value`` (of numbers, texts, lists and mappings) with ``None`` for each infinity and nan."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

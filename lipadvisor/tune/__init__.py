@@ -2,7 +2,7 @@
 
 ::
 
-    run_trials --> Tuner --> a trial's process: trainable(TrialContext) --> HubClient --> Hub (actor) --> TrajectoryStore
+    run_trials --> Tuner --> a trial's process: trainable(TrialContext) -> HubClient -> Hub (actor) -> TrajectoryStore
                --> Ledger (callback): results/<trial>.json, progress
 """
 

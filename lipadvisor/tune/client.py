@@ -161,8 +161,9 @@ class HubClient:
             if not self._turn_until(deadline, send=False) and time.monotonic() >= deadline:
                 return None
         self._send(question)
-        reference = self._in_flight
-        ready, _ = ray.wait([reference], timeout=max(0.0, deadline - time.monotonic()))
+        if self._in_flight is None:
+            return None
+        ready, _ = ray.wait([self._in_flight], timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             return None  # its acknowledgement still counts when it comes; its decision no longer does
         acknowledgement = self._collect()

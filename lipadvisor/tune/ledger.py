@@ -20,6 +20,8 @@ from lipadvisor.tune.trial import CHECKPOINTS
 
 __all__ = ["Ledger", "Progress", "finished"]
 
+_HEARTBEAT_S = 10.0
+
 
 def finished(out: str | Path) -> dict[str, dict[str, Any]]:
     """Return the results of the finished trials of a run, by trial; each has ``config`` and ``result``."""
@@ -58,7 +60,7 @@ class Ledger(Callback):
     Args:
         out: The run's directory.
         metric: Name of the figure of a result that is best when lowest; ``None`` for none.
-        total: Returns the number of trials of the whole run, where known.
+        total: Number of trials of the whole run, where known, or a function that returns it.
         on_progress: Told after each change.
     """
 
@@ -66,11 +68,13 @@ class Ledger(Callback):
         self,
         out: Path,
         metric: str | None,
-        total: Callable[[], int | None],
+        total: int | Callable[[], int | None] | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._out, self._metric, self._total, self._on_progress = out, metric, total, on_progress
         self._began = time.monotonic()
+        self._first_start: float | None = None
+        self._last_told = self._began
         self.results = {name: entry["result"] for name, entry in finished(out).items()}
         self._before = len(self.results)
         self._result_by_id: dict[str, dict[str, Any]] = {}
@@ -86,6 +90,7 @@ class Ledger(Callback):
         """Note that a trial runs."""
         name = trial.config[NAME_KEY]
         self.running.add(name)
+        self._first_start = self._first_start or time.monotonic()
         self.started.add(name)
         self._tell()
 
@@ -117,13 +122,20 @@ class Ledger(Callback):
             self.failures[name] = _last_error(trial)
         self._tell()
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tell the progress now and then, where nothing else happens."""
+        if time.monotonic() - self._last_told >= _HEARTBEAT_S:
+            self._tell()
+
     def progress(self) -> Progress:
         """Return how far the run is."""
-        done, total, elapsed = len(self.results), self._total(), time.monotonic() - self._began
+        done, elapsed = len(self.results), time.monotonic() - self._began
+        total = self._total() if callable(self._total) else self._total
         here = done - self._before + len(self.failures)
         left = None
-        if total is not None and here:
-            left = max(0, total - done - len(self.failures)) * elapsed / here
+        if total is not None and here and self._first_start is not None:
+            pace_s = (time.monotonic() - self._first_start) / here
+            left = max(0, total - done - len(self.failures)) * pace_s
         best_trial, best = self._best()
         return Progress(done, len(self.running), len(self.failures), total, best, best_trial, elapsed, left)
 
@@ -138,6 +150,7 @@ class Ledger(Callback):
         return name, finite[name]
 
     def _tell(self) -> None:
+        self._last_told = time.monotonic()
         if self._on_progress is not None:
             self._on_progress(self.progress())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import os
@@ -123,29 +124,24 @@ def run_trials(
     directory = Path(out).resolve()
     _check(concurrent, cpus_per_trial, max_failures, patience_s, policy_at)
     TrajectoryStore(directory).close()  # says at once whether the place can be written
-    ledger_total = total if callable(total) else (lambda: total)
-    if isinstance(trials, Mapping):
+    with _alone(directory):
         done = finished(directory)
-        source: AskTell = _Listed({check_trial_name(n): c for n, c in trials.items() if n not in done})
-        if total is None:
-            count = len(set(trials) | set(done))
-            ledger_total = lambda: count  # noqa: E731
-    else:
-        source = trials
-    ledger = Ledger(directory, metric, ledger_total, on_progress)
-    if source.finished:
-        return Outcome(directory, ledger.results, {}, (), False)
-    local_cpus = max(os.cpu_count() or 1, cpus_per_trial)
-    joins = address or os.environ.get("RAY_ADDRESS")
-    with ray_session(address, cpus=None if joins and joins != "local" else local_cpus), _hub(directory) as hub:
-        setup = TrialSetup(directory, hub, policy_at, patience_s, cpus_per_trial, state_format)
-        with StopSignals() as signals:
+        if isinstance(trials, Mapping):
+            source: AskTell = _Listed({check_trial_name(n): c for n, c in trials.items() if n not in done})
+            total = len({*trials, *done}) if total is None else total
+        else:
+            source = trials
+        ledger = Ledger(directory, metric, total, on_progress)
+        if source.finished:
+            return Outcome(directory, ledger.results, {}, (), False)
+        with ray_session(address, at_least_cpus=cpus_per_trial), _hub(directory) as hub, StopSignals() as signals:
+            setup = TrialSetup(directory, hub, policy_at, patience_s, cpus_per_trial, state_format)
             searcher = AskTellSearcher(source, ledger.result_of, lambda: signals.stopped)
             function = tune.with_resources(functools.partial(_entry, setup, trainable), {"cpu": cpus_per_trial})
             _fit(function, searcher, ledger, directory, concurrent, max_failures)
-    with TrajectoryStore(directory) as store:
-        for name in ledger.results:
-            store.seal(name)
+        with TrajectoryStore(directory) as store:
+            for name in (*ledger.results, *ledger.failures):
+                store.seal(name)
     unfinished = tuple(sorted(ledger.started - set(ledger.results) - set(ledger.failures)))
     return Outcome(directory, ledger.results, ledger.failures, unfinished, signals.stopped)
 
@@ -182,6 +178,17 @@ def _fit(
 
 def _dirname(trial: Any) -> str:
     return str(trial.config[NAME_KEY])
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the run's lock: two writers would mix their trajectories. It goes with the process, however that ends."""
+    with open(directory / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process is working on the run in {directory}.") from None
+        yield
 
 
 @contextmanager

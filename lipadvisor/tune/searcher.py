@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from lipadvisor.trajectory.store import check_trial_name
+
 __all__ = ["NAME_KEY", "RESULT_KEY", "AskTell", "AskTellSearcher"]
 
 NAME_KEY = "trial_name"  # in a configuration: the trial's name
@@ -55,6 +57,7 @@ class AskTellSearcher(Searcher):
         config = self._source.ask(trial_id)
         if config is None:
             return Searcher.FINISHED if self._source.finished else None
+        check_trial_name(config.get(NAME_KEY, trial_id))
         return {NAME_KEY: trial_id, **config}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -17,14 +17,14 @@ __all__ = ["StopSignals", "prepare_environment", "ray_session"]
 _LOGGER = logging.getLogger("lipadvisor")
 
 # Set unless the user has. The reasons: no usage reports; one writer of results, ours; a trial stays in the directory
-# it was started from; a killed driver loses two seconds of Tune's own state, not ten; stopping is ours to handle.
+# it was started from; a killed driver loses two seconds of Tune's own state, not ten; nothing but our own output.
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -48,21 +48,18 @@ def prepare_environment(*, local: bool) -> None:
 
 @contextmanager
 def ray_session(
-    address: str | None = None, *, cpus: int | None = None, object_store_bytes: int = 200_000_000
+    address: str | None = None, *, at_least_cpus: int = 1, object_store_bytes: int = 200_000_000
 ) -> Iterator[None]:
     """Run the body with Ray: one that is running in this process already, a cluster, or a new one on this machine.
 
     Args:
         address: Cluster to join; ``RAY_ADDRESS`` if ``None``, and a new local Ray if that is unset or ``"local"``.
-        cpus: CPUs of a local Ray; all of this machine's if ``None``. Must be ``None`` when joining a cluster.
+        at_least_cpus: A local Ray counts this machine's CPUs, and at least so many.
         object_store_bytes: Size of a local Ray's object store.
 
     Raises:
-        ValueError: ``cpus`` is below 1.
         ConnectionError: the cluster cannot be reached.
     """
-    if cpus is not None and cpus < 1:
-        raise ValueError(f"ray_session(cpus=...) must be at least 1, got {cpus}.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     prepare_environment(local=local)
@@ -76,7 +73,7 @@ def ray_session(
         if local:
             ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=max(os.cpu_count() or 1, at_least_cpus),
                 include_dashboard=False,
                 object_store_memory=object_store_bytes,
                 **quiet,
@@ -98,11 +95,16 @@ class StopSignals:
     the main thread, where Python takes no signal handlers, it does nothing.
     """
 
+    _TUNES_OWN = "TUNE_DISABLE_SIGINT_HANDLER"
+
     def __init__(self) -> None:
         self.stopped = False
         self._before: dict[signal.Signals, object] = {}
+        self._variable: str | None = None
 
     def __enter__(self) -> StopSignals:
+        self._variable = os.environ.get(self._TUNES_OWN)
+        os.environ[self._TUNES_OWN] = "1"
         if threading.current_thread() is threading.main_thread():
             self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ignore)  # until Tune sets its own
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,6 +114,10 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._variable is None:
+            del os.environ[self._TUNES_OWN]
+        else:
+            os.environ[self._TUNES_OWN] = self._variable
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped and number == signal.SIGINT:

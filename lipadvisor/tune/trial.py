@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import zlib
@@ -16,7 +15,7 @@ from ray import tune
 
 from lipadvisor.policies.contract import Policy
 from lipadvisor.trajectory import Sink, write_json
-from lipadvisor.trajectory.whole_files import write_bytes
+from lipadvisor.trajectory.whole_files import finite, write_bytes
 from lipadvisor.tune.client import HubClient
 from lipadvisor.tune.placement import HubPolicy
 from lipadvisor.tune.searcher import NAME_KEY, RESULT_KEY
@@ -126,7 +125,7 @@ class TrialContext:
         self._client.close()
         whole = {**result, "hub": self.counts(), "attempt": self.attempt}
         scalars = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
-        tune.report({**scalars, RESULT_KEY: json.dumps(_finite(whole))})
+        tune.report({**scalars, RESULT_KEY: json.dumps(finite(whole))})
 
 
 Trainable: TypeAlias = Callable[[TrialContext], Mapping[str, Any]]
@@ -171,13 +170,3 @@ def _read_checkpoint(folder: Path, state_format: StateFormat) -> tuple[int, Any]
         return int(latest["step"]), state_format.decode(content)
     except (OSError, ValueError, KeyError):
         return 0, None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
