@@ -216,7 +216,8 @@ class HorizonTracker:
         squared_S = now.squared_S - made.squared_S
         raw_S = np.sqrt(raw_variance(*self._response, np.asarray(steps), squared_S, made.noise_S, mean_S, second_S))
         error_S = free_S - mean_S
-        good_S = np.isfinite(error_S) & np.isfinite(raw_S)
+        # Where the clock stood still there was nothing to foresee, and nothing to learn.
+        good_S = np.isfinite(error_S) & np.isfinite(raw_S) & (squared_S > 0.0)
         if not good_S.all():
             error_S = np.where(good_S, error_S, 0.0)
             free_S, moved_S = np.where(good_S, free_S, 0.0), np.where(good_S, moved_S, 0.0)
