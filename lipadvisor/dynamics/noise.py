@@ -24,15 +24,13 @@ def clipped(terms: Terms, factor: float) -> Terms:
     """
     if not 0.0 < factor <= 1.0:
         raise ValueError(f"clipped(factor=...) must be in (0, 1], got {factor!r}.")
-    return replace(
-        terms, noise_LL=terms.noise_LL * factor**2, noise_curvature_L=terms.noise_curvature_L * factor**2
-    )
+    return replace(terms, noise_LL=terms.noise_LL * factor**2, noise_curvature_L=terms.noise_curvature_L * factor**2)
 
 
 def finite_population(batch_size: int, population: int) -> float:
     """Return the factor on the variance of a batch's mean when its samples are drawn without replacement.
 
-    ``1 - M/N`` for ``M`` of ``N`` samples, with the unbiased (``N - 1``) variance of the population: 0 for the full batch.
+    ``1 - M/N`` for ``M`` of ``N`` samples, beside the unbiased (``N - 1``) variance of the population; 0 for all of it.
 
     Raises:
         ValueError: not ``1 <= batch_size <= population``.
