@@ -1,1 +1,34 @@
-"""Placeholder."""
+"""What is known of each module before the first step: Lipschitz constants, Jacobians, bounds of whole networks, advice.
+
+constant_of(module, *inputs)      Lipschitz constant of one module, with its kind and condition
+jacobian_of(module, x)            analytic Jacobian at one sample
+register(kind, Entry(...))        the same for a module of your own
+"""
+
+from lipadvisor.modules import activations, attention, blocks, linear, normalization, pooling
+from lipadvisor.modules.attention import DotProductAttention, L2Attention, ScaledCosineAttention
+from lipadvisor.modules.blocks import DropPath, FeedForward, Residual, ResNetBlock, TransformerBlock
+from lipadvisor.modules.constant import Constant, Kind
+from lipadvisor.modules.normalization import CenterNorm
+from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register, registered
+
+__all__ = [
+    "CenterNorm",
+    "Constant",
+    "DotProductAttention",
+    "DropPath",
+    "Entry",
+    "FeedForward",
+    "Kind",
+    "L2Attention",
+    "ResNetBlock",
+    "Residual",
+    "ScaledCosineAttention",
+    "TransformerBlock",
+    "constant_of",
+    "find",
+    "jacobian_of",
+    "register",
+    "registered",
+]
+_RULES = (activations, attention, blocks, linear, normalization, pooling)  # importing them registers the entries

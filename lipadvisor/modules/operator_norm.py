@@ -1,0 +1,161 @@
+"""Operator norms of linear maps and of Jacobians, by Golub-Kahan-Lanczos on the map and its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Norm", "jacobian_norm", "lanczos_norm", "linear_map_norm", "matrix_norm"]
+
+Map = Callable[[Tensor], Tensor]
+_GRAM_SIDE = 1024  # up to here the smaller Gram matrix is solved outright
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm from below: exact to ``residual`` (relative) where ``converged``."""
+
+    value: float
+    residual: float
+    converged: bool
+
+
+def matrix_norm(W: Tensor) -> float:
+    """Return ``s_1(W)`` of a matrix (m, n), in float64 wherever the smaller side is at most 1024."""
+    W = W.detach()
+    if min(W.shape) == 0:
+        return 0.0
+    if min(W.shape) <= _GRAM_SIDE and W.numel() <= 1 << 23:
+        W = W.double()
+        gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+        if not torch.isfinite(gram).all():
+            return float("nan")
+        return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+    generator = torch.Generator(device=W.device).manual_seed(0)
+    start = torch.randn(W.shape[1], generator=generator, dtype=W.dtype, device=W.device)
+    return lanczos_norm(lambda v: W @ v, lambda u: W.T @ u, start).value
+
+
+def lanczos_norm(
+    apply: Map, adjoint: Map, start: Tensor, steps: int = 24, restarts: int = 4, tol: float = 1e-6
+) -> Norm:
+    """Return the largest singular value of the linear map ``apply`` by restarted Golub-Kahan bidiagonalization.
+
+    The value approaches the norm from below. ``steps`` vectors of the input's size are kept.
+
+    Args:
+        apply: v -> A v, tensors of any shape.
+        adjoint: u -> A' u.
+        start: first vector, of the input's shape, not zero.
+        steps: vectors kept between restarts, >= 1.
+        restarts: how often to restart from the best vector so far, >= 1.
+        tol: relative residual ``|A' u - s v| / s`` at which to stop.
+
+    References:
+        Golub and Kahan, SIAM J. Numer. Anal. 2 (1965) 205, section 3.
+    """
+    best, residual = 0.0, float("inf")
+    v = start / start.norm()
+    for _ in range(restarts):
+        basis, images = _bidiagonalize(apply, adjoint, v, steps)
+        if not images:
+            return Norm(best, 0.0, True)
+        A_V = torch.stack([image.flatten() for image in images])
+        gram = (A_V @ A_V.T).double()
+        if not torch.isfinite(gram).all():
+            return Norm(float("nan"), float("nan"), False)
+        values, vectors = torch.linalg.eigh(gram)
+        mix = vectors[:, -1].to(v.dtype)
+        v = torch.tensordot(mix, torch.stack(basis), dims=1)
+        best = float(values[-1].clamp_min(0).sqrt())
+        if best == 0.0:
+            return Norm(0.0, 0.0, True)
+        v = v / v.norm()
+        gradient = adjoint(apply(v))
+        residual = float((gradient - best**2 * v).norm()) / best**2
+        if residual < tol:
+            break
+    return Norm(best, residual, residual < max(tol, 1e-3))
+
+
+def _bidiagonalize(apply: Map, adjoint: Map, v: Tensor, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    basis: list[Tensor] = []
+    images: list[Tensor] = []
+    for _ in range(min(steps, v.numel())):
+        basis.append(v)
+        images.append(apply(v))
+        step = adjoint(images[-1])
+        scale = step.norm()
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            for other in basis:
+                step = step - (step * other).sum() * other
+        rest = step.norm()
+        if not rest > 1e-6 * scale:
+            break
+        v = step / rest
+    return basis, images
+
+
+def linear_map_norm(function: Map, shape: tuple[int, ...], like: Tensor | None = None, steps: int = 24) -> Norm:
+    """Return the norm of an affine ``function`` on inputs of ``shape``: its offset drops out."""
+    dtype, device = (like.dtype, like.device) if like is not None else (torch.float64, torch.device("cpu"))
+    return jacobian_norm(function, torch.zeros(shape, dtype=dtype, device=device), steps)
+
+
+def jacobian_norm(function: Map, x: Tensor, steps: int = 24, seed: int = 0, restarts: int = 4) -> Norm:
+    """Return ``||J_f(x)||_2``, all axes of input and output flattened, from below.
+
+    One forward pass is kept; ``J v`` comes from differentiating ``u -> J' u``, which is linear, or where torch has no
+    second derivative of an operation, from forward mode.
+    """
+    try:
+        return _by_double_backward(function, x, steps, seed, restarts)
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        return _by_forward_mode(function, x, steps, seed, restarts)
+
+
+def _random_like(x: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator(device=x.device).manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _by_forward_mode(function: Map, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
+    x = x.detach()
+    _, pullback = torch.func.vjp(function, x)
+
+    def apply(v: Tensor) -> Tensor:
+        pushed: Tensor = torch.func.jvp(function, (x,), (v,))[1]
+        return pushed
+
+    def adjoint(u: Tensor) -> Tensor:
+        pulled: Tensor = pullback(u)[0]
+        return pulled
+
+    return lanczos_norm(apply, adjoint, _random_like(x, seed), steps, restarts)
+
+
+def _by_double_backward(function: Map, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        y = function(x)
+        if not y.requires_grad:
+            return Norm(0.0, 0.0, True)
+        dummy = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, dummy, create_graph=True, allow_unused=True)
+    if pulled is None or not pulled.requires_grad:
+        return Norm(0.0, 0.0, True)
+
+    def apply(v: Tensor) -> Tensor:
+        (pushed,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True)
+        return pushed
+
+    def adjoint(u: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(y, x, u, retain_graph=True)
+        return back
+
+    return lanczos_norm(apply, adjoint, _random_like(x, seed), steps, restarts)
