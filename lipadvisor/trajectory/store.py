@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES, Batch, Sink
+from lipadvisor.trajectory.schema import SCHEMA_VERSION, TABLES, Batch, Sink, as_table
 from lipadvisor.trajectory.stream import TableFile
 from lipadvisor.trajectory.whole_files import read_json, write_json
 
@@ -109,9 +109,9 @@ class TrajectoryStore:
             OSError: the disk did not take it; send it again.
         """
         self._check(trial, attempt, sequence, batch)
-        for table in TABLES:  # a batch cut off between two tables is completed when it is sent again
-            if batch.get(table):
-                self._file(trial, attempt, table).append(sequence, batch[table])
+        tables = {name: as_table(name, rows) for name, rows in batch.items() if rows}
+        for name, table in tables.items():  # a batch cut off between two tables is completed when it is sent again
+            self._file(trial, attempt, name).append(sequence, table)
         return self.last_sequence(trial, attempt)
 
     def last_sequence(self, trial: str, attempt: int) -> int:

@@ -9,7 +9,6 @@ again, so that a batch may be sent twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lipadvisor.trajectory.schema import TABLES, Row, as_table
+from lipadvisor.trajectory.schema import TABLES
 from lipadvisor.trajectory.whole_files import write_bytes
 
 __all__ = ["TableFile", "read_stream"]
@@ -65,7 +64,6 @@ class TableFile:
     def __init__(self, path: Path, table: str) -> None:
         self._stream_path = path.with_name(path.name + ".arrows")
         self._sealed_path = path.with_name(path.name + ".parquet")
-        self._table = table
         self._schema = TABLES[table].insert(0, pa.field("sequence", pa.int64()))
         self._handle: int | None = None
         self._last: int | None = None
@@ -77,17 +75,15 @@ class TableFile:
             self._last = int(pc.max(self.read()["sequence"]).as_py() or 0)
         return self._last
 
-    def append(self, sequence: int, rows: Sequence[Row]) -> None:
-        """Append a batch unless it is there already.
+    def append(self, sequence: int, table: pa.Table) -> None:
+        """Append a batch of rows, as ``schema.as_table`` gives them, unless it is there already.
 
         Raises:
-            ValueError: a row does not fit the schema.
             OSError: the disk did not take it; the file is as it was.
         """
-        if not rows or sequence <= self.last_sequence:
+        if not table.num_rows or sequence <= self.last_sequence:
             return
-        table = as_table(self._table, rows)
-        numbers = pa.array([sequence] * len(rows), type=pa.int64())
+        numbers = pa.array([sequence] * table.num_rows, type=pa.int64())
         batch = pa.Table.from_arrays([numbers, *table.columns], schema=self._schema).combine_chunks().to_batches()[0]
         self._write(memoryview(batch.serialize()))
         self._last = sequence
