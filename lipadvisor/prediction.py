@@ -41,7 +41,9 @@ class Prediction:
 
     def shift(self, factors: Mapping[str, float]) -> None:
         """Account for weights that a decision has just rescaled, by the layers' names."""
-        self.reconstruction.shift(np.log([factors.get(name, 1.0) for name in self.reconstruction.names]))
+        log_factor_L = np.log([factors.get(name, 1.0) for name in self.reconstruction.names])
+        self.reconstruction.shift(log_factor_L)
+        self.forecaster.shift(log_factor_L)
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers, lists and numpy arrays that :meth:`load_state_dict` continues from."""
