@@ -31,6 +31,10 @@ class Progress:
         self._live = stream.isatty()
         self._width = 0
 
+    def start(self) -> None:
+        """Begin to count the time that trials take; what was spent before, starting up, says nothing about them."""
+        self._begun = self._clock()
+
     def add(self, record: Record, *, count: bool = True) -> None:
         """Take in a record; with ``count`` false one that had ended before: it counts only towards the best."""
         job = record.job

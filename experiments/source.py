@@ -20,6 +20,7 @@ class CampaignSource:
     def __init__(self, campaign: Campaign, settings: Settings, progress: Progress) -> None:
         self._campaign, self._settings, self._progress = campaign, settings, progress
         self._job_by_id: dict[str, Job] = {}
+        self._asked = False
 
     @property
     def finished(self) -> bool:
@@ -31,12 +32,11 @@ class CampaignSource:
         job = self._campaign.ask()
         if job is None:
             return None
+        if not self._asked:
+            self._progress.start()
+        self._asked = True
         self._job_by_id[trial_id] = job
-        settings = self._settings
-        config = trial_config(
-            job, steps=settings.steps, evaluations=settings.evaluations, max_overhead=settings.max_overhead
-        )
-        return {"trial_name": job.name, **config}
+        return {"trial_name": job.name, **trial_config(job, self._settings)}
 
     def tell(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool, pruned: bool) -> None:
         """Take an outcome in; twice the same does nothing."""

@@ -12,7 +12,8 @@ import torch
 
 from lipadvisor.advisor import Advisor
 from lipadvisor.experiments.arms import ARMS
-from lipadvisor.experiments.records import Job, Record
+from lipadvisor.experiments.records import SEARCH, Job, Record
+from lipadvisor.experiments.settings import Settings
 from lipadvisor.experiments.workloads import WORKLOADS
 from lipadvisor.policies import as_json, from_json
 
@@ -21,12 +22,21 @@ if TYPE_CHECKING:  # the trial's function needs no Ray of its own
 
 __all__ = ["decode_state", "encode_state", "train", "trial_config"]
 
+_SPARSE_OVERHEAD = 0.1  # where a schedule is searched that reads no measurement
 _CHECKPOINTS = 3  # of a trial, spread over its evaluations
 
 
-def trial_config(job: Job, *, steps: int, evaluations: int, max_overhead: float) -> dict[str, Any]:
+def trial_config(job: Job, settings: Settings) -> dict[str, Any]:
     """Return the configuration that :func:`train` takes, as JSON."""
-    return {"job": as_json(job), "steps": steps, "evaluations": evaluations, "max_overhead": max_overhead}
+    sparse = job.stage == SEARCH and ARMS[job.arm].baseline
+    every_step = settings.max_overhead is None and not sparse
+    return {
+        "job": as_json(job),
+        "steps": settings.steps,
+        "evaluations": settings.evaluations,
+        "max_overhead": settings.max_overhead or _SPARSE_OVERHEAD,
+        "interval": 1 if every_step else None,
+    }
 
 
 def train(context: TrialContext) -> Mapping[str, Any]:
@@ -48,6 +58,7 @@ def train(context: TrialContext) -> Mapping[str, Any]:
         steps,
         policy=context.policy(arm.policy(job.parameters)),
         max_overhead=config["max_overhead"],
+        interval=config["interval"],
         seed=job.seed,
         sink=context.sink,
     )
