@@ -10,6 +10,7 @@ Measured quantities and their units are those of :class:`lipadvisor.terms.Terms`
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.noise import layer_noise
+from lipadvisor.probe.noise import NoiseImages, is_exact, layer_noise
 from lipadvisor.probe.record import COLUMNS, Readings, noise_covariance, read, statuses
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.tracker import LayerTracker
@@ -38,6 +39,8 @@ NEEDED = {
 RANK = 6
 DEGREE = 4
 SIGNS = 2
+STRETCH = 0.12  # relative update up to which a step is predicted in one go
+MAX_STRETCHES = 16
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
 
@@ -95,7 +98,7 @@ class Probe:
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
-        self._values: list[Tensor] = []
+        self._values_LC: Tensor | None = None
         self._noise_LL: Tensor | None = None
         self._knobs: tuple[tuple[float, float], ...] = ()
         self._samples = 0
@@ -110,7 +113,8 @@ class Probe:
     def spectrum(self) -> Terms:
         """Return the norms of the weights as they are now; everything that needs a step is nan."""
         unsettled = self._refresh(keep_vectors=True)
-        values_LC = torch.stack([self._row(i, None, None) for i in range(len(self.layers))])
+        with torch.no_grad():
+            values_LC = _columns(torch.stack([self._spectrum_row(i) for i in range(len(self.layers))]))
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         return self._terms(read(values_LC, None), self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
 
@@ -118,7 +122,7 @@ class Probe:
         """Say whether optimizer step number ``step`` (0-based) is to be measured, and put the hooks in if so."""
         self._armed_at = time.perf_counter()
         self._spent_s = 0.0
-        self._values, self._noise_LL = [], None
+        self._values_LC, self._noise_LL = None, None
         self._armed = step if self._budget.due(step) else None
         if self._armed is None:
             return False
@@ -161,15 +165,15 @@ class Probe:
     def collect(self, step: int) -> Terms | None:
         """Return what step number ``step`` gave, in one device synchronisation; None if it was not measured."""
         started = time.perf_counter()
-        measured = self._armed == step and bool(self._values)
-        readings = read(torch.stack(self._values), self._noise_LL) if measured else None
+        values_LC = self._values_LC if self._armed == step else None
+        readings = None if values_LC is None else read(values_LC, self._noise_LL)
         self._capture.detach()
         self._capture.clear()
         now = time.perf_counter()
         measure_s = self._spent_s + self._capture.spent_s + now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
-        wait = self._budget.spend(step, step_s, measure_s, measured)
-        self._armed, self._values = None, []
+        wait = self._budget.spend(step, step_s, measure_s, readings is not None)
+        self._armed, self._values_LC = None, None
         self._capture.spent_s = 0.0
         if readings is None:
             return None
@@ -191,7 +195,7 @@ class Probe:
         """Take the hooks out and forget what was captured."""
         self._capture.detach()
         self._capture.clear()
-        self._armed, self._values = None, []
+        self._armed, self._values_LC = None, None
 
     # --- what happens inside -------------------------------------------------------------------------------------
 
@@ -224,56 +228,82 @@ class Probe:
                         tracker.v_RN = block.v_RN
         return tuple(unsettled)
 
-    def _row(self, index: int, drift: Tensor | None, noise_q: Tensor | None) -> Tensor:
-        """Return the layer's values in the order of COLUMNS."""
+    def _spectrum_row(self, index: int) -> Tensor:
+        """Return s_1, s_2, the sum of squares and the residual of a layer (4,)."""
         tracker = self._trackers[index]
         block, kernel = tracker.block, tracker.old
         if block is None or kernel is None or tracker.operator is None:
-            return self._bound_row(tracker)
+            return _bound_row(tracker.kernel())
         top = block.s_R[0]
         second = block.s_R[1] if len(block.s_R) > 1 else torch.zeros_like(top)
-        residual = (tracker.operator.apply(kernel, block.v_RN[:1])[0] - top * block.u_RM[0]).norm() / top
-        nan = torch.full_like(top, float("nan"))
-        spectrum = torch.stack([top, second, kernel.square().sum(), residual])
-        drift = nan.expand(4) if drift is None else drift
-        return torch.cat([spectrum, drift, (nan if noise_q is None else noise_q / top).reshape(1)])
-
-    def _bound_row(self, tracker: LayerTracker) -> Tensor:
-        """Return the spectrum of a convolution of unknown input size: sqrt(taps) times that of its matrix, a bound."""
-        kernel = tracker.kernel()
-        s_R = torch.linalg.svdvals(torch.nan_to_num(kernel.flatten(1)))
-        taps = float(np.prod(kernel.shape[2:]))
-        row = s_R.new_full((len(COLUMNS),), float("nan"))
-        row[0], row[1], row[2] = (
-            s_R[0] * taps**0.5,
-            (s_R[1] if len(s_R) > 1 else 0.0) * taps**0.5,
-            kernel.square().sum(),
-        )
-        row[3] = 1.0
-        return row
+        residual = torch.sub(tracker.operator.apply(kernel, block.v_RN[:1])[0], top * block.u_RM[0]).norm() / top
+        return torch.stack([top, second, kernel.square().sum(), residual])
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
+        spectrum_L4 = torch.stack([self._spectrum_row(index) for index in range(len(self.layers))])
         if self.level == "norms":
-            self._values = [self._row(i, None, None) for i in range(len(self.layers))]
+            self._values_LC = _columns(spectrum_L4)
             return
         scalars: list[Tensor | None] = []
+        rows, stretches, owners = [], [], []
         for index, tracker in enumerate(self._trackers):
-            if tracker.operator is None or tracker.block is None:
-                self._values.append(self._row(index, None, None))
+            if tracker.operator is None or tracker.block is None or tracker.old is None:
+                rows.append(spectrum_L4.new_full((4,), float("nan")))
                 scalars.append(None)
                 continue
             lr, weight_decay = self._knobs[index]
-            assert tracker.old is not None
-            resolvent = tracker.resolvent(tracker.old, tracker.block.s_R[0])
-            drift = tracker.drift(self._direction(index, lr, weight_decay), lr, weight_decay, resolvent)
-            scalar_B, noise_q = self._noise(index, tracker, resolvent) if self.level == "full" else (None, None)
-            scalars.append(scalar_B)
-            self._values.append(self._row(index, drift, noise_q))
+            direction = self._direction(index, lr, weight_decay)
+            size = self._update_norm(index, direction)
+            noise, absent = self._noise(index, tracker)
+            # W' = (1 - lr wd) (W + lr U / (1 - lr wd))
+            length = lr / (1.0 - lr * weight_decay)
+            response, corners = tracker.predict(direction, length, self._substeps(index, lr), noise)
+            scalars.append(None if noise is None else noise.scalars_B / tracker.block.s_R[0])
+            noise_q = response.noise_curvature
+            if noise_q is None:
+                noise_q = torch.full_like(size, absent)
+            rows.append(torch.stack([response.first, response.curvature, size, noise_q]))
+            stretches += corners
+            owners += [index] * len(corners)
+        change_L = self._changes(stretches, owners, spectrum_L4)
+        first_L, curvature_L, size_L, noise_L = (torch.stack(rows) / spectrum_L4[:, :1]).unbind(1)
+        self._values_LC = torch.cat(
+            [spectrum_L4, torch.stack([first_L, curvature_L, change_L, size_L, noise_L], dim=1)], dim=1
+        )
         if self.level == "full":
             self._samples = min((s.shape[0] for s in scalars if s is not None), default=0)
             if self._samples:
                 self._noise_LL = noise_covariance(scalars, self._samples)
+
+    def _changes(self, stretches: list[tuple[Tensor, Tensor]], owners: list[int], like: Tensor) -> Tensor:
+        """Return the predicted change of ln s_1 (L,), decay included: one batched SVD for all layers."""
+        decay = [math.log1p(-lr * weight_decay) for lr, weight_decay in self._knobs]
+        change_L = torch.tensor(decay, dtype=like.dtype).to(like.device, non_blocking=True)
+        if not stretches:
+            return change_L
+        side = max(len(corner) for corner, _ in stretches)
+        corners = torch.stack([nn.functional.pad(c, (0, side - len(c), 0, side - len(c))) for c, _ in stretches])
+        finite = torch.isfinite(corners).all(dim=2).all(dim=1)
+        top = torch.linalg.svdvals(torch.nan_to_num(corners, 0.0, 0.0, 0.0))[:, 0]
+        logs = torch.where(finite, (top / torch.stack([s for _, s in stretches])).log(), float("nan"))
+        return change_L.index_add(0, torch.tensor(owners).to(like.device, non_blocking=True), logs)
+
+    def _update_norm(self, index: int, direction: Tensor) -> Tensor:
+        """Return s_1 of the direction; at the first measurement of a layer, converged and known to the host."""
+        tracker = self._trackers[index]
+        assert tracker.block is not None
+        size = tracker.update_norm(direction)
+        if math.isinf(self._ratio_L[index]):
+            for _ in range(4):
+                size = tracker.update_norm(direction)
+            self._ratio_L[index] = float(size / tracker.block.s_R[0])
+        return size
+
+    def _substeps(self, index: int, lr: float) -> int:
+        """Return in how many stretches to follow the step, judged by the last update's size."""
+        relative = lr * self._ratio_L[index]
+        return min(MAX_STRETCHES, max(1, math.ceil(relative / STRETCH))) if math.isfinite(relative) else 1
 
     def _direction(self, index: int, lr: float, weight_decay: float) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
@@ -287,19 +317,21 @@ class Probe:
                 return torch.zeros_like(tracker.old)
         return (tracker.kernel() - tracker.old * (1.0 - lr * weight_decay)) / lr
 
-    def _noise(self, index: int, tracker: LayerTracker, resolvent: Any) -> tuple[Tensor | None, Tensor]:
-        """Return the layer's per-sample scalars over s_1, and q of its noise."""
-        assert tracker.block is not None and tracker.operator is not None
-        batch, top = self._capture.batch(index), tracker.block.s_R[0]
-        if batch is None:
-            missing = 0.0 if tracker.layer.weight.grad is None else float("nan")
-            return None, torch.full_like(top, missing)
+    def _noise(self, index: int, tracker: LayerTracker) -> tuple[NoiseImages | None, float]:
+        """Return what the batch's noise does to the layer; without a batch, what stands in its place."""
+        if self.level != "full":
+            return None, float("nan")
+        assert tracker.block is not None
+        assert tracker.operator is not None
+        batch = self._capture.batch(index)
+        if batch is None:  # no gradient, no noise; a gradient that came another way is not known
+            return None, 0.0 if tracker.layer.weight.grad is None else float("nan")
         scale = optimizers.preconditioner(self._optimizer, tracker.layer.weight, tracker.layer.group)
-        signs_KB = torch.randint(0, 2, (SIGNS, batch[0].shape[0]), generator=self._generator) * 2.0 - 1.0
-        scalar_B, q = layer_noise(
-            tracker.operator, tracker.block, resolvent, batch, scale, signs_KB.to(batch[0], non_blocking=True)
-        )
-        return scalar_B / top, q
+        signs_KB = torch.ones(1, 1)
+        if not is_exact(tracker.operator):
+            signs_KB = torch.randint(0, 2, (SIGNS, batch[0].shape[0]), generator=self._generator) * 2.0 - 1.0
+            signs_KB = signs_KB.to(batch[0], non_blocking=True)
+        return layer_noise(tracker.operator, tracker.block, batch, scale, signs_KB), 0.0
 
     def _keep_vectors(self, readings: Readings) -> None:
         """Carry the vectors of layers that are sound to the next refresh; the others keep their last good ones."""
@@ -401,3 +433,18 @@ class Probe:
         self._generator.set_state(state["generator"].cpu())
         for name, value in state["budget"].items():
             setattr(self._budget, name, value)
+
+
+def _columns(spectrum_L4: Tensor) -> Tensor:
+    """Return the full table of a measurement that has seen no step."""
+    rest = spectrum_L4.new_full((len(spectrum_L4), len(COLUMNS) - 4), float("nan"))
+    return torch.cat([spectrum_L4, rest], dim=1)
+
+
+def _bound_row(kernel: Tensor) -> Tensor:
+    """Return the spectrum of a convolution of unknown input size: sqrt(taps) times that of its matrix, a bound."""
+    s_R = torch.linalg.svdvals(torch.nan_to_num(kernel.flatten(1)))
+    taps = math.prod(kernel.shape[2:])
+    second = s_R[1] if len(s_R) > 1 else torch.zeros_like(s_R[0])
+    loose = torch.ones_like(second)
+    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, kernel.square().sum(), loose])

@@ -8,23 +8,39 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe.layers import TrackedLayer
-from lipadvisor.probe.noise import EXACT_SIDE
+from lipadvisor.probe.noise import NoiseImages, is_exact
 from lipadvisor.spectra import (
     CgResolvent,
     FlatResolvent,
     GramResolvent,
     LayerOperator,
-    LinearOperator,
     Resolvent,
     TrackedBlock,
     cold_start,
-    curvature_form,
     refresh,
     start_vectors,
 )
-from lipadvisor.spectra.change import BlockChange, project_change
+from lipadvisor.spectra.change import bordered_corner, project_change
+from lipadvisor.spectra.curvature import complement_form, split_change
 
-__all__ = ["LayerTracker"]
+__all__ = ["LayerTracker", "Response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What one change does to the top of a layer's spectrum, still on the device.
+
+    Attributes:
+        first: ``u' E v``.
+        curvature: ``q(E)``.
+        corner: small matrix whose largest singular value is the predicted s_1.
+        noise_curvature: ``E q(noise)``, if noise was given.
+    """
+
+    first: Tensor
+    curvature: Tensor
+    corner: Tensor
+    noise_curvature: Tensor | None
 
 
 @dataclass(slots=True)
@@ -71,51 +87,73 @@ class LayerTracker:
 
     def refresh(self, degree: int) -> TrackedBlock:
         """Bring the block up to the present weight, and keep a copy of that weight."""
-        assert self.operator is not None and self.v_RN is not None
+        assert self.operator is not None
+        assert self.v_RN is not None
         self.old = self.kernel().clone()
         self.block = refresh(self.operator, self.old, self.v_RN, degree)
         return self.block
 
-    def resolvent(self, kernel: Tensor, sigma: Tensor) -> Resolvent:
-        """Return the resolvent of the block's complement for ``kernel`` at ``sigma``, the cheapest that is exact."""
-        assert self.operator is not None and self.block is not None
-        if self.block.complete:
-            return FlatResolvent(sigma)
-        if isinstance(self.operator, LinearOperator) and min(self.layer.shape) <= EXACT_SIDE:
-            return GramResolvent.build(kernel, self.block, sigma)
-        return CgResolvent(self.operator, kernel, self.block, sigma)
+    def resolvent(self, kernel: Tensor, block: TrackedBlock) -> Resolvent:
+        """Return the resolvent of the block's complement, the cheapest that is exact."""
+        assert self.operator is not None
+        if block.complete:
+            return FlatResolvent(block.s_R[0])
+        if is_exact(self.operator):
+            return GramResolvent.build(kernel, block)
+        return CgResolvent(self.operator, kernel, block)
 
-    def drift(self, direction: Tensor, lr: float, weight_decay: float, resolvent: Resolvent) -> Tensor:
-        """Return ``first, curvature, change, update_ratio`` (4,) of one step along ``direction``."""
-        assert self.operator is not None and self.block is not None and self.old is not None
-        block, top = self.block, self.block.s_R[0]
+    def respond(
+        self, kernel: Tensor, block: TrackedBlock, direction: Tensor, length: float, noise: NoiseImages | None
+    ) -> Response:
+        """Return what ``W + length * direction`` does to the top of the spectrum, and the noise's form beside it.
+
+        All changes share one solve with the complement.
+        """
+        assert self.operator is not None
         change = project_change(self.operator, direction, block)
-        first = change.corner_RR[0, 0] / top
-        q = curvature_form(block, resolvent, change.image_RM[:1], change.coimage_RN[:1])[0] / top
-        log_change = self._log_change(change, direction, lr, weight_decay)
-        return torch.stack([first, q, log_change, self._update_norm(direction) / top])
+        corner_RR = torch.diag(block.s_R) + change.corner_RR * length
+        p_1M, y_1N = change.turning(block, corner_RR)
+        image_KM, coimage_KN = change.image_RM[:1], change.coimage_RN[:1]
+        if noise is not None:
+            image_KM, coimage_KN = torch.cat([image_KM, noise.image_KM]), torch.cat([coimage_KN, noise.coimage_KN])
+        split = split_change(block, image_KM, coimage_KN)
+        p_KM, y_KN = torch.cat([p_1M, split.p_KM]), torch.cat([y_1N, split.y_KN])
+        x_KM, z_KN = self.resolvent(kernel, block).solve(p_KM, y_KN)
+        q_K = split.block_K + complement_form(p_KM, y_KN, x_KM, z_KN)[1:]
+        moved = torch.add(kernel, direction, alpha=length)
+        corner = bordered_corner(self.operator, moved, change, corner_RR, length, x_KM[:1], z_KN[:1])
+        noise_q = q_K[1:].sum() * noise.factor if noise is not None else None
+        return Response(change.corner_RR[0, 0], q_K[0], corner, noise_q)
 
-    def _log_change(self, change: BlockChange, direction: Tensor, lr: float, weight_decay: float) -> Tensor:
-        """Return the predicted change of ln s_1, decay included: ``W' = (1 - lr wd) (W + lr U / (1 - lr wd))``."""
-        assert self.block is not None and self.old is not None
-        keep = 1.0 - lr * weight_decay
-        length = lr / keep
-        sigma, p_1M, y_1N = change.rotated(self.block, length)
-        resolvent = self.resolvent(self.old, sigma)
-        top = sigma + 0.5 * resolvent.form(p_1M, y_1N)[0]
-        return (top * keep / self.block.s_R[0]).log()
+    def predict(
+        self, direction: Tensor, length: float, substeps: int, noise: NoiseImages | None
+    ) -> tuple[Response, list[tuple[Tensor, Tensor]]]:
+        """Return the response at the old weight, and (corner, s_1) of each stretch of the way to the new one.
 
-    def _update_norm(self, direction: Tensor) -> Tensor:
-        """Return s_1 of the direction, on the safe side: two warm-started power steps, plus the residual."""
-        assert self.operator is not None and self.update_KN is not None
-        v_KN = self.update_KN
-        for _ in range(2):
-            v_KN = self.operator.adjoint(direction, self.operator.apply(direction, v_KN))
-            v_KN = torch.linalg.qr(v_KN.mT)[0].mT
+        A step that is long for the norm is followed in stretches, each predicted from a block brought up to its start.
+        """
+        assert self.operator is not None
+        assert self.block is not None
+        assert self.old is not None
+        response = self.respond(self.old, self.block, direction, length / substeps, noise)
+        stretches = [(response.corner, self.block.s_R[0])]
+        block = self.block
+        for index in range(1, substeps):
+            kernel = torch.add(self.old, direction, alpha=length * index / substeps)
+            block = refresh(self.operator, kernel, block.v_RN)
+            corner = self.respond(kernel, block, direction, length / substeps, None).corner
+            stretches.append((corner, block.s_R[0]))
+        return response, stretches
+
+    def update_norm(self, direction: Tensor) -> Tensor:
+        """Return s_1 of the direction, on the safe side: Ritz value of a warm-started power step, plus residual."""
+        assert self.operator is not None
+        assert self.update_KN is not None
+        v_KN = self.operator.adjoint(direction, self.operator.apply(direction, self.update_KN))
+        v_KN = torch.linalg.qr(v_KN.mT)[0].mT
         squared_KN = self.operator.adjoint(direction, self.operator.apply(direction, v_KN))
         ritz_KK = squared_KN @ v_KN.mT
-        residual = (squared_KN - ritz_KK @ v_KN).norm()
+        residual = torch.addmm(squared_KN, ritz_KK, v_KN, alpha=-1.0).norm()
         self.update_KN = v_KN
         mean, half = 0.5 * (ritz_KK[0, 0] + ritz_KK[-1, -1]), 0.5 * (ritz_KK[0, 0] - ritz_KK[-1, -1])
-        top = mean + (half.square() + ritz_KK[0, -1].square()).sqrt() if len(ritz_KK) > 1 else mean
-        return (top + residual).sqrt()
+        return (mean + torch.hypot(half, ritz_KK[0, -1]) + residual).sqrt()
