@@ -25,7 +25,7 @@ import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
 from lipadvisor.arguments import check_arguments
-from lipadvisor.checkpoint import plain
+from lipadvisor.checkpoint import arrays, plain
 from lipadvisor.fail_open import FailOpen
 from lipadvisor.forecast import Forecast
 from lipadvisor.loss import LossReader
@@ -42,7 +42,7 @@ from lipadvisor.policies import (
 )
 from lipadvisor.prediction import HORIZONS, Prediction
 from lipadvisor.probe import Probe
-from lipadvisor.record import extra_columns, layer_bands
+from lipadvisor.record import extra_columns, initial_columns, layer_bands
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
 from lipadvisor.terms import Terms
 from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
@@ -273,11 +273,11 @@ class Advisor:
         self._validation = None if state["validation"] is None else tuple(state["validation"])
         self._last = None if state["last"] is None else from_json(Observation, state["last"])
         self._decision = None if state["decision"] is None else from_json(Decision, state["decision"])
+        if state["prediction"] is not None:  # before the probe's own state, which the spectrum would move on
+            self._prediction = Prediction(self._probe.spectrum())
+            self._prediction.load_state_dict(arrays(state["prediction"]))
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
-        if state["prediction"] is not None:
-            self._prediction = Prediction(self._probe.spectrum())
-            self._prediction.load_state_dict(state["prediction"])
         self._recorder.truncate(self._step + 1)
         if self._started:
             self._probe.arm(self._step)
@@ -325,7 +325,7 @@ class Advisor:
             terms = self._probe.spectrum()
             first = initial_observation(terms, self.total_steps, self._applier.knobs())
         self._last = first
-        self._recorder.add_observation(first, {})
+        self._recorder.add_observation(first, initial_columns(terms))
         self._record(decision, applied)
         self._probe.arm(0)
 

@@ -11,7 +11,13 @@ from lipadvisor.forecast import Forecast
 from lipadvisor.policies import Band
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["extra_columns", "layer_bands"]
+__all__ = ["extra_columns", "initial_columns", "layer_bands"]
+
+
+def initial_columns(terms: Terms) -> dict[str, list[float]]:
+    """Return the trajectory's own columns before step 0, where the predictions start from the observed."""
+    start = [*map(float, terms.log_norm_L), float(terms.network_log_norm)]
+    return {"predicted": start, "predicted_paper": start}
 
 
 def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruction) -> dict[str, list[float]]:

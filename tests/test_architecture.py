@@ -34,8 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
     "advisor": {
-        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "loss", "observe", "policies", "prediction", "probe",
-        "record",         "snapshot", "terms", "trajectory",
+        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "loss", "observe", "policies",
+        "prediction", "probe", "record", "snapshot", "terms", "trajectory",
     },
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
