@@ -1,0 +1,252 @@
+"""The bench itself: which runs there are, run once each, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lipadvisor.policies
+from lipadvisor.experiments.benchmarks.baseline import Trial, tuned
+from lipadvisor.experiments.benchmarks.drive import drive
+from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
+from lipadvisor.experiments.benchmarks.progress import Progress
+from lipadvisor.experiments.benchmarks.rehearsal import CANDIDATES, rehearse
+from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
+from lipadvisor.experiments.benchmarks.score import loss_ratio
+from lipadvisor.experiments.benchmarks.store import Results, source_hash, task_fingerprint
+from lipadvisor.experiments.benchmarks.suites import (
+    INIT_SCALES,
+    LR_FACTORS,
+    WEIGHT_DECAY_FACTORS,
+    perturbed_constants,
+    scale_all,
+    scale_each,
+)
+from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.policies import Policy, named_policy
+
+__all__ = ["Bench", "Cell", "frozen_hash", "zero_tuning_policies"]
+
+_DRIVE_FILES = ("drive.py", "measure.py", "operators.py")
+_MOST_MEMBERS = 64  # trained at once
+_HORIZON = 30  # factor of the horizon suite
+
+
+def zero_tuning_policies(default: str = "lipschitz") -> dict[str, Policy[Any]]:
+    """Return the arms that run through the contract, none of them tuned."""
+    return {default: named_policy(default), "first_rule": FirstRule(), "second_rule": SecondRule()}
+
+
+def frozen_hash(policy: Policy[Any]) -> str:
+    """Return the hash of a policy's constants and of all policies' source."""
+    folder = Path(str(lipadvisor.policies.__file__)).parent
+    return f"{policy!r} {source_hash(*sorted(folder.glob('*.py')))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run to be made: a policy on a seed, with the weights scaled beforehand."""
+
+    label: str
+    policy: Policy[Any]
+    seed: int
+    scale: float = 1.0  # of all matrices
+
+
+class Bench:
+    """Makes the runs of one list of tasks and keeps them.
+
+    Args:
+        results: where records are kept.
+        tasks: the tasks.
+        seeds: repetitions of each arm.
+        trials: of the baseline's search.
+        decide_every: steps between measurements and decisions.
+        default: name of the policy under test.
+        progress: counts steps of single members.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        tasks: Sequence[Task],
+        *,
+        seeds: int = 5,
+        trials: int = 64,
+        decide_every: int = 5,
+        default: str = "lipschitz",
+        progress: Progress | None = None,
+    ) -> None:
+        self.results, self.tasks, self.seeds, self.trials = results, tuple(tasks), seeds, trials
+        self.decide_every, self.default = decide_every, default
+        self.progress = progress or Progress(1.0, every_s=1e9)
+
+    # -- arms --------------------------------------------------------------------------------------------------------
+
+    def baseline(self, task: Task, steps: int | None = None, trials: int | None = None) -> dict[str, Any]:
+        """Return the tuned baseline's record."""
+        trials = self.trials if trials is None else trials
+        spec = {"arm": "tuned", "trials": trials, "seeds": self.seeds, **task_fingerprint(task, steps)}
+        return self.results.get(
+            spec, lambda: tuned(task, trials=trials, repeats=self.seeds, steps=steps, tick=self._ticker(task, trials))
+        )
+
+    def policies(self, task: Task, arms: Mapping[str, Policy[Any]], **options: Any) -> dict[str, list[float]]:
+        """Return the test losses by seed of each arm, all trained together."""
+        cells = [Cell(name, policy, seed) for name, policy in arms.items() for seed in range(self.seeds)]
+        return self.cells(task, cells, **options)
+
+    def cells(
+        self,
+        task: Task,
+        cells: Sequence[Cell],
+        *,
+        suite: str = "zero",
+        steps: int | None = None,
+        scale_each_decades: float = 0.0,
+    ) -> dict[str, list[float]]:
+        """Return the test losses of ``cells``, by label and in order; only those not yet known are run."""
+        common = {
+            "suite": suite,
+            "decide_every": self.decide_every,
+            "drive": source_hash(*(Path(__file__).parent / name for name in _DRIVE_FILES)),
+            "each": scale_each_decades,
+            **task_fingerprint(task, steps),
+        }
+        specs = [{"policy": frozen_hash(c.policy), "seed": c.seed, "scale": c.scale, **common} for c in cells]
+        missing = [index for index, spec in enumerate(specs) if not self.results.has(spec)]
+        for start in range(0, len(missing), _MOST_MEMBERS):
+            part = missing[start : start + _MOST_MEMBERS]
+            chosen = [cells[index] for index in part]
+            all_scaled = scale_all(tuple(cell.scale for cell in chosen))
+            outcome = drive(
+                task,
+                [cell.policy for cell in chosen],
+                [cell.seed for cell in chosen],
+                steps=steps,
+                perturb=scale_each(scale_each_decades) if scale_each_decades else all_scaled,
+                decide_every=self.decide_every,
+                function_every=self.decide_every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
+                tick=self._ticker(task, len(part)),
+            )
+            for place, index in enumerate(part):
+                losses = {"train": outcome.train, "validation": outcome.validation, "test": outcome.test}
+                self.results.add(specs[index], {key: value[place] for key, value in losses.items()})
+            self.results.write()
+        found: dict[str, list[float]] = {}
+        for cell, spec in zip(cells, specs, strict=True):
+            found.setdefault(cell.label, []).append(self.results.record(spec)["test"])
+        return found
+
+    def foreign(self, task: Task) -> dict[str, list[float]]:
+        """Return the test losses by seed of the optimizers that need no tuning of their own."""
+        found: dict[str, list[float]] = {}
+        for name in FOREIGN:
+            for seed in range(self.seeds):
+                spec = {"arm": name, "seed": seed, **task_fingerprint(task)}
+                record = self.results.get(
+                    spec,
+                    lambda n=name, s=seed: train_foreign(task, n, s, self._ticker(task, 4)),  # type: ignore[misc]
+                )
+                found.setdefault(name, []).append(record["test"])
+        return found
+
+    def rehearsed(self, task: Task) -> list[float]:
+        """Return the test losses by seed of the default with a rehearsed step size, its steps counted."""
+        spec = {
+            "arm": "rehearsal",
+            "policy": frozen_hash(named_policy(self.default)),
+            "candidates": CANDIDATES,
+            "seeds": self.seeds,
+            **task_fingerprint(task),
+        }
+        record = self.results.get(
+            spec,
+            lambda: rehearse(
+                task, self.default, range(self.seeds), decide_every=self.decide_every,
+                tick=self._ticker(task, self.seeds),
+            ),
+        )  # fmt: skip
+        return list(record["test"])
+
+    # -- suites ------------------------------------------------------------------------------------------------------
+
+    def zero(self) -> dict[str, dict[str, float]]:
+        """Return the ratio to the tuned baseline by arm and task, nothing perturbed."""
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            base = self.baseline(task)["test"]
+            arms = {**self.policies(task, zero_tuning_policies(self.default)), **self.foreign(task)}
+            if CANDIDATES:
+                arms["rehearsal"] = self.rehearsed(task)
+            for arm, losses in arms.items():
+                found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
+        return found
+
+    def grid(self) -> dict[str, dict[str, float]]:
+        """Return ratios over the user's learning rates, init scales and weight decays, by arm and cell.
+
+        A policy in takeover mode never reads the user's learning rate and weight decay, so its cells differ by the
+        init scale alone and are run once each; the tuned configuration is run in every cell.
+        """
+        found: dict[str, dict[str, float]] = {}
+        policy = named_policy(self.default)
+        for task in self.tasks:
+            record = self.baseline(task)
+            best, base = Trial(**record["best"]), record["test"][0]
+            owned = [Cell(f"x{scale:g}", policy, 0, scale) for scale in INIT_SCALES]
+            for cell, losses in self.cells(task, owned, suite="grid").items():
+                found.setdefault(self.default, {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
+            for cell, losses in self.cells(task, list(_tuned_cells(best)), suite="grid").items():
+                found.setdefault("tuned, perturbed", {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
+        return found
+
+    def init(self) -> dict[str, dict[str, float]]:
+        """Return ratios where each matrix starts off by its own factor, 10^U(-1, 1)."""
+        arms = {self.default: named_policy(self.default)}
+        return self._against_baseline(lambda task: self.policies(task, arms, suite="init", scale_each_decades=1.0))
+
+    def constants(self) -> dict[str, dict[str, float]]:
+        """Return ratios to the *unperturbed default*, each internal constant wrong by 8 either way."""
+        policy = named_policy(self.default)
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            own = self.policies(task, {self.default: policy})[self.default]
+            changed = self.policies(task, perturbed_constants(policy), suite="constants")
+            for name, losses in changed.items():
+                found.setdefault(name, {})[task.name] = loss_ratio(losses, own)
+        return found
+
+    def horizon(self, trials: int = 16) -> dict[str, dict[str, float]]:
+        """Return the ratio to the best of ``trials`` at a horizon 30 times as long."""
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            steps = task.steps * _HORIZON
+            base = self.baseline(task, steps, trials)["test"]
+            losses = self.policies(task, {self.default: named_policy(self.default)}, suite="horizon", steps=steps)
+            for arm, values in losses.items():
+                found.setdefault(arm, {})[task.name] = loss_ratio(values, base)
+        return found
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _against_baseline(self, run: Callable[[Task], dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            base = self.baseline(task)["test"]
+            for arm, losses in run(task).items():
+                found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
+        return found
+
+    def _ticker(self, task: Task, members: int) -> Callable[[int], None]:
+        return lambda step: self.progress.add(members, task.name)
+
+
+def _tuned_cells(best: Trial) -> Iterable[Cell]:
+    for lr in LR_FACTORS:
+        for scale in INIT_SCALES:
+            for decay in WEIGHT_DECAY_FACTORS:
+                changed = Trial(best.schedule, best.lr * lr, best.weight_decay * decay, best.warmup_fraction)
+                yield Cell(f"lr x{lr:g} x{scale:g} wd x{decay:g}", changed.policy(), 0, scale)

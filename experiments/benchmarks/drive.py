@@ -1,0 +1,138 @@
+"""Runs policies over a population: one policy and one seed a member, the contract's own objects in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipadvisor.experiments.benchmarks.measure import Measure
+from lipadvisor.experiments.benchmarks.population import Population
+from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.policies import Decision, Knobs, Policy
+
+__all__ = ["Outcome", "drive"]
+
+_SNAPSHOT_EVERY = 50
+_ALWAYS = 10  # steps at the start that are all measured
+_USER_LR = 1e-3  # what the optimizers were given: policies that own the rate never read it
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Losses of each member at the end, and what was seen on the way."""
+
+    train: list[float]
+    validation: list[float]
+    test: list[float]
+    rollbacks: int
+    traces: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+
+
+class _Knobs:
+    """The knobs in force of each member, as plain numbers and as tensors."""
+
+    def __init__(self, members: int) -> None:
+        self.lr, self.weight_decay = [_USER_LR] * members, [0.0] * members
+
+    def take(self, member: int, decision: Decision) -> None:
+        """Take over what the decision sets; what is not a usable number is refused."""
+        knobs = decision.knobs_for(0)
+        if knobs.lr is not None and math.isfinite(knobs.lr) and knobs.lr > 0.0:
+            self.lr[member] = knobs.lr
+        decay = knobs.weight_decay
+        if decay is not None and math.isfinite(decay) and 0.0 <= decay * self.lr[member] < 1.0:
+            self.weight_decay[member] = decay
+
+    def all(self) -> list[Knobs]:
+        """Return one record a member."""
+        return [Knobs(0, lr, decay) for lr, decay in zip(self.lr, self.weight_decay, strict=True)]
+
+
+def drive(
+    task: Task,
+    policies: Sequence[Policy[Any]],
+    seeds: Sequence[int],
+    *,
+    steps: int | None = None,
+    perturb: Callable[[Population], None] | None = None,
+    decide_every: int = 1,
+    function_every: int = 0,
+    horizon_known: bool = True,
+    trace: Sequence[int] = (),
+    tick: Callable[[int], None] = lambda step: None,
+) -> Outcome:
+    """Train member ``i`` under ``policies[i]`` from ``seeds[i]``.
+
+    Args:
+        task: the task.
+        policies: one for each member.
+        seeds: one for each member.
+        steps: length of the run; the task's own by default.
+        perturb: changes the fresh weights, e.g. rescales them.
+        decide_every: steps between measurements and decisions; the first ten steps are always measured.
+        function_every: see :class:`Measure`.
+        horizon_known: whether the policies are told the length of the run.
+        trace: members whose observations and decisions are kept.
+        tick: called after each step.
+    """
+    population = Population(task, seeds, steps)
+    if perturb is not None:
+        perturb(population)
+    measure = Measure(population, population.steps if horizon_known else None, function_every)
+    members = range(len(population))
+    knobs, states, tau = _Knobs(len(population)), [policy.init() for policy in policies], [0.0] * len(population)
+    traces: dict[int, list[dict[str, float]]] = {member: [] for member in trace}
+    kept, rollbacks = population.snapshot(), 0
+    observations, fresh = measure.first(knobs.all()), True
+    for step in range(population.steps):
+        if fresh:
+            back, scaled = [], False
+            for i in members:
+                decision, states[i] = policies[i].decide(observations[i], states[i])
+                knobs.take(i, decision)
+                scaled = _rescale(population, i, decision) or scaled
+                if decision.rollback:
+                    back.append(i)
+                if i in traces:
+                    traces[i].append({**dict(decision.read), "lr": knobs.lr[i], "loss": observations[i].loss or 0.0,
+                                      "Z": observations[i].network.log_norm})  # fmt: skip
+            if back:
+                population.restore(kept, torch.tensor(back))
+                rollbacks += len(back)
+            if scaled or back:
+                measure.remeasure()
+        lr = torch.tensor(knobs.lr)
+        shrink = lr * torch.tensor(knobs.weight_decay)
+        result = population.propose(step)
+        for i in members:
+            tau[i] += knobs.lr[i]
+        if step % _SNAPSHOT_EVERY == 0 and bool(result.losses_B.isfinite().all()):
+            kept = population.snapshot()
+        fresh = step + 1 < _ALWAYS or (step + 1) % decide_every == 0
+        if fresh:
+            observations = measure.step(step, result, lr, shrink, tau, knobs.all())
+        else:
+            measure.skip(result, lr, shrink)
+        tick(step)
+    return Outcome(
+        population.evaluate("train").tolist(),
+        population.evaluate("validation").tolist(),
+        population.evaluate("test").tolist(),
+        rollbacks,
+        traces,
+    )
+
+
+def _rescale(population: Population, member: int, decision: Decision) -> bool:
+    """Obey ``init_scale`` (at step 0) and ``weight_scale``; return whether a weight changed."""
+    scales = (decision.init_scale if decision.step == 0 else ()) + decision.weight_scale
+    with torch.no_grad():
+        for name, factor in scales:
+            weight: Tensor = population.parameters[f"{name}.weight"]
+            weight[member] *= factor
+    return bool(scales)

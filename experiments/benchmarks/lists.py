@@ -1,0 +1,90 @@
+"""The two lists: policies are designed on DESIGN alone; CONFIRMATION is run once their constants are frozen."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from lipadvisor.experiments.benchmarks import networks as net
+from lipadvisor.experiments.benchmarks import sources
+from lipadvisor.experiments.benchmarks.task import Task
+
+__all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "QUICK", "TASKS"]
+
+_LENGTH = 16  # characters in a window of text
+
+
+def _transformer(pre: bool) -> nn.Module:
+    return net.CharacterTransformer(sources.VOCABULARY, _LENGTH, width=24, heads=2, depth=2, pre=pre)
+
+
+def _mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True) -> partial[nn.Module]:
+    return partial(net.perceptron, *sizes, activation=activation, bias=bias)
+
+
+_text = partial(sources.text, _LENGTH)
+
+DESIGN: tuple[Task, ...] = (
+    Task("mlp_digits", "MLP, three layers", "adamw", 400, 32, "cross_entropy", _mlp(64, 64, 64, 10),
+         sources.digits_vectors),
+    Task("deep_plain", "plain ReLU MLP, eight layers", "adamw", 500, 32, "cross_entropy",
+         _mlp(64, 32, 32, 32, 32, 32, 32, 32, 10), sources.digits_vectors),
+    Task("batchnorm_resnet", "BatchNorm ResNet, five convolutions", "sgd", 150, 32, "cross_entropy",
+         partial(net.residual_convnet, 8, 2), sources.digits_images),
+    Task("groupnorm_convnet", "GroupNorm ConvNet", "adamw", 150, 32, "cross_entropy",
+         partial(net.plain_convnet, 12, True), sources.digits_images),
+    Task("pre_ln_text", "pre-LN character Transformer", "adamw", 500, 8, "cross_entropy", partial(_transformer, True),
+         _text),
+    Task("gru_text", "GRU character model", "adamw", 400, 8, "cross_entropy",
+         partial(net.GruLanguageModel, sources.VOCABULARY, 24, 32), _text),
+    Task("mixer_digits", "MLP-mixer", "adamw", 200, 32, "cross_entropy", partial(net.Mixer, 12, 2, 10),
+         sources.digits_images),
+    Task("teacher", "tanh teacher", "sgd", 800, 32, "mse", _mlp(20, 48, 48, 1, activation=nn.Tanh), sources.teacher),
+    Task("low_noise", "low-noise regression", "adamw", 1200, 32, "mse", _mlp(4, 48, 48, 1), sources.wave),
+    Task("autoencoder", "autoencoder 64-32-8-32-64", "adamw", 500, 32, "mse", _mlp(64, 32, 8, 32, 64),
+         sources.digits_reconstruction),
+    Task("label_noise", "30 % label noise", "sgd", 400, 32, "cross_entropy", _mlp(64, 64, 64, 10),
+         partial(sources.noisy_digits, 0.3)),
+    Task("batch_4", "batches of four", "sgd", 800, 4, "cross_entropy", _mlp(64, 48, 48, 10), sources.digits_vectors),
+    Task("muon_digits", "MLP under Muon", "muon", 250, 32, "cross_entropy", _mlp(64, 64, 64, 10, bias=False),
+         sources.digits_vectors),
+    Task("diabetes", "small table, regression", "adamw", 200, 32, "mse", _mlp(10, 32, 32, 1),
+         partial(sources.table, "diabetes", 222, 110), small_table=True),
+    Task("wine", "small table, three classes", "sgd", 120, 16, "cross_entropy", _mlp(13, 32, 32, 3),
+         partial(sources.table, "wine", 58, 60), small_table=True),
+)  # fmt: skip
+
+CONFIRMATION: tuple[Task, ...] = (
+    Task("plain_convnet", "plain ConvNet", "sgd", 250, 32, "cross_entropy", partial(net.plain_convnet, 12, False),
+         sources.digits_images),
+    Task("post_ln_text", "post-LN character Transformer", "adamw", 500, 8, "cross_entropy",
+         partial(_transformer, False), _text),
+    Task("gru_rows", "GRU reading image rows", "adamw", 300, 32, "cross_entropy", partial(net.GruReader, 24, 10),
+         sources.digits_images),
+    Task("deep_tanh", "plain tanh MLP, six layers", "sgd", 500, 32, "cross_entropy",
+         _mlp(64, 40, 40, 40, 40, 40, 10, activation=nn.Tanh), sources.digits_vectors),
+    Task("patches", "patch denoising, one pass", "adamw", 300, 32, "mse", _mlp(16, 64, 64, 16), sources.digits_patches),
+    Task("friedman", "Friedman regression", "sgd", 900, 16, "mse", _mlp(10, 48, 48, 1),
+         partial(sources.friedman, 1000)),
+    Task("spirals", "three spirals in the plane", "adamw", 600, 16, "cross_entropy", _mlp(2, 32, 32, 32, 3),
+         sources.spirals),
+    Task("mixer_muon", "MLP-mixer under Muon", "muon", 150, 32, "cross_entropy", partial(net.Mixer, 12, 2, 10, False),
+         sources.digits_images),
+    Task("noisy_groupnorm", "GroupNorm ConvNet, 20 % label noise", "sgd", 150, 32, "cross_entropy",
+         partial(net.plain_convnet, 12, True), partial(sources.noisy_digits, 0.2, False)),
+    Task("batch_4_adamw", "batches of four", "adamw", 700, 4, "cross_entropy", _mlp(64, 48, 10),
+         sources.digits_vectors),
+    Task("breast_cancer", "small table, two classes", "adamw", 150, 32, "cross_entropy", _mlp(30, 32, 32, 2),
+         partial(sources.table, "breast_cancer", 200, 180), small_table=True),
+    Task("small_friedman", "100 rows of Friedman's function", "adamw", 300, 16, "mse", _mlp(10, 32, 32, 1),
+         partial(sources.friedman, 100, 0.5), small_table=True),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}
+
+QUICK = frozenset(
+    {"mlp_digits", "deep_plain", "low_noise", "autoencoder", "label_noise", "diabetes", "wine"}
+    | {"deep_tanh", "patches", "friedman", "spirals", "breast_cancer", "small_friedman"}
+)  # of both lists, those that take seconds
+HORIZON_TASKS = frozenset({"autoencoder", "patches"})  # run 30 times as long by the horizon suite

@@ -1,0 +1,112 @@
+"""Runs the lists through a suite and writes what came out: one results file, one table, one figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipadvisor.experiments.benchmarks.bench import Bench, frozen_hash, zero_tuning_policies
+from lipadvisor.experiments.benchmarks.foreign import FOREIGN
+from lipadvisor.experiments.benchmarks.lists import CONFIRMATION, DESIGN, HORIZON_TASKS, QUICK, TASKS
+from lipadvisor.experiments.benchmarks.profile_figure import profile_figure
+from lipadvisor.experiments.benchmarks.progress import Progress
+from lipadvisor.experiments.benchmarks.score import table
+from lipadvisor.experiments.benchmarks.store import Results
+from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.policies import named_policy
+
+__all__ = ["run_lists"]
+
+
+def run_lists(
+    out: Path,
+    *,
+    suite: str = "zero",
+    which: str = "both",
+    quick: bool = False,
+    policy: str = "lipschitz",
+    only: Sequence[str] = (),
+    seeds: int | None = None,
+    trials: int | None = None,
+    decide_every: int = 5,
+    threads: int = 2,
+) -> str:
+    """Run ``suite`` on the lists and return the table; ``out`` gets ``results.json``, ``SUITE.md`` and ``SUITE.svg``.
+
+    Raises:
+        ValueError: a task or the policy is unknown.
+    """
+    unknown = sorted(set(only) - set(TASKS))
+    if unknown:
+        raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {unknown[0]!r}.")
+    tested = named_policy(policy)
+    torch.set_num_threads(threads)
+    seeds = seeds or (3 if quick else 5)
+    trials = trials or (32 if quick else 64)
+    lists = _lists(which, quick, only, suite)
+    results = Results(out / "results.json")
+    work = sum(_work(task, suite, seeds, trials) for tasks in lists.values() for task in tasks)
+    progress = Progress(work)
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    notes = []
+    for title, tasks in lists.items():
+        if title == "confirmation":
+            notes.append(_freeze(results, policy, frozen_hash(tested)))
+        bench = Bench(
+            results, tasks, seeds=seeds, trials=trials, decide_every=decide_every, default=policy, progress=progress
+        )
+        panels[title] = getattr(bench, suite)()
+    text = "\n".join([*(table(arms, f"{title}, suite {suite}") for title, arms in panels.items()), *notes])
+    _write_whole(out / f"{suite}.md", text)
+    profile_figure(panels, out / f"{suite}.svg")
+    return text
+
+
+def _lists(which: str, quick: bool, only: Sequence[str], suite: str) -> dict[str, tuple[Task, ...]]:
+    lists = {"design": DESIGN, "confirmation": CONFIRMATION}
+    chosen = {name: tasks for name, tasks in lists.items() if which in (name, "both")}
+
+    def wanted(task: Task) -> bool:
+        if only:
+            return task.name in only
+        if suite == "horizon":
+            return task.name in HORIZON_TASKS
+        return task.name in QUICK or not quick
+
+    kept = {name: tuple(task for task in tasks if wanted(task)) for name, tasks in chosen.items()}
+    return {name: tasks for name, tasks in kept.items() if tasks}
+
+
+def _work(task: Task, suite: str, seeds: int, trials: int) -> float:
+    """Return the member-steps that a task takes, roughly."""
+    arms: Mapping[str, float] = {
+        "zero": (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 1) * seeds + trials + seeds,
+        "grid": 5 + 105 + trials + seeds,
+        "init": 2 * seeds + trials,
+        "constants": 25 * seeds,
+        "horizon": 30 * (16 + 2 * seeds),
+    }
+    return arms[suite] * task.steps
+
+
+def _freeze(results: Results, policy: str, constants: str) -> str:
+    """Record the constants before the confirmation list is run with them; say whether they changed since the first."""
+    spec: dict[str, Any] = {"arm": "frozen", "policy": policy}
+    known = list(results.record(spec)["hashes"]) if results.has(spec) else []
+    if constants not in known:
+        known.append(constants)
+        results.add(spec, {"hashes": known})
+        results.write()
+    place = known.index(constants) + 1
+    return f"Constants of `{policy}`: version {place} of {len(known)} that saw the confirmation list: `{constants}`.\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,95 @@
+"""The results file: one JSON object of records by content hash, written whole after each record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lipadvisor.experiments.benchmarks.task import Task
+
+__all__ = ["Results", "content_key", "source_hash", "task_fingerprint"]
+
+_TASK_FILES = ("task.py", "sources.py", "networks.py", "updates.py", "population.py")
+
+
+class Results:
+    """Records by key; a record that is there is not computed again, so that an interrupted bench goes on.
+
+    Args:
+        path: of the JSON file; made with its folders on the first record.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.records: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self.records = json.loads(self.path.read_text(encoding="utf-8"))["records"]
+
+    def get(self, spec: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the record of ``spec``, computed and stored if it is not there."""
+        if not self.has(spec):
+            self.add(spec, compute())
+            self.write()
+        return self.record(spec)
+
+    def has(self, spec: Mapping[str, Any]) -> bool:
+        """Return whether there is a record of ``spec``."""
+        return content_key(spec) in self.records
+
+    def record(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record of ``spec``.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.records[content_key(spec)]
+
+    def add(self, spec: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Keep one record; :meth:`write` stores it."""
+        self.records[content_key(spec)] = {"spec": dict(spec), **values}
+
+    def write(self) -> None:
+        """Write the file whole."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps({"version": 1, "records": self.records}, indent=1), encoding="utf-8")
+        os.replace(part, self.path)
+
+
+def content_key(spec: Mapping[str, Any]) -> str:
+    """Return the hash of ``spec``, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def source_hash(*paths: Path) -> str:
+    """Return the hash of the contents of files, in the order given."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def task_fingerprint(task: Task, steps: int | None = None) -> dict[str, Any]:
+    """Return what decides a task's numbers: its fields, and the source that builds its data and network."""
+    folder = Path(__file__).parent
+    return {
+        "task": task.name,
+        "steps": task.steps if steps is None else steps,
+        "batch_size": task.batch_size,
+        "optimizer": task.optimizer,
+        "build": _called(task.build),
+        "load": _called(task.load),
+        "source": source_hash(*(folder / name for name in _TASK_FILES)),
+    }
+
+
+def _called(function: Any) -> str:
+    """Return a name that is the same in every process: ``repr`` would hold an address."""
+    inner = getattr(function, "func", None)
+    if inner is None:
+        return str(getattr(function, "__qualname__", function))
+    return f"{_called(inner)}({[_called(a) for a in function.args]}, {sorted(function.keywords.items(), key=str)})"
