@@ -18,8 +18,9 @@ from lipadvisor.trajectory.run import RUN_FILE
 __all__ = ["KIND", "open_directory", "read_run", "write_run"]
 
 KIND = "comparison"
+_LOCK = ".lock"
 _OWN = (
-    *("run.json", "comparison.json", "report.html", "study.journal", "study.journal.lock"),
+    *("run.json", "comparison.json", "report.html", "study.journal"),
     *("results", "trajectory", "checkpoints", "ray"),
 )
 
@@ -38,7 +39,8 @@ def open_directory(path: Path, settings: Settings, *, fresh: bool) -> Iterator[d
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        _refuse_foreign(path)
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ValueError(f"the output directory {path} cannot be written: {error.strerror}.") from error
     try:
@@ -64,16 +66,10 @@ def write_run(path: Path, facts: Mapping[str, Any]) -> None:
 
 def _begin(path: Path, settings: Settings, fresh: bool) -> dict[str, Any]:
     facts = read_run(path)
-    if not facts:
-        foreign = sorted(item.name for item in path.iterdir() if item.name != ".lock")
-        if foreign:
-            raise ValueError(f"the output directory {path} holds something else ({foreign[0]}); name an empty one.")
-    elif facts.get("kind") != KIND:
-        raise ValueError(f"the output directory {path} holds a run of another kind; name an empty one.")
-    elif fresh:
+    if facts and fresh:
         _clear(path)
         facts = {}
-    else:
+    elif facts:
         differences = settings.differences(facts["settings"])
         if differences:
             raise ValueError(
@@ -84,6 +80,16 @@ def _begin(path: Path, settings: Settings, fresh: bool) -> dict[str, Any]:
         facts = {"kind": KIND, "settings": as_json(settings), "seconds": 0.0}
         write_run(path, facts)
     return facts
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Leave a directory alone that holds anything but a comparison; nothing has been written into it yet."""
+    facts = read_run(path)
+    if facts and facts.get("kind") != KIND:
+        raise ValueError(f"the output directory {path} holds a run of another kind; name an empty one.")
+    foreign = [] if facts else sorted(item.name for item in path.iterdir() if item.name != _LOCK)
+    if foreign:
+        raise ValueError(f"the output directory {path} holds something else ({foreign[0]}); name an empty one.")
 
 
 def _clear(path: Path) -> None:
