@@ -17,7 +17,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Folder.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
 @click.option("--suite", type=click.Choice(SUITES), default="zero", show_default=True, help="What is perturbed.")
 @click.option(
     "--list",

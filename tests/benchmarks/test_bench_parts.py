@@ -1,0 +1,115 @@
+"""Lists, scores, suites, store, and a whole small bench that resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lipadvisor.experiments.benchmarks.baseline import draw_trials
+from lipadvisor.experiments.benchmarks.command import bench
+from lipadvisor.experiments.benchmarks.lists import CONFIRMATION, DESIGN, HORIZON_TASKS, QUICK, TASKS
+from lipadvisor.experiments.benchmarks.population import Population
+from lipadvisor.experiments.benchmarks.score import FAILED_RATIO, loss_ratio, summary, table
+from lipadvisor.experiments.benchmarks.suites import perturbed_constants, scale_all, scale_each
+from lipadvisor.experiments.benchmarks.task import batch_order
+from lipadvisor.policies import Cosine, Lipschitz
+
+
+def test_the_lists_are_separate_and_large_enough():
+    assert len(TASKS) == len(DESIGN) + len(CONFIRMATION) >= 16
+    assert {task.optimizer for task in TASKS.values()} == {"adamw", "sgd", "muon"}
+    assert set(TASKS) >= QUICK | HORIZON_TASKS
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_splits_are_finite_and_the_model_has_no_buffers(task):
+    data = task.load()
+    assert len(data.train) >= task.batch_size
+    assert not list(task.model(0).buffers())
+    torch.testing.assert_close(dict(task.model(1).named_parameters()), dict(task.model(1).named_parameters()))
+    for split in (data.train, data.validation, data.test):
+        assert len(split.inputs) == len(split.targets) > 0
+        assert bool(split.inputs.isfinite().all())
+
+
+def test_batches_repeat_by_seed_and_cover_an_epoch():
+    order = batch_order(10, 3, 7, seed=5)
+    assert order.shape == (7, 3)
+    assert torch.equal(order, batch_order(10, 3, 7, seed=5))
+    assert not torch.equal(order, batch_order(10, 3, 7, seed=6))
+    assert len(set(order[:3].flatten().tolist())) == 9
+
+
+def test_trials_stay_in_their_ranges_and_follow_the_policies_schedules():
+    task = TASKS["wine"]
+    trials = draw_trials(task, 64)
+    assert len({trial.schedule for trial in trials}) == 4
+    assert draw_trials(task, 64) == trials
+    for trial in trials:
+        assert 1e-3 <= trial.lr <= 1.0
+        assert 2e-3 <= trial.lr * trial.weight_decay * task.steps <= 3.1
+        assert max(trial.plan(task.steps)) <= trial.lr * 1.000001
+
+
+def test_ratios_are_paired_geometric_means_and_failures_count():
+    assert loss_ratio([2.0, 0.5], [1.0, 1.0]) == pytest.approx(1.0)
+    assert loss_ratio([math.nan], [1.0]) == FAILED_RATIO
+    figures = summary([0.9, 1.0, 1.04, 1.2, 50.0])
+    assert figures.median == 1.04
+    assert figures.within_5 == pytest.approx(0.6)
+    assert figures.failed == 1
+    assert "| a | 2 |" in table({"a": {"x": 1.0, "y": 2.0}}, "title")
+    with pytest.raises(ValueError, match="at least one"):
+        summary([])
+
+
+def test_scaling_is_by_member_and_by_seed():
+    population = Population(TASKS["wine"], (0, 0, 0))
+    scale_all((1.0, 10.0, 0.1))(population)
+    key = population.matrices[0]
+    torch.testing.assert_close(population.parameters[key][1], population.parameters[key][0] * 10.0)
+    again = Population(TASKS["wine"], (0, 1))
+    plain = {name: value.clone() for name, value in again.parameters.items()}
+    scale_each(1.0)(again)
+    for name in again.matrices:
+        factors = (again.parameters[name] / plain[name]).flatten(1).nanmedian(1).values
+        assert float(factors.min()) >= 0.0999
+        assert float(factors.max()) <= 10.01
+        assert float(factors[0]) != pytest.approx(float(factors[1]))
+
+
+def test_constants_are_moved_by_the_factor_or_as_far_as_the_constructor_lets_them():
+    changed = perturbed_constants(Lipschitz())
+    assert len(changed) >= 6
+    assert all(policy != Lipschitz() for policy in changed.values())
+    assert perturbed_constants(Cosine(lr=0.01))["lrx8"].lr == pytest.approx(0.08)
+
+
+@pytest.mark.slow
+def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
+    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "breast_cancer"]
+    options += ["--seeds", "2", "--trials", "8", "--threads", "1"]
+    first = CliRunner().invoke(bench, options, catch_exceptions=False)
+    assert first.exit_code == 0
+    assert "design, suite zero" in first.output
+    assert "confirmation, suite zero" in first.output
+    assert (tmp_path / "zero.md").exists()
+    assert (tmp_path / "zero.svg").exists()
+    records = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert any(record["spec"].get("arm") == "frozen" for record in records.values())
+    stamp = (tmp_path / "results.json").stat().st_mtime_ns
+    second = CliRunner().invoke(bench, options, catch_exceptions=False)
+    assert second.output == first.output
+    assert (tmp_path / "results.json").stat().st_mtime_ns == stamp
+    init = CliRunner().invoke(bench, [*options, "--suite", "init"], catch_exceptions=False)
+    assert "suite init" in init.output
+
+
+def test_an_unknown_task_is_one_line(tmp_path):
+    result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "nope"])
+    assert result.exit_code == 1
+    assert "--task must be one of" in result.output
