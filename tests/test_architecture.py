@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
 }  # fmt: skip
-FREE = {"cli", "experiments", ""}  # the ends of the line: they may use all of it
+FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {"spectra", "probe", "modules", "advisor", "apply", "snapshot", "checkpoint", "loss", "experiments"}
 RAY = {"tune"}
 OPTUNA = {"experiments"}

@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from lipadvisor.cli import main
+
+
+def _run(*arguments: str):  # type: ignore[no-untyped-def]
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of a few steps, stored by a plain advisor."""
+    from lipadvisor import Advisor
+    from lipadvisor.experiments.workloads import WORKLOADS
+
+    out = tmp_path_factory.mktemp("run")
+    workload = WORKLOADS["digits_mlp"]
+    model = workload.model(0)
+    optimizer = workload.optimizer(model)
+    batches = workload.batches(workload.load(), 0)
+    with Advisor(model, optimizer, 25, policy="cosine", interval=1, out=out) as advisor:
+        for _ in range(25):
+            x, y = next(batches)
+            loss = workload.loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+    return out
+
+
+def test_help_is_there_without_torch_or_ray() -> None:
+    code = (
+        "import sys; from lipadvisor.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'ray', 'optuna', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "report", "replay", "policies", "version"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "report", "replay", "policies", "reproduce"])
+def test_every_command_has_help(command: str) -> None:
+    result = _run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arm", "sgdr"], "no arm 'sgdr'"),
+        (["--workload", "mnist"], "no workload 'mnist'"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--trials", "-3"], "trials must be at least 1"),
+        (["--policy-at", "moon"], "trial, hub"),
+        (["--max-overhead", "2"], "(0, 1]"),
+        (["--concurrent", "0"], "concurrent must be at least 1"),
+    ],
+)
+def test_bad_demo_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = _run("demo", "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_directory_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = _run("demo", "--out", tmp_path / "file" / "run")
+    assert (result.exit_code, "cannot be written" in result.output) == (2, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    result = _run("demo", "--out", tmp_path / "mine")
+    assert (result.exit_code, "thesis.tex" in result.output) == (2, True)
+    assert [item.name for item in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_policies_are_listed_with_their_parameters() -> None:
+    output = _run("policies").output
+    assert "cosine" in output
+    assert "warmup_fraction=0.0" in output
+    assert "relative_step=" in output
+
+
+def test_replay_shows_recorded_beside_proposed(recorded: Path, tmp_path: Path) -> None:
+    result = _run("replay", recorded, "--policy", "constant", "--param", "lr=0.25")
+    assert result.exit_code == 0, result.output
+    assert "lr_recorded" in result.output
+    table = tmp_path / "replay.csv"
+    assert _run("replay", recorded, "--policy", "constant", "--param", "lr=0.25", "--out", table).exit_code == 0
+    frame = pd.read_csv(table)
+    assert list(frame["step"]) == list(range(26))
+    assert (frame["lr_proposed"] == 0.25).all()
+    assert frame["lr_recorded"].iloc[0] == pytest.approx(1e-3)
+    as_json = json.loads(_run("replay", recorded, "--policy", "constant", "--json").output)
+    assert len(as_json) == 26
+
+
+def test_replaying_the_recorded_policy_proposes_what_was_recorded(recorded: Path, tmp_path: Path) -> None:
+    table = tmp_path / "same.csv"
+    assert _run("replay", recorded, "--policy", "cosine", "--out", table).exit_code == 0
+    frame = pd.read_csv(table)
+    pd.testing.assert_series_equal(frame["lr_recorded"], frame["lr_proposed"], check_names=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "nosuch"], "nosuch"),
+        (["--policy", "cosine", "--param", "lr=-1"], "lr"),
+        (["--policy", "cosine", "--param", "speed=1"], "speed"),
+        (["--policy", "cosine", "--param", "lr"], "KEY=VALUE"),
+        (["--policy", "cosine", "--trial", "other"], "no trial 'other'"),
+    ],
+)
+def test_bad_replay_input_is_one_line(recorded: Path, arguments: list[str], words: str) -> None:
+    result = _run("replay", recorded, *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_report_of_something_else_is_refused(tmp_path: Path) -> None:
+    result = _run("report", tmp_path)
+    assert (result.exit_code, "is not a run" in result.output) == (2, True)
+
+
+def test_report_of_a_plain_run(recorded: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = _run("report", recorded, "--out", page)
+    assert result.exit_code == 0, result.output
+    assert page.read_text().count("<svg") == 3
