@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from lipadvisor.policies.contract import Decision, Observation, Policy
 from lipadvisor.trajectory import Batch
-from lipadvisor.tune.hub import Acknowledgement, Question
+from lipadvisor.tune.hub import Acknowledgement, Question, packed
 
 __all__ = ["HubClient", "HubUnavailableError"]
 
@@ -68,6 +68,7 @@ class HubClient:
         self._backlog_rows = 0
         self._sequence = 0
         self._in_flight: Any = None
+        self._told_silent = False
         self._pause_s, self._not_before = _FIRST_PAUSE_S, 0.0
         self.rows, self.resends, self.stalls, self.late, self.asked = 0, 0, 0, 0, 0
         self.attempt = self._begin(start_step, dict(config or {}))
@@ -116,7 +117,7 @@ class HubClient:
         """Ask the hub to decide; return its decision and the policy's next state, or ``None`` if it is late."""
         self.asked += 1
         deadline = time.monotonic() + wait_s
-        answer = self._ask(Question(policy, observation, state), deadline)
+        answer = self._ask(packed(Question(policy, observation, state)), deadline)
         if answer is None:
             self.late += 1
         return answer
@@ -156,7 +157,7 @@ class HubClient:
                     raise HubUnavailableError(f"trial {self.trial!r}: no hub to stream to: {error}") from error
                 time.sleep(_FIRST_PAUSE_S)
 
-    def _ask(self, question: Question, deadline: float) -> tuple[Decision, Any] | None:
+    def _ask(self, question: bytes, deadline: float) -> tuple[Decision, Any] | None:
         while self._in_flight is not None:  # one push at a time: the one under way comes first
             if not self._turn_until(deadline, send=False) and time.monotonic() >= deadline:
                 return None
@@ -167,7 +168,12 @@ class HubClient:
         if not ready:
             return None  # its acknowledgement still counts when it comes; its decision no longer does
         acknowledgement = self._collect()
-        return None if acknowledgement is None else acknowledgement.answer
+        if acknowledgement is None:
+            return None
+        if acknowledgement.silent and not self._told_silent:
+            self._told_silent = True
+            _LOGGER.warning("trial %s decides by itself, the hub cannot: %s", self.trial, acknowledgement.silent)
+        return acknowledgement.answer
 
     def _turn(self) -> None:
         """Look, without waiting, for an acknowledgement; send what waits."""
@@ -193,7 +199,7 @@ class HubClient:
         self._send(None)
         return True
 
-    def _send(self, question: Question | None) -> None:
+    def _send(self, question: bytes | None) -> None:
         batches = [self._backlog[index] for index in range(min(len(self._backlog), _BATCHES_PER_PUSH))]
         try:
             self._in_flight = self._hub.push.remote(self.trial, self.attempt, batches, question)

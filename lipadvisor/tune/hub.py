@@ -7,21 +7,19 @@ of what the request carries (policy, observation, state), so that a kill loses n
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lipadvisor.policies.contract import Decision, Observation, Policy
 from lipadvisor.trajectory import Batch, TrajectoryStore
 
-__all__ = ["Acknowledgement", "Hub", "Question", "start_hub"]
-
-_LOGGER = logging.getLogger("lipadvisor")
+__all__ = ["Acknowledgement", "Hub", "Question", "packed", "start_hub"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class Acknowledgement:
     answer: tuple[Decision, Any] | None = None  # decision and the policy's next state
     refused: str = ""  # why the batch can never be stored
     trouble: str = ""  # why it could not be stored now; send it again
+    silent: str = ""  # why a question has no answer
 
 
 class Hub:
@@ -58,7 +57,7 @@ class Hub:
         return self._store.begin(trial, start_step=start_step, config=config, token=token)
 
     def push(
-        self, trial: str, attempt: int, batches: Sequence[tuple[int, Batch]], question: Question | None = None
+        self, trial: str, attempt: int, batches: Sequence[tuple[int, Batch]], question: bytes | None = None
     ) -> Acknowledgement:
         """Store batches, each once, and answer the question.
 
@@ -66,9 +65,10 @@ class Hub:
             trial: Name of the trial.
             attempt: Number that ``begin`` gave.
             batches: Pairs of sequence number and rows, ascending.
-            question: What to decide, if anything.
+            question: A :class:`Question` as :func:`packed`, if there is one. It is opened apart from the rows: a policy
+                that this process cannot import costs its answer and no row.
         """
-        sequence, refused, trouble = 0, "", ""
+        sequence, refused, trouble, silent, answer = 0, "", "", "", None
         try:
             for number, batch in batches:
                 sequence = self._store.append(trial, attempt, number, batch)
@@ -78,21 +78,23 @@ class Hub:
             refused = str(error)
         except OSError as error:
             trouble = str(error)
-        return Acknowledgement(sequence, _answer(question), refused, trouble)
+        if question is not None:
+            try:
+                asked: Question = cloudpickle.loads(question)
+                answer = asked.policy.decide(asked.observation, asked.state)
+            except Exception as error:  # the trial decides by itself then, and its log says why
+                silent = f"{type(error).__name__}: {error}"
+        return Acknowledgement(sequence, answer, refused, trouble, silent)
 
     def process_id(self) -> int:
         """Return the process that the hub runs in: it is alive."""
         return os.getpid()
 
 
-def _answer(question: Question | None) -> tuple[Decision, Any] | None:
-    if question is None:
-        return None
-    try:
-        return question.policy.decide(question.observation, question.state)
-    except Exception:  # the trial then asks its own copy, which says what is wrong in the trial's own log
-        _LOGGER.exception("policy %s failed at the hub", getattr(question.policy, "name", question.policy))
-        return None
+def packed(question: Question) -> bytes:
+    """Return ``question`` as ``Hub.push`` takes it."""
+    content: bytes = cloudpickle.dumps(question)
+    return content
 
 
 def start_hub(directory: str | os.PathLike[str], name: str) -> Any:
