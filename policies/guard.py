@@ -30,6 +30,7 @@ class Guard:
     policy: Policy[Any]
     shrink: float = 1.0 / 3.0
     lowest: float = 1e-3
+    title: str = ""
 
     def __post_init__(self) -> None:
         for argument in ("shrink", "lowest"):
@@ -38,8 +39,8 @@ class Guard:
 
     @property
     def name(self) -> str:
-        """``guard(inner)``."""
-        return f"guard({self.policy.name})"
+        """The title, or ``guard(inner)``."""
+        return self.title or f"guard({self.policy.name})"
 
     def init(self) -> GuardState:
         """Return the state before the first observation."""
@@ -62,7 +63,7 @@ class Guard:
         seen = dict(state.lr)
         seen.update((k.group, k.lr) for k in decision.knobs if k.lr is not None)
         after = GuardState(inner, scale, tuple(seen.items()), decision.warmup_ended, decision.cooldown_started)
-        return replace(decision, policy=self.name), after
+        return decision if decision.policy == self.name else replace(decision, policy=self.name), after
 
     def _rollback(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:
         scale = max(state.scale * self.shrink, self.lowest)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lipadvisor.policies.annealing import Annealing
 from lipadvisor.policies.chain import Chain, chain
 from lipadvisor.policies.contract import Decision, Observation
-from lipadvisor.policies.guard import Guard, GuardState, guard
+from lipadvisor.policies.guard import Guard, GuardState
 from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.spectral_rate import SpectralRate
@@ -41,7 +41,7 @@ class Lipschitz:
     """
 
     relative_step: float = 0.08
-    budget: float = 0.3
+    budget: float = 1.0
     decay_total: float = 0.6
     cooldown_start: float = 0.0
     lookahead: float = 0.1
@@ -53,7 +53,7 @@ class Lipschitz:
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_line", guard(self.line()))
+        object.__setattr__(self, "_line", Guard(self.line(), title=self.name))
 
     @property
     def name(self) -> str:
@@ -84,5 +84,4 @@ class Lipschitz:
 
     def decide(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:
         """Return the decision for step ``observation.step``."""
-        decision, state = self._line.decide(observation, state)
-        return replace(decision, policy=self.name), state
+        return self._line.decide(observation, state)

@@ -25,6 +25,7 @@ class LipschitzBudgetState:
     growth: float | None = None  # nats per tau, smoothed
     variance: float | None = None  # nats^2 per tau^2: variance of one step, smoothed
     measured_step: int = -1
+    weight: float = 1.0  # sum of the composition weights: the number of matrices, in a plain chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class LipschitzBudget:
         ValueError: an argument is out of its range.
     """
 
-    budget: float = 0.3
+    budget: float = 1.0
     first_share: float = 0.2
     lookahead: float = 0.1
     unknown_lookahead: int = 50
@@ -93,7 +94,7 @@ class LipschitzBudget:
         state = self._learn(observation, state)
         if state.reference is None or state.growth is None or state.variance is None:
             return Decision(observation.step, self.name, PASS), state
-        head = max(1e-3, self._allowed(observation) - (level - state.reference))
+        head = max(1e-3, self._allowed(observation, state.weight) - (level - state.reference))
         ahead = self._ahead(observation)
         growth, spread = self._to_come(observation, state, lr, ahead)
         need = growth + self.deviations * spread
@@ -107,12 +108,11 @@ class LipschitzBudget:
             read=(("budget_head", head), ("growth", growth), ("growth_std", spread), ("budget_factor", factor)),
         ), state
 
-    def _allowed(self, observation: Observation) -> float:
+    def _allowed(self, observation: Observation, weight: float) -> float:
         """Return the growth allowed so far, nats above the reference."""
-        weight = sum(_finite(layer.composition_weight) for layer in observation.layers)
         total = observation.total_steps
         done = 1.0 if total is None else min(1.0, (observation.step + self._ahead(observation)) / max(total, 1))
-        return self.budget * max(weight, 1.0) * (self.first_share + (1.0 - self.first_share) * done)
+        return self.budget * weight * (self.first_share + (1.0 - self.first_share) * done)
 
     def _ahead(self, observation: Observation) -> float:
         """Return the number of steps to look ahead."""
@@ -129,14 +129,15 @@ class LipschitzBudget:
         growth = network.drift + network.finite_step
         variance = network.diffusion**2 if abs(network.diffusion) < 1e150 else math.inf
         if steps <= 0 or network.status is Status.NOT_MEASURED or not math.isfinite(growth + variance):
-            return replace(state, reference=reference)
+            return replace(state, reference=reference, weight=_total_weight(observation))
         lr = max((k.lr for k in observation.knobs if k.lr is not None), default=0.0)
         variance = variance / lr if lr > 0.0 else 0.0  # diffusion^2 is per tau and holds the learning rate once
         if state.growth is not None and state.variance is not None and math.isfinite(variance):
             kept = self.smoothing**steps
             growth += kept * (state.growth - growth)
             variance += kept * (state.variance - variance)
-        return LipschitzBudgetState(reference, growth, variance, observation.measured_step)
+        weight = _total_weight(observation)
+        return LipschitzBudgetState(reference, growth, variance, observation.measured_step, weight)
 
     def _reference(self, observation: Observation) -> float:
         """Return Z of a healthy start: no layer counted below the norm that it has at ``healthy_gain``."""
@@ -173,5 +174,7 @@ def _nearest(bands: tuple[Band, ...], ahead: float) -> Band | None:
     return best
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
+def _total_weight(observation: Observation) -> float:
+    """Return the sum of the composition weights, at least 1."""
+    total = sum([layer.composition_weight for layer in observation.layers])
+    return max(total, 1.0) if math.isfinite(total) else 1.0

@@ -1,0 +1,224 @@
+"""The Lipschitz-aware default and its parts, on observations whose right answer is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from lipadvisor.policies import (
+    Band,
+    Constant,
+    Initialization,
+    Knobs,
+    Layer,
+    Lipschitz,
+    LipschitzBudget,
+    Observation,
+    SpectralRate,
+    Status,
+    TotalDecay,
+    WarmupEnd,
+    as_json,
+    chain,
+    replay,
+    restore_state,
+)
+
+TAU = 0.08
+PYTORCH_GAIN = math.log(1.0 / math.sqrt(3.0))
+
+
+def layer(name="a", ratio=0.0, log_norm=0.0, log_gain=PYTORCH_GAIN, shape=(64, 64)):
+    return Layer(name, "linear", shape, 0, 1.0, log_norm, 0.1, log_gain, update_ratio=ratio)
+
+
+def observe(step, layers, total=100, lr=0.01, measured=None, **changes):
+    network = Layer("*", "network", (), -1, 1.0, sum(x.log_norm for x in layers), 0.1, 0.0)
+    if "network" in changes:
+        network = replace(network, **changes.pop("network"))
+    return Observation(
+        step=step,
+        total_steps=total,
+        tau=0.0,
+        optimizer="adamw",
+        momentum=0.9,
+        knobs=(Knobs(0, lr, 0.0), Knobs(1, lr, 0.0)),
+        network=network,
+        layers=tuple(layers),
+        measured_step=max(step - 1, 0) if measured is None else measured,
+        **changes,
+    )
+
+
+def test_the_first_step_listens():
+    small, large = layer("small", log_norm=-2.0, shape=(10, 40)), layer("large", log_norm=1.0)
+    (decision,) = replay(SpectralRate(TAU), [observe(0, [small, large])])
+    assert decision.reason == "spectral:listen"
+    assert decision.knobs[0].lr == pytest.approx(0.01 * TAU * min(math.exp(-2.0) / 20.0, math.exp(1.0) / 64.0))
+
+
+def test_the_rate_settles_where_the_largest_layer_moves_by_tau():
+    run = [observe(step, [layer("a", 5.0), layer("b", 20.0)]) for step in range(30)]
+    decisions = replay(SpectralRate(TAU), run)
+    lrs = [decision.knobs[0].lr for decision in decisions]
+    assert all(b <= a * 2.0 * (1.0 + 1e-12) for a, b in itertools.pairwise(lrs))
+    assert lrs[-1] == pytest.approx(TAU / 20.0)
+    assert decisions[1].reason == "spectral:rise"
+    assert decisions[-1].reason == "spectral:ratio"
+    assert dict(decisions[-1].read)["ratio[b]"] == pytest.approx(20.0)
+
+
+def test_the_rate_falls_at_once_and_comes_back_slowly():
+    ratios = [10.0] * 30 + [1000.0] + [10.0] * 30
+    run = [observe(step, [layer("a", 0.0 if step == 0 else ratios[step])]) for step in range(len(ratios))]
+    lrs = [decision.knobs[0].lr for decision in replay(SpectralRate(TAU), run)]
+    assert lrs[30] == pytest.approx(TAU / 1000.0)
+    assert lrs[31] < TAU / 100.0  # the mean remembers
+    assert lrs[60] == pytest.approx(TAU / 10.0, rel=0.25)
+
+
+def test_the_mean_counts_steps_not_calls():
+    def last(steps):
+        state = SpectralRate().init()
+        for step in steps:
+            seen = observe(step, [layer("a", 10.0 if step < 20 else 1.0)])
+            _, state = SpectralRate().decide(seen, state)
+        return state.log_ratio
+
+    assert last([0, *range(1, 20), 24]) == pytest.approx(last([0, 19, 24]))
+    assert last([0, 19, 24, 24, 24]) == pytest.approx(last([0, 19, 24]))
+
+
+def test_a_measurement_without_a_ratio_repeats_the_last_rate():
+    state = SpectralRate().init()
+    for step in range(20):
+        decision, state = SpectralRate().decide(observe(step, [layer("a", 10.0)]), state)
+    again, state = SpectralRate().decide(observe(20, [layer("a", math.nan)]), state)
+    assert again.reason == "hold:no_ratio"
+    assert again.knobs == decision.knobs
+
+
+@pytest.mark.parametrize("gain", [1.0 / math.sqrt(3.0), 1.0, math.sqrt(2.0)])
+def test_common_defaults_are_left_alone(gain):
+    (decision,) = replay(Initialization(), [observe(0, [layer("a", log_gain=math.log(gain))])])
+    assert decision.init_scale == ()
+
+
+@pytest.mark.parametrize("gain", [1e-3, 0.1, 10.0, 1e3])
+def test_a_layer_out_of_the_zone_is_brought_to_the_target(gain):
+    bad, good = layer("bad", log_gain=math.log(gain)), layer("good")
+    (decision,) = replay(Initialization(), [observe(0, [bad, good])])
+    assert decision.init_scale == (("bad", pytest.approx(1.2 / gain)),)
+    (later,) = replay(Initialization(), [observe(1, [bad, good])])
+    assert later.init_scale == ()
+
+
+def budgeted(observation, **parameters):
+    policy = chain(Constant(lr=0.1), LipschitzBudget(**parameters))
+    return replay(policy, [observation])[-1]
+
+
+def test_the_budget_is_free_while_growth_fits():
+    decision = budgeted(observe(10, [layer()], network={"drift": 0.01}))
+    assert decision.knobs[0].lr == 0.1
+    assert "budget" not in decision.reason
+
+
+def test_the_budget_cuts_growth_to_the_head_room():
+    growing = observe(90, [layer(log_gain=math.log(1.2))], lr=0.1, network={"drift": 10.0})
+    decision = budgeted(growing, budget=0.3, deviations=0.0, lookahead=0.1)
+    # head .3 nats, to come .1 * 10 * 10 steps = 10 nats
+    assert decision.knobs[0].lr == pytest.approx(max(0.05, 0.3 / 10.0) * 0.1)
+    assert decision.reason == "constant:stable+budget"
+    assert dict(decision.read)["budget_head"] == pytest.approx(0.3)
+
+
+def test_the_budget_counts_the_spread():
+    noisy = observe(90, [layer(log_gain=math.log(1.2))], lr=0.1, network={"diffusion": 1.0})
+    decision = budgeted(noisy, budget=0.3, deviations=2.0, lookahead=0.1)
+    need = 2.0 * math.sqrt(0.1 * 10.0)  # two deviations over tau = 1
+    assert decision.knobs[0].lr == pytest.approx(0.3 / need * 0.1)
+
+
+def test_a_small_start_may_grow_to_a_healthy_level_first():
+    start = layer(log_gain=math.log(0.3))
+    policy = chain(Constant(lr=0.1), LipschitzBudget(budget=0.3, deviations=0.0))
+    grown = replace(start, log_norm=start.log_norm + math.log(3.9), log_gain=math.log(1.17))
+    first = observe(1, [start], lr=0.1)
+    free, tied = (
+        observe(90, [grown], lr=0.1, network={"drift": 0.2}),
+        observe(90, [grown], lr=0.1, network={"drift": 5.0}),
+    )
+    assert replay(policy, [first, free])[-1].knobs[0].lr == 0.1
+    assert replay(policy, [first, tied])[-1].knobs[0].lr < 0.1
+
+
+def test_a_calibrated_band_is_preferred_and_an_uncalibrated_one_is_not():
+    def decide(status):
+        bands = (Band(10, 50.0, 0.0, 50.0, 50.0, status),)
+        quiet = observe(90, [layer(log_gain=math.log(1.2))], lr=0.1, bands=bands)
+        return budgeted(quiet, budget=0.3, lookahead=0.1)
+
+    assert decide(Status.OK).knobs[0].lr < 0.1
+    assert decide(Status.UNCALIBRATED).knobs[0].lr == 0.1
+
+
+def test_the_decay_sums_to_its_total():
+    policy = chain(Constant(lr=0.03), TotalDecay(total=0.6, per_step=1.0))
+    decisions = replay(policy, [observe(step, [layer()], total=400) for step in range(400)])
+    assert sum(d.knobs[0].lr * d.knobs[0].weight_decay for d in decisions) == pytest.approx(0.6, rel=0.01)
+
+
+def test_the_warmup_ends_where_the_rate_stops_rising():
+    run = [observe(step, [layer("a", 0.0 if step == 0 else 10.0)]) for step in range(60)]
+    decisions = replay(chain(SpectralRate(TAU), WarmupEnd(patience=5)), run)
+    risen = next(d.step for d in decisions if d.reason == "spectral:ratio")
+    assert [d.warmup_ended for d in decisions].index(True) in (risen + 4, risen + 5)
+
+
+def test_the_rate_is_annealed_to_almost_nothing():
+    run = [observe(step, [layer("a", 0.0 if step == 0 else 10.0)], total=200, loss=1.0) for step in range(200)]
+    decisions = replay(Lipschitz(relative_step=TAU, budget=1e6), run)
+    for step in (50, 100, 150):
+        wave = 0.5 * (1.0 + math.cos(math.pi * step / 200))
+        assert decisions[step].knobs[0].lr == pytest.approx(TAU / 10.0 * wave, rel=0.01)
+    assert decisions[-1].knobs[0].lr < 0.002 * TAU / 10.0
+
+
+def test_with_an_unknown_horizon_it_waits_for_the_loss_then_anneals():
+    losses = [2.0 * 0.97 ** min(step, 150) for step in range(600)]
+    run = [
+        observe(step, [layer("a", 0.0 if step == 0 else 10.0)], total=None, loss=losses[step]) for step in range(600)
+    ]
+    decisions = replay(Lipschitz(relative_step=TAU), run)
+    started = [d.cooldown_started for d in decisions].index(True)
+    assert 200 <= started <= 400
+    assert decisions[started - 1].knobs[0].lr == pytest.approx(TAU / 10.0)
+    assert decisions[-1].knobs[0].lr < 0.01 * TAU / 10.0
+
+
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one():
+    policy = Lipschitz()
+    run = [observe(s, [layer("a", 0.0 if s == 0 else 10.0 + s % 7)], network={"drift": 1.0}) for s in range(100)]
+    whole = replay(policy, run)
+    state = policy.init()
+    for observation in run[:40]:
+        _, state = policy.decide(observation, state)
+    state = restore_state(Lipschitz(), json.loads(json.dumps(as_json(state))))
+    for observation, expected in zip(run[40:], whole[40:], strict=True):
+        decision, state = policy.decide(observation, state)
+        assert decision == expected
+
+
+def test_restore_names_what_is_wrong():
+    data = as_json(Lipschitz().init())
+    with pytest.raises(ValueError, match=r"GuardState has no field 'colour'"):
+        restore_state(Lipschitz(), {**data, "colour": 1})
+    with pytest.raises(ValueError, match=r"GuardState.inner must be an object, got 3"):
+        restore_state(Lipschitz(), {**data, "inner": 3})
+    with pytest.raises(ValueError, match="must be a list of 6 items"):
+        restore_state(Lipschitz(), {**data, "inner": {"members": []}})
