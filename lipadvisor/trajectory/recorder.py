@@ -33,7 +33,8 @@ class Recorder:
 
     Args:
         sink: Called with batches of rows by table, in order, each row once. If it raises ``OSError`` (a full disk), the
-            batch is kept and offered again with the next one; training goes on.
+            batch is kept and offered again with the next one; training goes on. A sink that has a method ``attach`` is
+            given :meth:`flush`, to call when it needs what has not been handed on, e.g. before a checkpoint.
         limit: Rows of each table to keep in memory, at least 1; ``None`` keeps all. What the sink gets is not limited.
         batch_rows: Rows that make a batch.
         batch_s: Seconds after which a smaller batch is handed on, so that a live run can be followed.
@@ -65,6 +66,9 @@ class Recorder:
         self._unsent: list[Batch] = []
         self._last_flush = time.monotonic()
         self.sink_failures = 0
+        attach = getattr(sink, "attach", None)
+        if attach is not None:
+            attach(self.flush)
 
     def add_observation(
         self,

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -67,7 +67,9 @@ class HubClient:
         self._backlog: deque[tuple[int, Batch]] = deque()
         self._backlog_rows = 0
         self._sequence = 0
+        self._recorders: list[Callable[[], object]] = []
         self._in_flight: Any = None
+        self._overdue = False  # the push under way has been waited for once already
         self._told_silent = False
         self._pause_s, self._not_before = _FIRST_PAUSE_S, 0.0
         self.rows, self.resends, self.stalls, self.late, self.asked = 0, 0, 0, 0, 0
@@ -93,8 +95,25 @@ class HubClient:
             "late": self.late,
         }
 
+    def attach(self, flush: Callable[[], object]) -> None:
+        """Take note of a recorder's ``flush``, which hands on what it still holds."""
+        self._recorders.append(flush)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Have everything recorded so far acknowledged, ``timeout_s`` at most; return whether it is.
+
+        To be called before a checkpoint: what a restart does not do again must not be lost with this process.
+        """
+        for flush in self._recorders:
+            flush()
+        return self.flush(timeout_s)
+
+    def __call__(self, batch: Batch) -> None:
+        """Take a batch of rows: the client is itself the sink of a :class:`lipadvisor.trajectory.Recorder`."""
+        self.put(batch)
+
     def put(self, batch: Batch) -> None:
-        """Take a batch of rows: the sink of a :class:`lipadvisor.trajectory.Recorder`.
+        """Take a batch of rows.
 
         Raises:
             ValueError: the hub refused an earlier batch for good; says why. That batch is dropped.
@@ -114,7 +133,10 @@ class HubClient:
     def ask(
         self, policy: Policy[Any], observation: Observation, state: Any, wait_s: float
     ) -> tuple[Decision, Any] | None:
-        """Ask the hub to decide; return its decision and the policy's next state, or ``None`` if it is late."""
+        """Ask the hub to decide; return its decision and the policy's next state, or ``None`` if it is late.
+
+        A hub that is away costs one ``wait_s``, not one for each step: until it answers, ``None`` comes at once.
+        """
         self.asked += 1
         deadline = time.monotonic() + wait_s
         answer = self._ask(packed(Question(policy, observation, state)), deadline)
@@ -158,13 +180,16 @@ class HubClient:
                 time.sleep(_FIRST_PAUSE_S)
 
     def _ask(self, question: bytes, deadline: float) -> tuple[Decision, Any] | None:
-        while self._in_flight is not None:  # one push at a time: the one under way comes first
-            if not self._turn_until(deadline, send=False) and time.monotonic() >= deadline:
-                return None
+        if not self._turn_until(0.0 if self._overdue else deadline, send=False):  # one push at a time
+            self._overdue = True
+            return None
+        if time.monotonic() < self._not_before:
+            return None
         self._send(question)
         if self._in_flight is None:
             return None
         ready, _ = ray.wait([self._in_flight], timeout=max(0.0, deadline - time.monotonic()))
+        self._overdue = not ready
         if not ready:
             return None  # its acknowledgement still counts when it comes; its decision no longer does
         acknowledgement = self._collect()
@@ -208,7 +233,7 @@ class HubClient:
 
     def _collect(self) -> Acknowledgement | None:
         """Take the acknowledgement that is there; ``None`` if the push died with the hub."""
-        reference, self._in_flight = self._in_flight, None
+        reference, self._in_flight, self._overdue = self._in_flight, None, False
         try:
             acknowledgement: Acknowledgement = ray.get(reference)
         except RayError as error:

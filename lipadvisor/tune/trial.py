@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import zlib
@@ -21,6 +22,9 @@ from lipadvisor.tune.placement import HubPolicy
 from lipadvisor.tune.searcher import NAME_KEY, RESULT_KEY
 
 __all__ = ["CHECKPOINTS", "JSON_STATE", "StateFormat", "Trainable", "TrialContext", "TrialSetup", "run_trial"]
+
+_LOGGER = logging.getLogger("lipadvisor")
+_SETTLE_S = 30.0  # how long a checkpoint may wait for the hub
 
 CHECKPOINTS = "checkpoints"  # folder of the run: one folder for each unfinished trial
 
@@ -83,7 +87,7 @@ class TrialContext:
     @property
     def sink(self) -> Sink:
         """Sink for a recorder, or for ``Advisor(sink=...)``: streams the rows to the hub."""
-        return self._client.put
+        return self._client
 
     def policy(self, policy: Policy[Any]) -> Policy[Any]:
         """Return ``policy`` as it is to be used here: itself, or one that asks the hub (``policy_at="hub"``)."""
@@ -108,9 +112,15 @@ class TrialContext:
         step = metrics.get("step")
         if not isinstance(step, int):
             raise ValueError(f"report(metrics=...) must have the whole number 'step', got {step!r}.")
-        if checkpoint_state is not None:
+        if checkpoint_state is not None and self._settled():
             _write_checkpoint(self._folder, step, self._setup.state_format.encode(checkpoint_state))
         tune.report(dict(metrics))
+
+    def _settled(self) -> bool:
+        settled = self._client.settle(_SETTLE_S)
+        if not settled:
+            _LOGGER.warning("trial %s: no checkpoint now, the hub has not stored what led to it", self.trial)
+        return settled
 
     def restore(self) -> Any:
         """Return the state of the last checkpoint, or ``None`` if this is a fresh start."""
