@@ -8,12 +8,16 @@ register(kind, Entry(...))        the same for a module of your own
 from lipadvisor.modules import activations, attention, blocks, linear, normalization, pooling
 from lipadvisor.modules.attention import DotProductAttention, L2Attention, ScaledCosineAttention
 from lipadvisor.modules.blocks import DropPath, FeedForward, Residual, ResNetBlock, TransformerBlock
+from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant, Kind
+from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.normalization import CenterNorm
 from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register, registered
+from lipadvisor.modules.tracing import compose, constants
 
 __all__ = [
     "CenterNorm",
+    "Composition",
     "Constant",
     "DotProductAttention",
     "DropPath",
@@ -25,9 +29,12 @@ __all__ = [
     "Residual",
     "ScaledCosineAttention",
     "TransformerBlock",
+    "compose",
     "constant_of",
+    "constants",
     "find",
     "jacobian_of",
+    "local_lipschitz",
     "register",
     "registered",
 ]

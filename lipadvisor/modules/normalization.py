@@ -156,21 +156,28 @@ def _alpha_dropout(module: Any, inputs: tuple[Tensor, ...]) -> Constant:
     return Constant(value, Kind.EXACT, "training mode, over all masks", "arXiv 1706.02515, section 3")
 
 
-def local_constant(module: Any, inputs: tuple[Tensor, ...]) -> Constant:
+def local_constant(module: Any, inputs: tuple[Any, ...]) -> Constant:
     """Return the Jacobian's norm on the batch, by Lanczos: the rule for modules without a formula.
 
-    The first tensor is the variable, also where it comes again as a later input (self-attention); others are fixed.
+    All float inputs vary jointly; a tensor that comes twice (self-attention) is one variable.
 
     Raises:
         ValueError: no input was given.
     """
     if not inputs:
         raise ValueError(f"the constant of {type(module).__name__} needs an input: it is local.")
-    x, same = inputs[0], [other is inputs[0] for other in inputs]
+    variables: list[Tensor] = []
+    for value in inputs:
+        if isinstance(value, Tensor) and value.is_floating_point() and not any(value is v for v in variables):
+            variables.append(value)
+    sizes = [variable.numel() for variable in variables]
+    x = torch.cat([variable.detach().flatten() for variable in variables])
 
     def function(z: Tensor) -> Tensor:
+        parts = [part.reshape(v.shape) for part, v in zip(z.split(sizes), variables, strict=True)]
+        args = [next((p for p, v in zip(parts, variables, strict=True) if v is value), value) for value in inputs]
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            y = module(*(z if is_same else other for is_same, other in zip(same, inputs, strict=True)))
+            y = module(*args)
         return y[0] if isinstance(y, tuple) else y
 
     norm = jacobian_norm(function, x)

@@ -1,0 +1,322 @@
+"""From a model to its :class:`Composition`: by torch.export where it traces, by module containers where not."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from lipadvisor.modules.blocks import Residual
+from lipadvisor.modules.composition import Composition, Join
+from lipadvisor.modules.constant import Constant, Kind
+from lipadvisor.modules.normalization import local_constant
+from lipadvisor.modules.operations import CONCATENATIONS, PASSING, gains
+from lipadvisor.modules.registry import find
+from lipadvisor.modules.running import arguments, observed, primary, run
+
+__all__ = ["compose", "constants", "leaves"]
+
+
+def leaves(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules at which the bound stops: registered, not composite, in no other such module."""
+    found: dict[str, nn.Module] = {}
+
+    def walk(module: nn.Module, name: str) -> None:
+        entry = find(module)
+        if entry is not None and not entry.composite:
+            found[name] = module
+            return
+        for child_name, child in module.named_children():
+            walk(child, f"{name}.{child_name}" if name else child_name)
+
+    walk(model, "")
+    return found
+
+
+def constants(model: nn.Module, batch: Any, progress: Callable[[str], None] | None = None) -> dict[str, Constant]:
+    """Return the constant of every leaf that one forward pass calls, read on what reaches it, in order of execution.
+
+    A module that is called several times gets its largest.
+    """
+    found: dict[str, Constant] = {}
+    with observed(model), torch.no_grad(), _watching(leaves(model), found, progress):
+        run(model, batch)
+    return found
+
+
+@contextmanager
+def _watching(
+    modules: dict[str, nn.Module], found: dict[str, Constant], progress: Callable[[str], None] | None
+) -> Iterator[None]:
+    busy: list[str] = []  # a rule may call the module again
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if busy:
+            return
+        busy.append(name)
+        try:
+            value = _constant_of_call(module, args, kwargs)
+        finally:
+            busy.pop()
+        if name not in found or value.value > found[name].value:
+            found[name] = value
+        if progress is not None:
+            progress(name)
+
+    hooks = [
+        module.register_forward_hook(functools.partial(look, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _constant_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Constant:
+    entry = find(module)
+    if entry is None:
+        raise KeyError(f"no entry for {type(module).__name__}.")
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("query", "key", "value")
+        args = (*args, *(kwargs[name] for name in names[len(args) :]))
+        return _with_arguments(module, args, {k: v for k, v in kwargs.items() if k not in names})
+    if entry.constant is local_constant:
+        return _with_arguments(module, args, kwargs)
+    return entry.constant(module, tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+
+def _with_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Constant:
+    return local_constant(functools.partial(module, **kwargs), args)
+
+
+def compose(
+    model: nn.Module, batch: Any, found: dict[str, Constant] | None = None, method: str = "auto"
+) -> Composition:
+    """Return the network's log bound as a function of its modules' log constants.
+
+    Args:
+        model: any module; left as it is.
+        batch: what it is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+        found: constants of the leaves, if they are known already.
+        method: ``"export"``, ``"containers"``, or ``"auto"``: the first where it traces.
+
+    Raises:
+        ValueError: ``method`` is none of these.
+        RuntimeError: ``method`` is ``"export"`` and the model does not trace.
+    """
+    if method not in ("auto", "export", "containers"):
+        raise ValueError(f'compose(method=...) must be "auto", "export" or "containers", got {method!r}.')
+    found = constants(model, batch) if found is None else found
+    note = ""
+    if method != "containers":
+        try:
+            with observed(model), torch.no_grad():
+                return _Export(model, batch, found).composition()
+        except Exception as error:  # tracing may fail in any way that the model's Python can
+            if method == "export":
+                raise RuntimeError(f"torch.export does not trace {type(model).__name__}: {error}") from error
+            note = f"torch.export: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}; "
+    return _containers(model, found, note)
+
+
+class _Wrapped(nn.Module):
+    """Returns only the tensor that counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return primary(self.model(*args, **kwargs))
+
+
+class _Export(fx.Interpreter):
+    """Runs the exported graph on the batch and writes down a join for every operation that carries the input."""
+
+    def __init__(self, model: nn.Module, batch: Any, found: dict[str, Constant]) -> None:
+        args, kwargs = arguments(batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.program = torch.export.export(_Wrapped(model), args, kwargs, strict=False)
+        super().__init__(self.program.graph_module)
+        self.found = found
+        self.leaf_modules = leaves(model)
+        self.joins: list[Join] = []
+        self.place: dict[fx.Node, int] = {}  # node -> join, for float values that depend on the input
+        self.tainted: set[fx.Node] = set()  # integer values that depend on the input
+        self.inside: dict[fx.Node, tuple[str, frozenset[int]]] = {}  # node within a leaf: the leaf's call, its origins
+        self.leaf_join: dict[tuple[str, frozenset[int]], int] = {}
+        self.sources: list[str] = []
+        self.input_join: int | None = None
+        self.flat_inputs = iter(pytree.tree_leaves((args, kwargs)))
+
+    def composition(self) -> Composition:
+        self.run(*self._values())
+        (output,) = self.program.graph_signature.user_outputs
+        node = next(node for node in self.module.graph.nodes if node.name == output)
+        norms = {join.module: self.found[join.module].log for join in self.joins if join.module is not None}
+        return Composition(
+            tuple(self.joins), self.place.get(node, -1), tuple(norms.items()), "export", tuple(self.sources)
+        )
+
+    def _values(self) -> list[Any]:
+        values = []
+        for spec in self.program.graph_signature.input_specs:
+            if spec.kind == torch.export.graph_signature.InputKind.USER_INPUT:
+                values.append(next(self.flat_inputs))
+            elif spec.target in self.program.state_dict:
+                values.append(self.program.state_dict[spec.target])
+            else:
+                values.append(self.program.constants[spec.target])
+        self.user_inputs = set(self.program.graph_signature.user_inputs)
+        return values
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "placeholder":
+            if n.name in self.user_inputs and isinstance(result, Tensor):
+                self._input(n, result)
+        elif n.op == "call_function":
+            self._operation(n, result)
+        return result
+
+    def _input(self, node: fx.Node, value: Tensor) -> None:
+        if not value.is_floating_point():
+            self.tainted.add(node)
+            return
+        if self.input_join is None:
+            self.input_join = self._add(Join(name="input"))
+        self.place[node] = self.input_join
+
+    def _add(self, join: Join) -> int:
+        self.joins.append(join)
+        return len(self.joins) - 1
+
+    def _operation(self, node: fx.Node, result: Any) -> None:
+        name = _name_of(node.target)
+        carriers = [other for other in node.all_input_nodes if other in self.place]
+        tainted = any(other in self.tainted for other in node.all_input_nodes)
+        leaf = self._leaf(node)
+        if not _is_float(result):
+            if carriers or tainted:
+                self.tainted.add(node)
+            return
+        if leaf is not None and name == "embedding" and tainted and not carriers:
+            self._source(node, leaf)
+        elif not carriers:
+            return
+        elif leaf is not None and not self._passes_through(node, name, leaf, carriers):
+            self._within(node, leaf, carriers)
+        elif name in ("getitem", *PASSING) and len(carriers) == 1:
+            self.place[node] = self.place[carriers[0]]
+        else:
+            self.place[node] = self._between(node, name, carriers)
+
+    def _leaf(self, node: fx.Node) -> tuple[str, str] | None:
+        """The outermost leaf that the operation belongs to: (the call's key, the module's name)."""
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            name = path.split("@")[0].removeprefix("model.") if path != "model" else ""
+            if path.split("@")[0].startswith("model") and name in self.leaf_modules:
+                return f"{key}|{path}", name
+        return None
+
+    def _source(self, node: fx.Node, leaf: tuple[str, str]) -> None:
+        if leaf[1] not in self.sources:
+            self.sources.append(leaf[1])
+        self.place[node] = self._add(Join(name=leaf[1]))
+
+    def _passes_through(self, node: fx.Node, name: str, leaf: tuple[str, str], carriers: list[fx.Node]) -> bool:
+        """A cast or reshape of what comes from outside is still the module's input."""
+        return name in ("getitem", *PASSING) and all(
+            self.inside.get(other, ("", frozenset()))[0] != leaf[0] for other in carriers
+        )
+
+    def _within(self, node: fx.Node, leaf: tuple[str, str], carriers: list[fx.Node]) -> None:
+        origins: set[int] = set()
+        for other in carriers:
+            call, known = self.inside.get(other, ("", frozenset()))
+            origins |= known if call == leaf[0] else {self.place[other]}
+        key = (leaf[0], frozenset(origins))
+        if key not in self.leaf_join:
+            order = tuple(sorted(origins))
+            self.leaf_join[key] = self._add(Join(order, (0.0,) * len(order), leaf[1], name=leaf[1]))
+        self.inside[node] = key
+        self.place[node] = self.leaf_join[key]
+
+    def _between(self, node: fx.Node, name: str, carriers: list[fx.Node]) -> int:
+        if name in CONCATENATIONS:
+            parts = [self.place[part] for part in node.args[0] if part in self.place]  # type: ignore[union-attr]
+            return self._add(Join(tuple(parts), (0.0,) * len(parts), concat=True, name=node.name))
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        found = gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
+        inputs, logs = [], []
+        for position, argument in enumerate(node.args):
+            if isinstance(argument, fx.Node) and argument in self.place:
+                gain = found.get(position, math.inf)
+                inputs.append(self.place[argument])
+                logs.append(math.log(gain) if gain > 0 else -math.inf)
+        if len(inputs) < len(carriers):
+            raise NotImplementedError(f"{name} takes the input in a way that is not understood")
+        return self._add(Join(tuple(inputs), tuple(logs), name=node.name))
+
+
+def _name_of(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", target)
+    return str(getattr(packet, "__name__", str(packet)))
+
+
+def _is_float(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_is_float(part) for part in value)
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _containers(model: nn.Module, found: dict[str, Constant], note: str) -> Composition:
+    """Chains of children; residual joins where a :class:`Residual` says so. Operations in between are not seen."""
+    joins = [Join(name="input")]
+    order = {name: i for i, name in enumerate(found)}
+    unseen = []
+
+    def first_call(name: str) -> int:
+        inside = [i for leaf, i in order.items() if leaf == name or leaf.startswith(f"{name}.")]
+        return min(inside, default=len(order))
+
+    def walk(module: nn.Module, name: str, at: int) -> int:
+        if name in found:
+            if found[name].kind is Kind.UPPER and find(module) is not None and find(module).name == "embedding":  # type: ignore[union-attr]
+                return at
+            joins.append(Join((at,), (0.0,), name, name=name))
+            return len(joins) - 1
+        prefix = f"{name}." if name else ""
+        if isinstance(module, Residual):
+            skip, branch = walk(module.skip, f"{prefix}skip", at), walk(module.branch, f"{prefix}branch", at)
+            alpha = abs(float(module.alpha))
+            joins.append(Join((skip, branch), (0.0, math.log(alpha) if alpha else -math.inf), name=name))
+            return len(joins) - 1
+        if not isinstance(module, nn.Sequential) and len(list(module.children())) != 1:
+            unseen.append(type(module).__name__)
+        children = sorted(module.named_children(), key=lambda item: first_call(prefix + item[0]))
+        for child_name, child in children:
+            at = walk(child, prefix + child_name, at)
+        return at
+
+    output = walk(model, "", 0)
+    if unseen:
+        note += f"children of {', '.join(sorted(set(unseen)))} taken as a chain, which need not be a bound"
+    norms = {join.module: found[join.module].log for join in joins if join.module is not None}
+    return Composition(tuple(joins), output, tuple(norms.items()), "containers", _embeddings(model, found), note)
+
+
+def _embeddings(model: nn.Module, found: dict[str, Constant]) -> tuple[str, ...]:
+    modules = dict(model.named_modules())
+    names = [name for name in found if isinstance(modules[name], (nn.Embedding, nn.EmbeddingBag))]
+    return tuple(names[:1])  # the first one called reads the tokens; later ones, positions
