@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,7 @@ def demo(
     fresh: bool,
     **numbers: Any,
 ) -> None:
-    """Compare the Lipschitz-aware policy with tuned baselines, end to end, on real data.
+    """Run the main job: Lipschitz-aware against tuned schedules.
 
     Ray Tune trains a perceptron and a ConvNet on scikit-learn's digits. Constant, cosine and warmup-stable-decay
     schedules search learning rate, weight decay and warmup; the Lipschitz-aware policy searches its own constants, and
@@ -126,9 +127,10 @@ def demo(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in RUN]")
 def report(run: Path, out: Path | None) -> None:
-    """Write the HTML report of a run: one file, nothing loaded from elsewhere.
+    """Write the HTML report of a run.
 
-    RUN is the directory of a demo, or the one given to Advisor(out=...). It may still be going on.
+    It is one file and loads nothing from elsewhere. RUN is the directory of a demo, or the one given to
+    Advisor(out=...). It may still be going on.
 
     \b
     Examples:
@@ -151,7 +153,9 @@ def report(run: Path, out: Path | None) -> None:
 def replay(
     run: Path, policy_name: str, parameters: tuple[str, ...], trial: str | None, as_json: bool, out: Path | None
 ) -> None:
-    """Show what another policy would have decided over a recorded trajectory.
+    """Ask another policy about a recorded run.
+
+    Shows learning rate and weight decay as recorded, beside what the policy would have decided.
 
     The observations stay as recorded: where the proposal differs, what follows would have differed too.
 
@@ -182,7 +186,7 @@ def replay(
 
 @main.command()
 def policies() -> None:
-    """List the policies by name, with their parameters and defaults."""
+    """List the policies and their parameters."""
     from lipadvisor.policies import POLICIES
 
     for name, kind in POLICIES.items():
@@ -198,22 +202,19 @@ def version() -> None:
     click.echo(__version__)
 
 
-@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench(arguments: Sequence[str]) -> None:
-    """Compare policies with tuned baselines on many tiny tasks."""
-    from lipadvisor.experiments.benchmarks.command import bench as group
+def _elsewhere(name: str, module: str, about: str) -> None:
+    """Add the command ``name`` of ``module``; the module is imported when the command runs."""
 
-    group.main(list(arguments), prog_name="lipadvisor bench")
+    @main.command(name, help=about, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: Sequence[str]) -> None:
+        real: click.Command = getattr(importlib.import_module(module), name)
+        real.main(list(arguments), prog_name=f"lipadvisor {name}")
 
 
-@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def reproduce(arguments: Sequence[str]) -> None:
-    """Rerun a published result and say whether the data agree."""
-    from lipadvisor.experiments.reproduce.command import reproduce as command
-
-    command.main(list(arguments), prog_name="lipadvisor reproduce")
+_elsewhere("reproduce", "lipadvisor.experiments.reproduce.command", "Rerun a published result: do the data agree?")
+_elsewhere("bars", "lipadvisor.experiments.bars.command", "Measure what dynamics and forecast are held to.")
+_elsewhere("bench", "lipadvisor.experiments.benchmarks.command", "Compare policies with baselines on many tasks.")
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lipadvisor.report.style import ARM_COLOURS, COLOURS, as_svg, figure, styled
 
@@ -40,11 +42,21 @@ def draw_curves(arms: Sequence[Mapping[str, Any]], name: str) -> str:
                 alpha=0.13,
                 linewidth=0,
             )
-        axes.set_yscale("log")
+        _scale(axes)
         axes.set_xlabel("step")
         axes.set_ylabel("validation loss (nats)")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        drawn.legend(loc="outside upper left", ncols=5, fontsize=8)
         return as_svg(drawn, name)
+
+
+def _scale(axes: Axes) -> None:
+    """Take a logarithmic axis where the losses span more than a factor of two; label it with plain numbers."""
+    low, high = axes.get_ylim()
+    if low <= 0 or high / low > 2:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _at(curve: Sequence[Sequence[float | None]], step_T: Sequence[Any]) -> list[float]:

@@ -23,22 +23,22 @@ def draw_knobs(seen: Timeline, name: str) -> str:
     named = [reason for reason in dict.fromkeys(seen.reason_D) if reason in common]
     colour = dict(zip(named, COLOURS, strict=False))
     with styled():
-        drawn = figure(8.6, 3.6)
+        drawn = figure(8.6, 4.2)
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
         _steps(above, seen, seen.lr_D, colour)
         _steps(below, seen, seen.weight_decay_D, colour)
-        if np.any(seen.lr_D > 0):
-            above.set_yscale("log")
+        for axes, value_D in ((above, seen.lr_D), (below, seen.weight_decay_D)):
+            _scale(axes, value_D)
         above.set_ylabel("learning rate\n(per step)")
         below.set_ylabel("weight decay\n(per unit of τ)")
         below.set_xlabel("step")
-        for step, word in ((seen.warmup_end, "warmup ends"), (seen.cooldown_start, "cooldown starts")):
+        for step, word, line in ((seen.warmup_end, "warmup ends", 0), (seen.cooldown_start, "cooldown starts", 1)):
             if step is not None:
-                _mark(above, below, step, word)
+                _mark(above, below, step, word, line)
         handles = [Line2D([], [], color=colour[reason], linewidth=3, label=reason) for reason in named]
         if len(set(seen.reason_D)) > len(named):
             handles.append(Line2D([], [], color=COLOURS[-1], linewidth=3, label="other reasons"))
-        above.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, title="reason")
+        drawn.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
         return as_svg(drawn, name)
 
 
@@ -60,10 +60,21 @@ def _steps(axes: Axes, seen: Timeline, value_D: NDArray[np.float64], colour: dic
         start = index
 
 
-def _mark(above: Axes, below: Axes, step: int, word: str) -> None:
+def _scale(axes: Axes, value_D: NDArray[np.float64]) -> None:
+    """Take a logarithmic axis where the values are positive and span more than a factor of ten."""
+    positive = value_D[np.isfinite(value_D) & (value_D > 0)]
+    if len(positive) and len(positive) == np.count_nonzero(np.isfinite(value_D)) and np.ptp(np.log10(positive)) > 1:
+        axes.set_yscale("log")
+
+
+def _mark(above: Axes, below: Axes, step: int, word: str, line: int) -> None:
     for axes in (above, below):
         axes.axvline(step, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
     above.annotate(
-        word, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points",
-        fontsize=7.5, va="top",
-    )  # fmt: skip
+        word,
+        (step, 0.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 3 + 10 * line),
+        textcoords="offset points",
+        fontsize=7.5,
+    )

@@ -20,11 +20,12 @@ def draw_prediction(tracks: Sequence[Track], name: str) -> str:
     layers = tracks[1:]
     rows = -(-len(layers) // _COLUMNS)
     with styled():
-        drawn = figure(8.6, 2.9 + 1.9 * rows)
+        drawn = figure(8.6, 3.2 + 1.9 * rows)
         grid = drawn.add_gridspec(rows + 1, _COLUMNS, height_ratios=[1.6, *([1.0] * rows)])
         whole = drawn.add_subplot(grid[0, :])
         _panel(whole, tracks[0], "network: Z, log of the Lipschitz bound")
-        whole.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        handles, labels = whole.get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8)
         for index, seen in enumerate(layers):
             axes = drawn.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
             _panel(axes, seen, f"layer {seen.layer}")
