@@ -67,9 +67,11 @@ class Guard:
 
     def _rollback(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:
         scale = max(state.scale * self.shrink, self.lowest)
-        last = dict(state.lr) or {k.group: k.lr for k in observation.knobs if _usable(k.lr)}
+        last = dict(state.lr) or {
+            k.group: k.lr for k in observation.knobs if k.lr is not None and 0.0 < k.lr < math.inf
+        }
         change = scale / state.scale
-        lr = tuple((group, value * change) for group, value in last.items() if value is not None)
+        lr = tuple((group, value * change) for group, value in last.items())
         decision = Decision(
             step=observation.step,
             policy=self.name,
@@ -95,7 +97,3 @@ def guard(policy: Policy[Any], *, shrink: float = 1.0 / 3.0, lowest: float = 1e-
         ValueError: an argument is out of its range.
     """
     return Guard(policy, shrink, lowest)
-
-
-def _usable(lr: float | None) -> bool:
-    return lr is not None and 0.0 < lr < math.inf
