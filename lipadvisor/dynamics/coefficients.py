@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from lipadvisor.dynamics.response import response
 from lipadvisor.terms import Array, Terms
 
 __all__ = ["Coefficients", "Form", "Noise", "coefficients", "log_decay", "network_lr"]
@@ -35,6 +36,7 @@ class Coefficients:
     form: Form
     noise: Noise
     lr: float  # learning rate of the network's clock
+    own_response: float  # n_1: how far a step follows its own batch; 1, or Adam's (1 - b1) / (1 - b1^t)
     lr_L: Array
     drift_L: Array
     diffusion_L: Array
@@ -96,6 +98,9 @@ def network_lr(lr_L: Array) -> float:
 def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact") -> Coefficients:
     """Turn a measurement into the coefficients of the SDE.
 
+    The noise is that of one applied step: Adam's first moment lets in ``n_1 = (1 - b1) / (1 - b1^t)`` of its own batch
+    at once, and the rest over the next steps (:func:`lipadvisor.dynamics.ensemble_change` follows it there).
+
     What was not measured stays ``nan``. A learning rate of zero gives no diffusion and ``decay = -weight_decay``.
 
     Args:
@@ -112,10 +117,13 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     if noise not in ("exact", "independent"):
         raise ValueError(f"coefficients(noise=...) must be 'exact' or 'independent', got {noise!r}.")
     lr_L = terms.lr_L
-    variance_L = np.diagonal(terms.noise_LL)
+    # The covariance is that of the gradient; the update that is applied follows a gradient with n_1 at first.
+    own = response(terms.optimizer, terms.momentum, 1, max(terms.optimizer_step - 1, 0)).s_1
+    noise_LL = own**2 * terms.noise_LL
+    variance_L = np.diagonal(noise_LL)
     drift_L = np.array(terms.first_L)  # [D] mu = J . dW, on the applied direction
     diffusion_L = np.sqrt(lr_L * np.maximum(variance_L, 0.0))  # [D] lambda
-    noise_curvature_L = 0.5 * lr_L * terms.noise_curvature_L  # [D] kappa
+    noise_curvature_L = 0.5 * lr_L * own**2 * terms.noise_curvature_L  # [D] kappa
     finite_step_L = np.zeros_like(drift_L)
     if form == "finite_step":
         finite_step_L = 0.5 * lr_L * (terms.curvature_L - terms.first_L**2)
@@ -126,7 +134,7 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     lr = network_lr(lr_L)
     weight_L = terms.composition_L * (lr_L / lr if lr > 0.0 else 1.0)
     if noise == "exact":
-        variance = lr * float(weight_L @ terms.noise_LL @ weight_L)
+        variance = lr * float(weight_L @ noise_LL @ weight_L)
     else:
         variance = lr * float(weight_L**2 @ variance_L)
     return Coefficients(
@@ -134,6 +142,7 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         form=form,
         noise=noise,
         lr=lr,
+        own_response=own,
         lr_L=lr_L,
         drift_L=drift_L,
         diffusion_L=diffusion_L,

@@ -34,7 +34,9 @@ def power_integrals(start_S: Array, end_S: Array) -> Array:
     step = end_S - start_S
     safe = np.where(start_S > 0.0, start_S, 1.0)
     root = step / (np.sqrt(safe) + np.sqrt(end_S)) * 2.0  # 2 (sqrt(end) - sqrt(start)) without cancellation
-    return np.stack((step, root, np.log1p(step / safe)))
+    integrals = np.empty((len(POWERS), *step.shape))
+    integrals[0], integrals[1], integrals[2] = step, root, np.log1p(step / safe)
+    return integrals
 
 
 class Experts:

@@ -235,7 +235,7 @@ class Forecaster:
         diffusion_S = np.append(coefficients.diffusion_L, coefficients.diffusion)
         lr_S = self._motion.lr_S
         good_S = moving_S & (lr_S > 0.0) & np.isfinite(diffusion_S)
-        noise_S = np.where(good_S, diffusion_S, 0.0) ** 2 / np.where(good_S, lr_S, 1.0)
+        noise_S = (np.where(good_S, diffusion_S, 0.0) / coefficients.own_response) ** 2 / np.where(good_S, lr_S, 1.0)
         gain_S = _NOISE_GAIN * good_S
         self._noise_S += gain_S * (noise_S - self._noise_S)
         self._noise_mass_S += gain_S * (1.0 - self._noise_mass_S)
@@ -271,10 +271,13 @@ class Forecaster:
             return
         value_ES, noise_S = self._experts.values_ES(), self._noise()
         slope_GS = self._slope_GS / np.maximum(self._slope_mass_GS, 1e-300)
-        for tracker in self._trackers:
+        start_S = now.tau_S + motion.offset_S
+        for place, tracker in enumerate(self._trackers):
             if not tracker.due(now.step):
                 continue
             first_PS, second_PS = tracker.moments(value_ES)
+            raw_S = self._raw_std(tracker.horizon, start_S, first_PS, second_PS, noise_S)
+            tracker.settle(raw_S, self._nearest_scored(place))
             tracker.make(
                 Made(
                     step=now.step,
@@ -287,19 +290,25 @@ class Forecaster:
                     first_PS=first_PS,
                     second_PS=second_PS,
                     noise_S=noise_S,
-                    scale_S=self._scale(tracker),
+                    scale_S=tracker.live_scale_S,
                     quantile_S=tracker.quantile_S,
                     slope_GS=slope_GS,
                 )
             )
 
-    def _scale(self, tracker: HorizonTracker) -> Array:
-        """Return a horizon's scale; before it has one of its own, that of the nearest horizon that does."""
-        place = self._trackers.index(tracker)
-        scored = [i for i, other in enumerate(self._trackers) if other.n_S[-1] > 0]
-        if tracker.n_S[-1] > 0 or not scored:
-            return tracker.scale_S
-        return self._trackers[min(scored, key=lambda i: abs(i - place))].scale_S
+    def _nearest_scored(self, place: int) -> HorizonTracker | None:
+        scored = [i for i, tracker in enumerate(self._trackers) if tracker.n_S[-1] > 0]
+        return self._trackers[min(scored, key=lambda i: abs(i - place))] if scored else None
+
+    def _raw_std(self, horizon: int, start_S: Array, first_PS: Array, second_PS: Array, noise_S: Array) -> Array:
+        """Return the uncalibrated standard deviation at one horizon under the knobs in force."""
+        lr_S = self._motion.lr_S
+        integral_PS = power_integrals(start_S, start_S + horizon * lr_S)
+        mean_S = np.add.reduce(first_PS * integral_PS)
+        second_S = np.add.reduce(second_PS * integral_PS * integral_PS)
+        steps = np.asarray(float(horizon))
+        squared_S = horizon * lr_S * lr_S
+        return np.sqrt(raw_variance(self.optimizer, self.momentum, steps, squared_S, noise_S, mean_S, second_S))
 
     def _evaluate(
         self, steps_h: Array, tau_hS: Array, log_decay_hS: Array, squared_hS: Array
@@ -317,7 +326,7 @@ class Forecaster:
         moments = [tracker.moments(value_ES) for tracker in self._trackers]
         first_hPS = _blend(np.stack([first for first, _ in moments]), low_h, share_h)
         second_hPS = _blend(np.stack([second for _, second in moments]), low_h, share_h)
-        scale_hS = _blend(np.stack([self._scale(tracker) for tracker in self._trackers]), low_h, share_h)
+        scale_hS = _blend(np.stack([tracker.live_scale_S for tracker in self._trackers]), low_h, share_h)
         quantile_hS = _blend(np.stack([tracker.quantile_S for tracker in self._trackers]), low_h, share_h)
         start_S = self._motion.tau_S + self._motion.offset_S
         integral_PhS = power_integrals(start_S, start_S + tau_hS)

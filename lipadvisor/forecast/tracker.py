@@ -7,6 +7,7 @@ future and would teach nothing more.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,14 +23,17 @@ from lipadvisor.terms import Array
 
 __all__ = ["HorizonTracker", "Made", "Present", "raw_variance"]
 
-_ERROR_GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast
-_PRIOR_MASS = 0.1  # the experts are equal but for the prior until about five forecasts are scored
-_SCALE_PRIOR_MASS = 0.02
-_WEIGHT_POWER = 8.0
+_GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast ...
+_EARLY = 3.0  # ... and sooner at first, by 3 / (n + 3): the way off the initial plateau says little of what follows
+_PRIOR_SHARE, _PRIOR_SCORES = 0.1, 5.0  # the experts are equal but for the prior until about five are scored
 _QUANTILE_GAIN = 0.02  # per step
 _QUANTILE_RANGE = (1.2, 3.0)
 _QUANTILE_FROM_STEP = 20
 _MISS_RATE = 0.1
+_PEAK_DECAY = 0.98  # per scored forecast, of the largest error that caps the band
+_LOG_FLOOR = 0.01
+_LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
+_TWICE_PEAK, _CRPS_OFFSET = 2.0 / math.sqrt(2.0 * math.pi), 1.0 / math.sqrt(math.pi)
 _TINY_VARIANCE = 1e-20  # nats^2, keeps a series that never moves from dividing by zero
 
 
@@ -99,11 +103,11 @@ class HorizonTracker:
         self._waiting: deque[Made] = deque()
         self._last_made = -self.stride
         self._error_ES: Array = np.zeros((len(POWER_E), series))
-        self._error_mass_S: Array = np.zeros(series)
-        self._square_S: Array = np.zeros(series)  # of the standardised errors
-        self._square_mass_S: Array = np.zeros(series)
+        self._log_S: Array = np.zeros(series)  # of the squared standardised errors
         self.quantile_S: Array = np.full(series, 1.6448536269514722)
         self.dropped = 0  # forecasts whose outcome came too late to be scored
+        self.peak_S: Array = np.zeros(series)  # largest absolute error of late, nats
+        self.live_scale_S: Array = np.ones(series)  # the scale in use: see `settle`
         self.n_S: Array = np.zeros(series)
         # Sums of: absolute error, persistence's, CRPS, hits of the band; then the slopes'.
         self._sum_4S: Array = np.zeros((4, series))
@@ -113,15 +117,30 @@ class HorizonTracker:
     @property
     def scale_S(self) -> Array:
         """Factor on the raw standard deviation, from past standardised errors, shape ``(S,)``."""
-        mass_S = self._square_mass_S + _SCALE_PRIOR_MASS
-        return np.asarray(np.sqrt((self._square_S + _SCALE_PRIOR_MASS) / mass_S))
+        return np.asarray(np.exp(0.5 * self._log_S))
 
     def moments(self, value_ES: Array) -> tuple[Array, Array]:
         """Return the weighted sums, by power, of the experts' averages and of their squares, shapes ``(P, S)``."""
         shape = (len(POWERS), len(SMOOTHINGS), -1)
         weighted_ES = self.weight_ES * value_ES
-        first_PS = weighted_ES.reshape(shape).sum(axis=1)
-        return first_PS, (weighted_ES * value_ES).reshape(shape).sum(axis=1)
+        first_PS = np.add.reduce(weighted_ES.reshape(shape), axis=1)
+        return first_PS, np.add.reduce((weighted_ES * value_ES).reshape(shape), axis=1)
+
+    def settle(self, raw_S: Array, nearest: HorizonTracker | None) -> None:
+        """Set the scale in use: this horizon's own, or that of the nearest one which has been scored.
+
+        The standard deviation is kept below the largest error of late, in proportion to the horizon if it is another's:
+        scales learned while nothing moved would otherwise be far too large once something does.
+
+        Args:
+            raw_S: raw standard deviation under the knobs in force, nats.
+            nearest: the horizon to learn from; ``None`` where there is none yet.
+        """
+        if nearest is None:
+            self.live_scale_S = np.ones_like(raw_S)
+            return
+        cap_S = nearest.peak_S * max(1.0, self.horizon / nearest.horizon) / raw_S
+        self.live_scale_S = np.where(nearest.peak_S > 0.0, np.minimum(nearest.scale_S, cap_S), nearest.scale_S)
 
     def due(self, step: int) -> bool:
         """Whether a forecast is to be made after ``step`` steps."""
@@ -195,24 +214,28 @@ class HorizonTracker:
 
     @staticmethod
     def _array_names() -> tuple[str, ...]:
-        learned = ("_error_ES", "_error_mass_S", "_square_S", "_square_mass_S", "quantile_S", "weight_ES")
+        learned = ("_error_ES", "_log_S", "quantile_S", "weight_ES", "peak_S", "live_scale_S")
         return (*learned, "n_S", "_sum_4S", "_slope_sum_GS")
 
     def _weights(self) -> Array:
         """Return the experts' weights: past error to the power -8, times the prior; columns sum to 1."""
-        mean_S = self._error_ES.mean(axis=0)
-        error_ES = self._error_ES + _PRIOR_MASS * mean_S / np.maximum(self._error_mass_S, 1e-300)
-        error_ES = error_ES / np.maximum(error_ES.min(axis=0), 1e-300)
-        weight_ES = self._prior_ES * np.maximum(error_ES, 1.0) ** -_WEIGHT_POWER
-        return np.asarray(weight_ES / weight_ES.sum(axis=0))
+        share_S = np.maximum(_PRIOR_SHARE, _PRIOR_SCORES / np.maximum(self.n_S, 1.0)) / len(POWER_E)
+        error_ES = self._error_ES + share_S * np.add.reduce(self._error_ES)
+        error_ES += 1e-300  # an expert without error is the best, not a division by zero
+        ratio_ES = np.minimum.reduce(error_ES) / error_ES
+        ratio_ES *= ratio_ES  # three squares: the power 8, many times cheaper than pow
+        ratio_ES *= ratio_ES
+        ratio_ES *= ratio_ES
+        ratio_ES *= self._prior_ES
+        return np.asarray(ratio_ES / np.add.reduce(ratio_ES))
 
     def _score(self, made: Made, now: Present) -> None:
         steps = float(now.step - made.step)
         integral_PS = power_integrals(made.tau_S + made.offset_S, now.tau_S + made.offset_S)
         moved_S = now.level_S - made.level_S
         free_S = moved_S - (now.decay_S - made.decay_S)
-        mean_S = (made.first_PS * integral_PS).sum(axis=0)
-        second_S = (made.second_PS * integral_PS**2).sum(axis=0)
+        mean_S = np.add.reduce(made.first_PS * integral_PS)
+        second_S = np.add.reduce(made.second_PS * integral_PS * integral_PS)
         squared_S = now.squared_S - made.squared_S
         raw_S = np.sqrt(raw_variance(*self._response, np.asarray(steps), squared_S, made.noise_S, mean_S, second_S))
         error_S = free_S - mean_S
@@ -228,19 +251,20 @@ class HorizonTracker:
     def _learn(
         self, made: Made, step: int, error_S: Array, free_S: Array, raw_S: Array, integral_PS: Array, good_S: Array
     ) -> None:
-        gain_S = _ERROR_GAIN * good_S
-        error_ES = np.abs(free_S - made.value_ES * integral_PS[POWER_E])
+        gain_S = np.maximum(_GAIN, _EARLY / (self.n_S + _EARLY)) * good_S
+        error_ES = np.abs(free_S - made.value_ES * np.repeat(integral_PS, len(SMOOTHINGS), axis=0))
         self._error_ES += gain_S * (np.where(good_S, error_ES, 0.0) - self._error_ES)
-        self._error_mass_S += gain_S * (1.0 - self._error_mass_S)
         absolute_S = np.abs(error_S)
-        # One wild error must not open the band for good: it counts as five standard deviations of the present scale.
-        square_S = (np.minimum(absolute_S / raw_S, 5.0 * self.scale_S) if self.n_S.any() else absolute_S / raw_S) ** 2
-        self._square_S += gain_S * (square_S - self._square_S)
-        self._square_mass_S += gain_S * (1.0 - self._square_mass_S)
+        # The mean of the logarithm: while a run leaves its initial plateau errors are a hundred times what the band
+        # says, and a mean of squares would keep it open for the rest of the run.
+        log_S = np.log((absolute_S / raw_S) ** 2 + _LOG_FLOOR) - _LOG_MEAN
+        self._log_S += gain_S * (log_S - self._log_S)
+        self.peak_S = np.where(good_S, np.maximum(absolute_S, _PEAK_DECAY * self.peak_S), self.peak_S)
         if step >= _QUANTILE_FROM_STEP:
             miss_S = absolute_S > made.quantile_S * made.scale_S * raw_S
             move_S = _QUANTILE_GAIN * self.stride * (miss_S - _MISS_RATE) * good_S
-            self.quantile_S = np.clip(self.quantile_S + move_S, *_QUANTILE_RANGE)
+            low, high = _QUANTILE_RANGE
+            self.quantile_S = np.minimum(np.maximum(self.quantile_S + move_S, low), high)
 
     def _keep_score(
         self, made: Made, steps: float, error_S: Array, moved_S: Array, raw_S: Array, good_S: Array
@@ -248,9 +272,9 @@ class HorizonTracker:
         std_S = made.scale_S * raw_S
         z_S = error_S / std_S
         # CRPS of a Gaussian: Gneiting and Raftery (2007), eq. 21 and below.
-        density_S = np.exp(-0.5 * z_S**2) / np.sqrt(2.0 * np.pi)
-        crps_S = std_S * (z_S * (2.0 * ndtr(z_S) - 1.0) + 2.0 * density_S - 1.0 / np.sqrt(np.pi))
+        crps_S = std_S * (z_S * (2.0 * ndtr(z_S) - 1.0) + _TWICE_PEAK * np.exp(-0.5 * z_S * z_S) - _CRPS_OFFSET)
         hit_S = np.abs(error_S) <= made.quantile_S * std_S
         self.n_S += good_S
-        self._sum_4S += np.stack((np.abs(error_S), np.abs(moved_S), crps_S, hit_S)) * good_S
+        for row, values_S in enumerate((np.abs(error_S), np.abs(moved_S), crps_S, hit_S)):
+            self._sum_4S[row] += values_S * good_S
         self._slope_sum_GS += np.abs(moved_S - made.slope_GS * steps) * good_S
