@@ -101,6 +101,8 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     The noise is that of one applied step: Adam's first moment lets in ``n_1 = (1 - b1) / (1 - b1^t)`` of its own batch
     at once, and the rest over the next steps (:func:`lipadvisor.dynamics.ensemble_change` follows it there).
 
+    Adam's very first step has no linear response (its update is a sign), and its noise is ``nan``.
+
     What was not measured stays ``nan``. A learning rate of zero gives no diffusion and ``decay = -weight_decay``.
 
     Args:
@@ -119,6 +121,8 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     lr_L = terms.lr_L
     # The covariance is that of the gradient; the update that is applied follows a gradient with n_1 at first.
     own = response(terms.optimizer, terms.momentum, 1, max(terms.optimizer_step - 1, 0)).s_1
+    if terms.optimizer in ("adam", "adamw") and terms.optimizer_step <= 1:
+        own = float("nan")  # the first second moment is the square of the gradient it divides: no linear response
     noise_LL = own**2 * terms.noise_LL
     variance_L = np.diagonal(noise_LL)
     drift_L = np.array(terms.first_L)  # [D] mu = J . dW, on the applied direction

@@ -81,7 +81,8 @@ class Motion:
         decay_L = log_decay(terms.lr_L, terms.weight_decay_L)
         log_decay_S = np.append(decay_L, weight_L @ decay_L)
         before_S = np.append(terms.log_norm_L, terms.network_log_norm)
-        change_S = np.append(terms.change_L, weight_L @ terms.change_L)
+        change_L = _change(terms)
+        change_S = np.append(change_L, weight_L @ change_L)
         seen_S = np.isfinite(before_S)
         after = bool(np.isfinite(change_S[seen_S]).all())
         first = self.measured_step < 0
@@ -149,3 +150,11 @@ class Motion:
         self.tau_S = self.tau_S + np.where(valid_S, interval.end_S - interval.start_S, 0.0)
         self.squared_S = self.squared_S + np.where(valid_S, interval.squared_S, 0.0)
         self.decay_S = self.decay_S + np.where(valid_S, interval.change_S - interval.free_S, 0.0)
+
+
+def _change(terms: Terms) -> Array:
+    """Return the change over the measured step: as observed where the norms after it are known, else as predicted."""
+    if terms.log_norm_after_L.shape != terms.change_L.shape:
+        return terms.change_L
+    observed_L = terms.log_norm_after_L - terms.log_norm_L
+    return np.where(np.isfinite(observed_L), observed_L, terms.change_L)

@@ -79,6 +79,18 @@ def test_what_was_not_measured_stays_nan(random_terms: RandomTerms) -> None:
     assert np.isfinite(paper.path_rate())
 
 
+def test_adam_lets_in_a_share_of_its_own_batch_and_has_no_noise_at_its_first_step(random_terms: RandomTerms) -> None:
+    late = coefficients(random_terms(6, optimizer="adamw", momentum=0.9, optimizer_step=400))
+    plain = coefficients(random_terms(6))
+    np.testing.assert_allclose(late.diffusion_L, 0.1 * plain.diffusion_L)
+    np.testing.assert_allclose(late.noise_curvature_L, 0.01 * plain.noise_curvature_L)
+    assert late.diffusion == pytest.approx(0.1 * plain.diffusion)
+    assert late.drift == plain.drift
+    first = coefficients(random_terms(6, optimizer="adamw", momentum=0.9, optimizer_step=1))
+    assert np.isnan(first.noise_curvature)
+    assert np.isfinite(first.path_rate())
+
+
 def test_equal_rates_are_the_network_s_rate_to_the_bit() -> None:
     assert network_lr(np.full(7, 0.1)) == 0.1
 

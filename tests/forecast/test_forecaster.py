@@ -236,6 +236,15 @@ def test_norms_alone_are_enough_for_a_drift_and_a_band(run_of: RunOf) -> None:
     assert 0.8 < forecaster.scores()[10].coverage <= 0.97
 
 
+def test_norms_after_the_step_are_believed_before_predictions(run_of: RunOf) -> None:
+    run = run_of(lambda tau: 0.3, [0.1] * 60)
+    wrong = [
+        replace(t, change_L=t.change_L * 1.5, log_norm_after_L=t.log_norm_L + t.change_L)  # a bad second order
+        for t in run
+    ]
+    np.testing.assert_allclose(_fed(wrong).forecast(5).network.mean, _fed(run).forecast(5).network.mean, rtol=1e-9)
+
+
 def test_groups_may_have_their_own_rates(run_of: RunOf, make_terms: MakeTerms) -> None:
     lr_L, log_norm_L = np.array([0.1, 0.02]), np.zeros(2)
     run = []
