@@ -20,6 +20,7 @@ from lipadvisor.experiments.reproduce.training import OPTIMIZERS, OptimizerKind,
 __all__ = ["reconstruction_errors", "run", "setting_run"]
 
 STEPS = 3000
+NOISE_INTERVAL = 5  # the noise enters the paper's form alone; between two measurements of it, it is carried on
 _NETWORK, _LAYER = 0.01, 0.005  # the demands, relative errors of K
 
 
@@ -31,7 +32,7 @@ def setting_run(settings: BarSettings, setting: str, optimizer: OptimizerKind, s
     def build() -> Any:
         return conv_net(images.shape, images.classes, regularizer.dropout, regularizer.batch_norm)
 
-    recipe = Recipe(optimizer, steps, regularizer=regularizer, seed=settings.seed)
+    recipe = Recipe(optimizer, steps, regularizer=regularizer, seed=settings.seed, noise_interval=NOISE_INTERVAL)
     path = settings.out / "runs" / f"{setting}-{optimizer}.npz"
     return kept_run(path, recipe, images, build, settings.progress)
 

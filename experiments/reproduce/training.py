@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import torch
@@ -38,6 +38,7 @@ class Recipe:
         batch_seed: of the order of batches; None is ``seed``.
         level: of the probe, see :class:`~lipadvisor.probe.Probe`.
         interval: steps between measurements.
+        noise_interval: measurements between two of the noise, which the others carry on; >= 1.
         schedule: factor on the learning rate at each step; None is constant. Its repr names it.
         shrink_schedule: ``lr * weight_decay`` at each step, in place of the regularizer's. Its repr names it.
     """
@@ -51,6 +52,7 @@ class Recipe:
     batch_seed: int | None = None
     level: str = "full"
     interval: int = 1
+    noise_interval: int = 1
     schedule: Callable[[int], float] | None = None
     shrink_schedule: Callable[[int], float] | None = None
 
@@ -121,12 +123,15 @@ def _train(recipe: Recipe, images: Images, model: nn.Module, on_step: OnStep) ->
     generator = torch.Generator().manual_seed(recipe.seed + 7919)
     model.train()
     cuts = 0
+    noise: Terms | None = None
     for step in range(recipe.steps):
         inputs, labels = next(batches)
         target = functional.one_hot(labels, images.classes).to(inputs.dtype)
         if setting.transform is not None:
             inputs, target = setting.transform(model, inputs, target, generator)
         lr, weight_decay = _knobs(recipe, step)
+        if recipe.level == "full" and recipe.noise_interval > 1:
+            probe.level = "drift" if step % (recipe.interval * recipe.noise_interval) else "full"
         probe.arm(step)
         loss = soft_cross_entropy(model(inputs), target)
         optimizer.zero_grad(set_to_none=True)
@@ -135,12 +140,19 @@ def _train(recipe: Recipe, images: Images, model: nn.Module, on_step: OnStep) ->
         cuts += cut < 1.0
         _update(probe, optimizer, lr, weight_decay)
         terms = probe.collect(step)
-        if terms is not None and cut < 1.0:
+        if terms is not None:
             terms = clipped(terms, cut)
+            noise = terms if terms.level == recipe.level else noise
+            if noise is not None and terms.level != recipe.level:
+                terms = _with_noise_of(terms, noise)
         if on_step(step, float(loss.detach()), terms):
             break
     probe.close()
     return Run(model, optimizer, step + 1, cuts)
+
+
+def _with_noise_of(terms: Terms, noise: Terms) -> Terms:
+    return replace(terms, noise_LL=noise.noise_LL, noise_curvature_L=noise.noise_curvature_L, level=noise.level)
 
 
 def _knobs(recipe: Recipe, step: int) -> tuple[float, float]:
