@@ -77,7 +77,7 @@ def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int =
         q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
     basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
     # Q'W = upper' basis', and upper' = x diag(s) z
-    x_RR, s_R, z_RR = torch.linalg.svd(upper_RR.mT)
+    x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))
     return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_NR.mT, complete)
 
 

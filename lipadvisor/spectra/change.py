@@ -37,17 +37,9 @@ class BlockChange:
     corner_RR: Tensor
 
     def turning(self, block: TrackedBlock, corner_RR: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``p`` (1, M) and ``y`` (1, N), per unit of E, of the top pair of ``corner_RR = S + length U'EV``.
-
-        The pair comes from eight powers of the corner: where two values are too close for that, either will do.
-        """
-        gram = corner_RR.mT @ corner_RR
-        gram = gram / gram[0, 0].clamp_min(TINY)
-        gram = gram @ gram
-        k_1R = (gram @ gram)[:1]
-        k_1R = k_1R / k_1R.norm().clamp_min(TINY)
-        h_1R = k_1R @ corner_RR.mT
-        h_1R = h_1R / h_1R.norm().clamp_min(TINY)
+        """Return ``p`` (1, M) and ``y`` (1, N), per unit of E, of the top pair of ``corner_RR = S + length U'EV``."""
+        h_RR, _, k_RR = torch.linalg.svd(torch.nan_to_num(corner_RR, 0.0, 0.0, 0.0))
+        h_1R, k_1R = h_RR[:, :1].mT, k_RR[:1]
         p_1M = torch.addmm(k_1R @ self.image_RM, k_1R @ self.corner_RR.mT, block.u_RM, alpha=-1.0)
         y_1N = torch.addmm(h_1R @ self.coimage_RN, h_1R @ self.corner_RR, block.v_RN, alpha=-1.0)
         return p_1M, y_1N
