@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lipadvisor.experiments.records import REPLICATE, SEARCH, Record, Results
-from lipadvisor.experiments.statistics import Interval, paired_ratio, summary
+from lipadvisor.experiments.statistics import paired_ratio, summary
 
 __all__ = ["compare"]
 
@@ -85,7 +85,8 @@ def _ratio(above: Sequence[Record], below: Sequence[Record], seed: int) -> dict[
     usable = [(a, b) for a, b in pairs if a is not None and b is not None and a > 0 and b > 0]
     if not usable:
         return None
-    ratio: Interval = paired_ratio(*zip(*usable, strict=True), np.random.default_rng(seed))
+    numerators, denominators = [a for a, _ in usable], [b for _, b in usable]
+    ratio = paired_ratio(numerators, denominators, np.random.default_rng(seed))
     return {**dataclasses.asdict(ratio), "pairs": len(usable)}
 
 
@@ -97,4 +98,4 @@ def _values(records: Sequence[Record], name: str) -> list[float]:
 def _shown_first(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The trajectory shown in full is the untuned arm's, else that of the last arm named."""
     untuned = [arm for arm, facts in arms.items() if not facts["searched"]]
-    return untuned + [arm for arm in reversed(arms) if arm not in untuned]
+    return untuned + [arm for arm in reversed(list(arms)) if arm not in untuned]

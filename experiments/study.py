@@ -121,7 +121,8 @@ class Study:
         return True
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        return trials
 
     def _sampler(self, index: int) -> optuna.samplers.BaseSampler:
         seed = zlib.crc32(f"{self._seed}/{self.name}/{index}".encode())

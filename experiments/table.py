@@ -12,7 +12,7 @@ _HEAD = ("workload", "arm", "test loss", "test accuracy", "ratio to best tuned b
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return the comparison (see ``comparison.compare``) as an aligned table with a note on how to read it."""
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     rows += [_row(workload, arm) for workload in comparison["workloads"] for arm in workload["arms"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -56,10 +56,15 @@ def track(observations: pd.DataFrame, forecasts: pd.DataFrame, layer: str, horiz
     rows = observations[observations["layer"] == layer].sort_values("step")
     bands = _bands(forecasts, layer, horizon)
     return Track(
-        layer,
-        *(rows[name].to_numpy(float) for name in ("step", "log_norm", "predicted", "predicted_paper")),
-        *(bands[name].to_numpy(float) for name in ("target", "lower", "upper")),
-        horizon,
+        layer=layer,
+        step_T=rows["step"].to_numpy(float),
+        observed_T=rows["log_norm"].to_numpy(float),
+        finite_step_T=rows["predicted"].to_numpy(float),
+        paper_T=rows["predicted_paper"].to_numpy(float),
+        target_F=bands["target"].to_numpy(float),
+        lower_F=bands["lower"].to_numpy(float),
+        upper_F=bands["upper"].to_numpy(float),
+        horizon=horizon,
     )
 
 
@@ -87,7 +92,7 @@ def horizon_scores(observations: pd.DataFrame, forecasts: pd.DataFrame, layer: s
     for horizon in sorted(found["horizon"].unique()):
         bands = _bands(forecasts, layer, int(horizon))
         if len(step_T):
-            bands = bands[bands["target"] <= step_T[-1]]
+            bands = bands.loc[bands["target"] <= step_T[-1]]
         if bands.empty or not len(step_T):
             continue
         came = np.interp(bands["target"], step_T, observed_T)
@@ -109,6 +114,7 @@ def horizon_scores(observations: pd.DataFrame, forecasts: pd.DataFrame, layer: s
 def _bands(forecasts: pd.DataFrame, layer: str, horizon: int) -> pd.DataFrame:
     """Return the finite forecasts of one layer at one horizon, with the step they are for in ``target``."""
     chosen = forecasts["layer"].eq(layer) & forecasts["horizon"].eq(horizon) & forecasts["plan"].eq("present")
-    bands = forecasts[chosen].sort_values("step")
-    bands = bands[np.isfinite(bands[["mean", "lower", "upper"]]).all(axis=1)]
-    return bands.assign(target=bands["step"] + horizon)
+    bands = forecasts.loc[chosen].sort_values("step")
+    finite = np.isfinite(bands[["mean", "lower", "upper"]].to_numpy(float)).all(axis=1)
+    kept: pd.DataFrame = bands.loc[finite]
+    return kept.assign(target=kept["step"] + horizon)
