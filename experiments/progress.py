@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -64,10 +65,11 @@ class Progress:
         left = self.seconds_left()
         best = "; ".join(f"{workload} {loss:.4f} by {arm}" for workload, (loss, arm) in self._best.items())
         parts = [f"{self._done}/{self._total()} trials"]
-        parts += [f"best validation loss: {best}"] if best else []
         parts += [f"{duration(left)} left"] if left is not None else []
+        parts += [f"best validation loss: {best}"] if best else []
         line = "  |  ".join(parts)
         if self._live:
+            line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line could not be written over
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:

@@ -24,7 +24,7 @@ def test_plain_lines_say_done_best_and_time_left() -> None:
     progress.add(_record(0, 0.125, REPLICATE))
     progress.close()
     first, second, third = stream.getvalue().splitlines()
-    assert first.startswith("3/10 trials  |  best validation loss: mlp 0.2500 by cosine  |  0:28 left")
+    assert first.startswith("3/10 trials  |  0:28 left  |  best validation loss: mlp 0.2500 by cosine  |  ")
     assert second.startswith("4/10 trials")
     assert second.endswith("diverged")
     assert "0.2500 by cosine" in third  # a repetition is no candidate
