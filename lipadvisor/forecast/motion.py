@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipadvisor.dynamics import log_decay
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["Interval", "Motion"]
+__all__ = ["Interval", "Mask", "Motion"]
+
+Mask = NDArray[np.bool_]
 
 _EARLY_STEPS = 20  # steps whose largest learning rate sets tau_c ...
 _OFFSET = 10.0  # ... as this many times it
@@ -31,8 +34,8 @@ class Interval:
     start_S: Array  # tau + tau_c
     end_S: Array
     squared_S: Array  # sum of lr^2
-    valid_S: Array  # bool: there is a change
-    moving_S: Array  # bool: and the clock moved
+    valid_S: Mask  # there is a change
+    moving_S: Mask  # and the clock moved
 
 
 class Motion:
