@@ -179,9 +179,10 @@ def test_a_late_answer_is_replaced_and_nobody_waits_for_it(hub: Any) -> None:
     policy = HubPolicy(Counting(slow_s=3.0, slow_until=3), client, patience_s=0.1)
     began = time.monotonic()
     early = decide_all(policy, range(3))
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 1.0, "one patience, not one for each step"
     assert [decision.source for decision in early] == ["local:late"] * 3
     assert [decision.knobs[0].lr for decision in early] == [1.0, 1 / 2, 1 / 3]
+    assert client.flush(30)
     policy = HubPolicy(Counting(), client, patience_s=30.0)
     assert [decision.source for decision in decide_all(policy, range(3, 6))] == ["hub"] * 3
     assert client.counts()["late"] == 3
@@ -193,7 +194,7 @@ def test_a_hub_killed_amid_decisions_changes_none_of_them(out: Path, hub: Any) -
     client = HubClient(hub, "amid")
     policy, recorder = HubPolicy(Counting(), client, patience_s=0.5), Recorder(client.put, batch_rows=1)
     state, decisions = policy.init(), []
-    for step in range(200):
+    for step in range(2000):
         recorder.add_observation(seen(step))
         if step in (20, 40):
             ray.kill(hub, no_restart=False)
@@ -202,6 +203,7 @@ def test_a_hub_killed_amid_decisions_changes_none_of_them(out: Path, hub: Any) -
         decisions.append(decision)
         if step > 60 and decision.source == "hub":
             break
+        time.sleep(0.02)
     recorder.close()
     client.close()
     assert [decision.knobs[0].lr for decision in decisions] == [1.0 / (n + 1) for n in range(len(decisions))]
