@@ -235,7 +235,8 @@ class Forecaster:
         diffusion_S = np.append(coefficients.diffusion_L, coefficients.diffusion)
         lr_S = self._motion.lr_S
         good_S = moving_S & (lr_S > 0.0) & np.isfinite(diffusion_S)
-        noise_S = (np.where(good_S, diffusion_S, 0.0) / coefficients.own_response) ** 2 / np.where(good_S, lr_S, 1.0)
+        scale_S = np.where(good_S, coefficients.own_response**2 * lr_S, 1.0)
+        noise_S = np.where(good_S, diffusion_S, 0.0) ** 2 / scale_S
         gain_S = _NOISE_GAIN * good_S
         self._noise_S += gain_S * (noise_S - self._noise_S)
         self._noise_mass_S += gain_S * (1.0 - self._noise_mass_S)

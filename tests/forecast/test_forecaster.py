@@ -236,6 +236,14 @@ def test_norms_alone_are_enough_for_a_drift_and_a_band(run_of: RunOf) -> None:
     assert 0.8 < forecaster.scores()[10].coverage <= 0.97
 
 
+def test_adam_s_first_step_without_noise_spoils_nothing(run_of: RunOf) -> None:
+    run = run_of(_log_law, [0.05] * 200, sigma=0.2, optimizer="adamw", momentum=0.9)
+    forecaster = _fed(run, optimizer="adamw", momentum=0.9)
+    assert np.isnan(coefficients(run[0]).diffusion)
+    assert np.isfinite(forecaster.forecast(20).network.std).all()
+    assert forecaster.scores()[10].n > 150
+
+
 def test_norms_after_the_step_are_believed_before_predictions(run_of: RunOf) -> None:
     run = run_of(lambda tau: 0.3, [0.1] * 60)
     wrong = [
