@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from lipadvisor.dynamics import finite_population
 from lipadvisor.experiments.reproduce.regularizers import soft_cross_entropy
 from lipadvisor.probe import Probe, TrackedLayer
-from lipadvisor.spectra import Conv2dOperator, LayerOperator, cold_start, refresh, start_vectors
+from lipadvisor.spectra import Conv2dOperator, LayerOperator, TrackedBlock, cold_start, refresh, start_vectors
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["Replicas", "full_batch_terms", "input_shapes", "log_norms"]
+__all__ = ["Replicas", "full_batch_terms", "gradient_variance", "input_shapes", "log_norms"]
 
 _CHUNK = 4096  # samples that are pushed through the network at once
 
@@ -83,6 +84,49 @@ class Replicas:
         for name, gradient in gradients.items():
             self._update(name, gradient, lr)
 
+    def noise_responses(
+        self,
+        model: nn.Module,
+        layers: tuple[TrackedLayer, ...],
+        input_shapes: list[tuple[int, ...]],
+        batch_size: int,
+        lr: float,
+    ) -> Array:
+        """Take one step, and return how each layer's log-norm answers to first order to its gradient's noise alone.
+
+        ``-lr n_1 u'(P (g_r - G)) v / s`` of each replica, with ``G`` the gradient over all samples and ``P`` the
+        preconditioner after a step with ``G``: of mean zero exactly, whatever the network.
+
+        Returns:
+            (R, L), nats.
+        """
+        before = {name: value[0].clone() for name, value in self.weights.items()}
+        gradients = self._gradients(self._rows(batch_size, replace=False))
+        everything = torch.arange(len(self._inputs)).expand(1, -1)
+        full = {name: value[0] for name, value in self._gradients(everything, 1).items()}
+        scales = {name: self._answer(name, full[name]) for name in full}
+        self._step += 1
+        for name, gradient in gradients.items():
+            self._update(name, gradient, lr)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        columns = []
+        for layer, shape in zip(layers, input_shapes, strict=True):
+            name = names[id(layer.weight)]
+            block, jacobian = _top(layer, shape, before[name])
+            noise_R = (gradients[name] - full[name]) * scales[name]
+            columns.append(-lr * (noise_R * jacobian).flatten(1).sum(1) / block.s_R[0])
+        return np.stack([column.numpy() for column in columns], axis=1)
+
+    def _answer(self, name: str, gradient: Tensor) -> Tensor:
+        """Return n_1 P, elementwise, of the step to come, with P as ``gradient`` leaves it."""
+        if not self._adam:
+            return torch.ones_like(gradient)
+        b_1, b_2 = self._options["betas"]
+        step = self._step + 1
+        second = self._second[name][0] * b_2 + gradient.square() * (1 - b_2)
+        root = (second / (1 - b_2**step)).sqrt() + self._options["eps"]
+        return (1 - b_1) / (1 - b_1**step) / root
+
     def kernels(self, layer: TrackedLayer, model: nn.Module) -> Tensor:
         """Return the replicas' weights (R, ...) of ``layer``, a layer of ``model``."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -98,16 +142,16 @@ class Replicas:
         keys = torch.rand(self.count, samples, generator=self._generator)
         return keys.topk(batch_size, dim=1).indices
 
-    def _gradients(self, rows_RM: Tensor) -> dict[str, Tensor]:
+    def _gradients(self, rows_RM: Tensor, count: int | None = None) -> dict[str, Tensor]:
         def loss(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             return soft_cross_entropy(functional_call(self._model, weights, (inputs,)), targets)
 
         slope = vmap(grad(loss))
         size = max(1, _CHUNK // rows_RM.shape[1])
         parts = []
-        for start in range(0, self.count, size):
+        for start in range(0, count or self.count, size):
             rows = rows_RM[start : start + size]
-            weights = {name: value[start : start + size] for name, value in self.weights.items()}
+            weights = {name: value[start : start + len(rows)] for name, value in self.weights.items()}
             parts.append(slope(weights, self._inputs[rows], self._targets[rows]))
         return {name: torch.cat([part[name] for part in parts]) for name in self.weights}
 
@@ -146,6 +190,15 @@ def log_norms(layer: TrackedLayer, input_shape: tuple[int, ...] | None, kernels_
     return np.array([float(s) for s in _iterated(operator, kernels_R)])
 
 
+def _top(layer: TrackedLayer, input_shape: tuple[int, ...], kernel: Tensor) -> tuple[TrackedBlock, Tensor]:
+    """Return the block of ``kernel`` and the kernel-shaped Jacobian of its largest singular value."""
+    operator = layer.operator(input_shape)
+    assert operator is not None
+    generator = torch.Generator().manual_seed(0)
+    block = cold_start(operator, kernel, start_vectors(operator, 8, kernel, generator), 1e-13)
+    return block, operator.outer(block.u_RM[:1], block.v_RN[:1]).reshape(kernel.shape)
+
+
 def _iterated(operator: LayerOperator, kernels_R: Tensor) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     block = cold_start(operator, kernels_R[0], start_vectors(operator, 8, kernels_R[0], generator), 1e-13)
@@ -178,12 +231,28 @@ def input_shapes(model: nn.Module, layers: tuple[TrackedLayer, ...], example: Te
 
 
 def full_batch_terms(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, classes: int, lr: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int,
+    lr: float,
+    batch_size: int | None = None,
 ) -> Terms:
     """Return the measurement of one step with all samples as its batch, made on float64 copies.
 
     What a checkpoint alone can tell of its future: the full gradient through the optimizer's state, and the noise of
     the mean over all N samples (:func:`lipadvisor.dynamics.batches_of` gives that of smaller batches).
+
+    Args:
+        model: the checkpoint.
+        optimizer: its optimizer.
+        inputs: all samples.
+        targets: their labels.
+        classes: number of classes.
+        lr: learning rate of the step.
+        batch_size: of the steps to predict. Adam's second moment then takes in the squares that batches of this size
+            have in the mean, ``G^2`` plus their variance; without it, those of the full gradient.
     """
     twin = copy.deepcopy(model).double()
     copied = type(optimizer)(twin.parameters(), **_options(optimizer))
@@ -198,8 +267,10 @@ def full_batch_terms(
     for group in copied.param_groups:
         group["lr"] = lr
     probe = Probe(twin, copied, "full", interval=1, example_input=inputs[:2].double())
-    probe.arm(0)
     target = functional.one_hot(targets, classes).double()
+    if batch_size is not None and isinstance(copied, torch.optim.AdamW):
+        _add_batch_squares(twin, copied, inputs.double(), target, batch_size)
+    probe.arm(0)
     soft_cross_entropy(twin(inputs.double()), target).backward()
     probe.before_update()
     copied.step()
@@ -208,6 +279,43 @@ def full_batch_terms(
     probe.close()
     assert terms is not None
     return terms
+
+
+def _add_batch_squares(
+    model: nn.Module, optimizer: torch.optim.AdamW, inputs: Tensor, target: Tensor, batch_size: int
+) -> None:
+    """Add to Adam's second moment what the step to come will lack: ``(1 - b_2)`` times the batch mean's variance."""
+    share = finite_population(batch_size, len(inputs)) / batch_size
+    variances = gradient_variance(model, inputs, target)
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        b_2 = float(optimizer.param_groups[0]["betas"][1])
+        if "exp_avg_sq" in state:
+            state["exp_avg_sq"].add_(variances[name], alpha=share * (1 - b_2) / b_2)
+
+
+def gradient_variance(model: nn.Module, inputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return the unbiased variance over samples of each entry of the per-sample gradients, by parameter name.
+
+    Args:
+        model: computes the same for each sample, whatever the others.
+        inputs: (N, ...), N at least 2.
+        target: probabilities (N, C).
+    """
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        return soft_cross_entropy(functional_call(model, weights, (one.unsqueeze(0),)), label.unsqueeze(0))
+
+    slope = vmap(grad(loss), in_dims=(None, 0, 0))
+    sums = {name: torch.zeros_like(value) for name, value in weights.items()}
+    squares = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for part, labels in zip(inputs.split(128), target.split(128), strict=True):
+        for name, gradient in slope(weights, part, labels).items():
+            sums[name] += gradient.sum(0)
+            squares[name] += gradient.square().sum(0)
+    count = len(inputs)
+    return {name: (squares[name] - sums[name].square() / count).clamp_min(0) / (count - 1) for name in weights}
 
 
 def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
