@@ -54,7 +54,7 @@ class Progress:
         return ", ".join(parts)
 
 
-class Ledger(Callback):
+class Ledger(Callback):  # type: ignore[misc]  # Ray has no types
     """Tune's callback: writes ``results/<trial>.json`` as soon as a trial hands in its result.
 
     Args:

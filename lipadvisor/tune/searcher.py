@@ -39,7 +39,7 @@ class AskTell(Protocol):
         ...
 
 
-class AskTellSearcher(Searcher):
+class AskTellSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
     """Tune's searcher around an :class:`AskTell`. It is not saved with the experiment: what it asks keeps itself."""
 
     def __init__(
