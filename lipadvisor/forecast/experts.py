@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lipadvisor.forecast.motion import Mask
 from lipadvisor.terms import Array
 
 __all__ = ["POWERS", "POWER_E", "SMOOTHINGS", "Experts", "power_integrals"]
@@ -49,7 +50,7 @@ class Experts:
         self._mean_ES: Array = np.zeros((len(POWER_E), series))
         self._mass_ES: Array = np.zeros((len(POWER_E), series))
 
-    def update(self, change_S: Array, start_S: Array, end_S: Array, steps_S: Array, valid_S: Array) -> None:
+    def update(self, change_S: Array, start_S: Array, end_S: Array, steps_S: Array, valid_S: Mask) -> None:
         """Take in the changes of the log-norms over the last interval.
 
         Args:
