@@ -39,7 +39,7 @@ NEEDED = {
 RANK = 6
 DEGREE = 4
 SIGNS = 2
-STRETCH = 0.12  # relative update up to which a step is predicted in one go
+STRETCH = 0.08  # relative update up to which a step is predicted in one go
 MAX_STRETCHES = 16
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
@@ -309,7 +309,8 @@ class Probe:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
         tracker, layer = self._trackers[index], self.layers[index]
         assert tracker.old is not None
-        if lr * self._ratio_L[index] < SMALL_STEP or lr == 0.0:
+        ratio = self._ratio_L[index]
+        if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
             known = optimizers.known_direction(self._optimizer, layer.weight, layer.group)
             if known is not None:
                 return known.to(tracker.old)

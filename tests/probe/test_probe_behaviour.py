@@ -1,0 +1,198 @@
+"""The probe as a guest: it changes nothing, survives bad data, resumes, and refuses bad arguments."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipadvisor.probe import Probe
+from lipadvisor.probe.schedule import FIRST_STEPS, Budget
+from lipadvisor.terms import Terms
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 4, 5)),
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(120, 16),
+            nn.ReLU(inplace=True),
+            nn.Linear(16, 5),
+        )
+
+
+def batch(k: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(k)
+    return torch.randn(12, 20, generator=generator), torch.randint(0, 5, (12,), generator=generator)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    probe: Probe | None,
+    steps: range,
+    spoil: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> list[Terms | None]:
+    seen: list[Terms | None] = []
+    lr = optimizer.param_groups[0]["lr"]
+    for k in steps:
+        x, y = batch(k)
+        if probe is not None:
+            probe.arm(k)
+        spoil(nn.functional.cross_entropy(model(x), y)).backward()
+        if probe is not None:
+            probe.before_update()
+        optimizer.step()
+        if probe is not None:
+            probe.after_update({0: lr}, {0: 0.0})
+            seen.append(probe.collect(k))
+        optimizer.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("level", ("norms", "drift", "full"))
+def test_results_and_generators_are_bitwise_the_same_with_the_probe(level: str) -> None:
+    outcomes = []
+    for probed in (False, True):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            np.random.seed(5)
+            probe = Probe(model, optimizer, level=level, interval=2, example_input=batch(0)[0]) if probed else None
+            if probe is not None:
+                probe.spectrum()
+            train(model, optimizer, probe, range(7))
+            outcomes.append((model.state_dict(), torch.get_rng_state(), np.random.get_state()[1], model.training))
+        assert not any(module._forward_hooks for module in model.modules())
+    for name, value in outcomes[0][0].items():
+        assert torch.equal(value, outcomes[1][0][name]), name
+    assert torch.equal(outcomes[0][1], outcomes[1][1])
+    assert np.array_equal(outcomes[0][2], outcomes[1][2])
+    assert outcomes[0][3] == outcomes[1][3]
+
+
+def test_a_resumed_run_measures_bitwise_the_same() -> None:
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer, Probe]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(network()[0:2], nn.ReLU(), nn.Flatten(), nn.Linear(120, 5))  # no dropout
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        return model, optimizer, Probe(model, optimizer, interval=2, seed=3)
+
+    model, optimizer, probe = fresh()
+    whole = train(model, optimizer, probe, range(8))
+    model, optimizer, probe = fresh()
+    train(model, optimizer, probe, range(4))
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), probe.state_dict()], file)
+    model, optimizer, probe = fresh()
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    for target, state in zip((model, optimizer, probe), states, strict=True):
+        target.load_state_dict(state)
+    resumed = train(model, optimizer, probe, range(4, 8))
+    for before, after in zip(whole[4:], resumed, strict=True):
+        assert (before is None) == (after is None)
+        if before is None or after is None:
+            continue
+        for field in ("log_norm_L", "first_L", "change_L", "noise_LL", "noise_curvature_L", "update_ratio_L"):
+            assert np.array_equal(getattr(before, field), getattr(after, field)), field
+
+
+def test_a_bad_step_is_marked_and_the_next_good_one_is_sound() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    probe = Probe(model, optimizer, interval=1)
+    train(model, optimizer, probe, range(2))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer.param_groups[0]["lr"] = 0.1
+    (bad,) = train(model, optimizer, probe, range(2, 3), lambda loss: loss * float("nan"))
+    assert bad is not None
+    assert set(bad.status_L) == {"non_finite"}
+    (worse,) = train(model, optimizer, probe, range(3, 4))  # the weights themselves are gone now
+    assert worse is not None
+    assert set(worse.status_L) == {"non_finite"}
+    model.load_state_dict(state)
+    (good,) = train(model, optimizer, probe, range(4, 5))
+    assert good is not None
+    assert set(good.status_L) <= {"ok", "gap_limited"}
+    assert np.isfinite(good.noise_LL).all()
+
+
+def test_spectrum_of_a_convolution_needs_its_input_size() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = Probe(model, optimizer).spectrum()
+    known = Probe(model, optimizer, example_input=batch(0)[0]).spectrum()
+    assert before.status_L[0] == "not_converged"
+    assert known.status_L[0] in ("ok", "gap_limited")
+    assert before.log_norm_L[0] >= known.log_norm_L[0]
+    assert known.level == "norms"
+    assert np.isnan(known.first_L).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    (
+        ({"level": "all"}, "level"),
+        ({"max_overhead": 0.0}, "max_overhead"),
+        ({"max_overhead": 3.0}, r"Probe\(max_overhead=...\) must be in \(0, 1\], got 3.0"),
+        ({"interval": 0}, "interval"),
+        ({"interval": True}, "interval"),
+        ({"include": ("nothing",)}, "supported layer"),
+    ),
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=text):
+        Probe(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
+
+
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1\.weight"):
+        Probe(network(), torch.optim.SGD(network().parameters(), lr=0.1))
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    model = nn.LayerNorm(4)
+    with pytest.raises(ValueError, match="supported layer"):
+        Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_what_is_left_out_is_listed_with_its_reason() -> None:
+    model = network()
+    model.append(nn.Linear(5, 5))
+    model.append(nn.Bilinear(5, 5, 5))
+    model[7].weight.requires_grad_(False)
+    held = [p for name, p in model.named_parameters() if not name.startswith("8.")]
+    probe = Probe(model, torch.optim.SGD(held, lr=0.1), exclude=("1",))
+    assert [layer.name for layer in probe.layers] == ["5"]
+    reasons = {skip.name: skip.reason for skip in probe.skipped}
+    assert set(reasons) == {"1", "7", "8", "9"}
+    assert "gradient" in reasons["7"]
+    assert "optimizer" in reasons["8"]
+
+
+@pytest.mark.parametrize("max_overhead", (0.01, 0.03, 0.2))
+def test_the_budget_is_kept_in_the_long_run(max_overhead: float) -> None:
+    budget = Budget(max_overhead, None)
+    measured = 0
+    for step in range(40_000):
+        due = budget.due(step)
+        measured += due
+        budget.spend(step, 0.001 + 0.003 * due, 0.003 * due, due)
+        assert due or step >= FIRST_STEPS
+    assert budget.overhead <= 1.02 * max_overhead
+    assert budget.overhead >= 0.8 * max_overhead
+    assert measured > 10

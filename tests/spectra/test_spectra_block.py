@@ -1,0 +1,136 @@
+"""The tracked block and the curvature form against a full SVD in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipadvisor.spectra import (
+    CgResolvent,
+    Conv2dOperator,
+    FlatResolvent,
+    GramResolvent,
+    LayerOperator,
+    LinearOperator,
+    TrackedBlock,
+    cold_start,
+    curvature_form,
+    refresh,
+    start_vectors,
+)
+from lipadvisor.spectra.change import bordered_corner, project_change
+
+SHAPES = ((64, 64), (10, 64), (30, 50), (50, 30), (40, 8), (1, 9), (9, 1), (3, 3))
+CONVOLUTIONS = (
+    Conv2dOperator((1, 8, 8), (16, 1, 3, 3), padding=(1, 1)),
+    Conv2dOperator((4, 7, 8), (6, 4, 3, 2), stride=(2, 1), padding=(1, 2)),
+    Conv2dOperator((4, 9, 8), (6, 2, 3, 3), dilation=(2, 1), groups=2),
+    Conv2dOperator((8, 6, 6), (6, 8, 3, 3), padding=(1, 1)),
+)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dense(operator: LayerOperator, kernel: Tensor) -> Tensor:
+    return operator.apply(kernel, torch.eye(operator.inputs, dtype=torch.float64)).mT
+
+
+def sum_over_k(W: Tensor, E: Tensor) -> Tensor:
+    """Lemma 12's form, from a full SVD."""
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    a, b = U.mT @ (E @ Vh[0]), Vh @ (E.mT @ U[:, 0])
+    inside = ((s[0] * (a**2 + b**2) + 2 * s * a * b)[1:] / (s[0] ** 2 - s[1:] ** 2)).sum()
+    rest = (E @ Vh[0]).square().sum() - a.square().sum() + (E.mT @ U[:, 0]).square().sum() - b.square().sum()
+    return inside + rest / s[0]
+
+
+def tracked(operator: LayerOperator, kernel: Tensor) -> TrackedBlock:
+    start = start_vectors(operator, 6, kernel, torch.Generator().manual_seed(0))
+    return cold_start(operator, kernel, start, tolerance=1e-15)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_matrix_block_is_the_top_of_its_svd(shape: tuple[int, int], seed: int) -> None:
+    operator, W = LinearOperator(*shape), random(*shape, seed=seed)
+    block = tracked(operator, W)
+    s = torch.linalg.svdvals(W)[: len(block.s_R)]
+    torch.testing.assert_close(block.s_R[:2], s[:2], rtol=1e-10, atol=0)
+    torch.testing.assert_close(W.mT @ block.u_RM.mT, (block.v_RN * block.s_R[:, None]).mT, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("operator", CONVOLUTIONS)
+def test_a_convolution_norm_is_that_of_the_dense_operator(operator: Conv2dOperator) -> None:
+    kernel = random(*operator.kernel_shape)
+    block = tracked(operator, kernel)
+    torch.testing.assert_close(block.s_R[0], torch.linalg.svdvals(dense(operator, kernel))[0], rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_curvature_form_is_the_sum_over_all_singular_values(shape: tuple[int, int], seed: int) -> None:
+    operator, W, E = LinearOperator(*shape), random(*shape, seed=seed), random(*shape, seed=seed + 9)
+    block = tracked(operator, W)
+    resolvent = FlatResolvent(block.s_R[0]) if block.complete else GramResolvent.build(W, block)
+    q = curvature_form(block, resolvent, operator.apply(E, block.v_RN[:1]), operator.adjoint(E, block.u_RM[:1]))[0]
+    # What is left of the block's own residual enters here; the loosest of these blocks stops at 1e-7.
+    torch.testing.assert_close(q, sum_over_k(W, E), rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", ((12, 20), (20, 12), (14, 14)))
+def test_curvature_form_is_the_second_difference_of_the_norm(shape: tuple[int, int]) -> None:
+    operator, W, E = LinearOperator(*shape), random(*shape), random(*shape, seed=5)
+    block = tracked(operator, W)
+    resolvent = FlatResolvent(block.s_R[0]) if block.complete else GramResolvent.build(W, block)
+    q = curvature_form(block, resolvent, operator.apply(E, block.v_RN[:1]), operator.adjoint(E, block.u_RM[:1]))[0]
+    h = 1e-4
+    plus, zero, minus = (torch.linalg.svdvals(W + t * E)[0] for t in (h, 0.0, -h))
+    torch.testing.assert_close(q, (plus - 2 * zero + minus) / h**2, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("operator", CONVOLUTIONS[1:])
+def test_conjugate_gradients_reach_the_form_of_the_dense_operator(operator: Conv2dOperator) -> None:
+    kernel, change = random(*operator.kernel_shape), random(*operator.kernel_shape, seed=5)
+    block = tracked(operator, kernel)
+    image, coimage = operator.apply(change, block.v_RN[:1]), operator.adjoint(change, block.u_RM[:1])
+    s = torch.linalg.svdvals(dense(operator, kernel))
+    if s[0] - s[1] < 2e-3 * s[0]:
+        pytest.skip("the top value is double, or close to it: the form is floored")
+    expected = sum_over_k(dense(operator, kernel), dense(operator, change))
+    few = curvature_form(block, CgResolvent(operator, kernel, block), image, coimage)[0]
+    many = curvature_form(block, CgResolvent(operator, kernel, block, iterations=60), image, coimage)[0]
+    torch.testing.assert_close(many, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(few, expected, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("gap", (0.0, 1e-6, 1e-3, 0.1))
+def test_bordered_corner_follows_the_norm_through_a_crossing(gap: float) -> None:
+    operator = LinearOperator(30, 30)
+    U, s, Vh = torch.linalg.svd(random(30, 30))
+    s[0] = s[1] * (1 + gap)
+    W, E = U @ torch.diag(s) @ Vh, random(30, 30, seed=4)
+    length = float(0.05 * s[0] / torch.linalg.svdvals(E)[0])
+    block = tracked(operator, W)
+    change = project_change(operator, E, block)
+    corner = torch.diag(block.s_R) + length * change.corner_RR
+    p, y = change.turning(block, corner)
+    x, z = GramResolvent.build(W, block).solve(p, y)
+    bordered = bordered_corner(operator, W + length * E, change, corner, length, x, z)
+    expected = torch.linalg.svdvals(W + length * E)[0]
+    predicted = torch.linalg.svdvals(bordered)[0]
+    assert abs(float((predicted / expected).log())) < 2e-5
+    assert predicted <= expected * (1 + 1e-7)
+
+
+def test_a_warm_refresh_keeps_up_with_a_moving_matrix() -> None:
+    operator, W = LinearOperator(64, 64), random(64, 64).float()
+    block = tracked(operator, W)
+    for step in range(30):
+        E = random(64, 64, seed=100 + step).float()
+        W = W + E * (0.02 * block.s_R[0] / torch.linalg.svdvals(E)[0])
+        block = refresh(operator, W, block.v_RN)
+        error = block.s_R[0] / torch.linalg.svdvals(W.double())[0] - 1
+        assert abs(float(error)) < 1e-4
