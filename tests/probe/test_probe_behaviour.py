@@ -60,7 +60,7 @@ def train(
     return seen
 
 
-@pytest.mark.parametrize("level", ("norms", "drift", "full"))
+@pytest.mark.parametrize("level", ["norms", "drift", "full"])
 def test_results_and_generators_are_bitwise_the_same_with_the_probe(level: str) -> None:
     outcomes = []
     for probed in (False, True):
@@ -144,14 +144,14 @@ def test_spectrum_of_a_convolution_needs_its_input_size() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    (
+    [
         ({"level": "all"}, "level"),
         ({"max_overhead": 0.0}, "max_overhead"),
         ({"max_overhead": 3.0}, r"Probe\(max_overhead=...\) must be in \(0, 1\], got 3.0"),
         ({"interval": 0}, "interval"),
         ({"interval": True}, "interval"),
         ({"include": ("nothing",)}, "supported layer"),
-    ),
+    ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
     model = network()
@@ -184,7 +184,7 @@ def test_what_is_left_out_is_listed_with_its_reason() -> None:
     assert "optimizer" in reasons["8"]
 
 
-@pytest.mark.parametrize("max_overhead", (0.01, 0.03, 0.2))
+@pytest.mark.parametrize("max_overhead", [0.01, 0.03, 0.2])
 def test_the_budget_is_kept_in_the_long_run(max_overhead: float) -> None:
     budget = Budget(max_overhead, None)
     measured = 0

@@ -87,7 +87,7 @@ def curvature(W: Tensor, E: Tensor) -> Tensor:
     return inside + rest / s[0]
 
 
-@pytest.mark.parametrize("make", (perceptron, convolutional, Sequence))
+@pytest.mark.parametrize("make", [perceptron, convolutional, Sequence])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_terms_are_those_of_per_sample_gradients(make: Callable[[], nn.Module], name: str) -> None:
     lr, wd, optimize = OPTIMIZERS[name]

@@ -80,7 +80,7 @@ def test_curvature_form_is_the_sum_over_all_singular_values(shape: tuple[int, in
     torch.testing.assert_close(q, sum_over_k(W, E), rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", ((12, 20), (20, 12), (14, 14)))
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (14, 14)])
 def test_curvature_form_is_the_second_difference_of_the_norm(shape: tuple[int, int]) -> None:
     operator, W, E = LinearOperator(*shape), random(*shape), random(*shape, seed=5)
     block = tracked(operator, W)
@@ -106,7 +106,7 @@ def test_conjugate_gradients_reach_the_form_of_the_dense_operator(operator: Conv
     torch.testing.assert_close(few, expected, rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize("gap", (0.0, 1e-6, 1e-3, 0.1))
+@pytest.mark.parametrize("gap", [0.0, 1e-6, 1e-3, 0.1])
 def test_bordered_corner_follows_the_norm_through_a_crossing(gap: float) -> None:
     operator = LinearOperator(30, 30)
     U, s, Vh = torch.linalg.svd(random(30, 30))
