@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipadvisor.advisor import Advisor
     from lipadvisor.forecast import Forecast
+    from lipadvisor.modules import audit
     from lipadvisor.trajectory import Run, load_run
 
 __version__ = "0.1.0"
-__all__ = ["Advisor", "Forecast", "Run", "__version__", "load_run"]
+__all__ = ["Advisor", "Forecast", "Run", "__version__", "audit", "load_run"]
 
 _HOME = {
     "Advisor": "lipadvisor.advisor",
     "Forecast": "lipadvisor.forecast",
     "Run": "lipadvisor.trajectory",
+    "audit": "lipadvisor.modules",
     "load_run": "lipadvisor.trajectory",
 }
 

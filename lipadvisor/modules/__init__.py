@@ -10,12 +10,17 @@ from lipadvisor.modules.attention import DotProductAttention, L2Attention, Scale
 from lipadvisor.modules.blocks import DropPath, FeedForward, Residual, ResNetBlock, TransformerBlock
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant, Kind
+from lipadvisor.modules.cures import apply_cures
+from lipadvisor.modules.diagnosis import Finding
+from lipadvisor.modules.examine import Audit, audit
+from lipadvisor.modules.initialization import InitPlan, Undo, dead_zone_rescue, depth_scaled, lsuv, spectral
 from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.normalization import CenterNorm
 from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register, registered
 from lipadvisor.modules.tracing import compose, constants
 
 __all__ = [
+    "Audit",
     "CenterNorm",
     "Composition",
     "Constant",
@@ -23,19 +28,28 @@ __all__ = [
     "DropPath",
     "Entry",
     "FeedForward",
+    "Finding",
+    "InitPlan",
     "Kind",
     "L2Attention",
     "ResNetBlock",
     "Residual",
     "ScaledCosineAttention",
     "TransformerBlock",
+    "Undo",
+    "apply_cures",
+    "audit",
     "compose",
     "constant_of",
     "constants",
+    "dead_zone_rescue",
+    "depth_scaled",
     "find",
     "jacobian_of",
     "local_lipschitz",
+    "lsuv",
     "register",
     "registered",
+    "spectral",
 ]
 _RULES = (activations, attention, blocks, linear, normalization, pooling)  # importing them registers the entries

@@ -61,7 +61,9 @@ def observed(model: nn.Module) -> Iterator[None]:
         buffers = {buffer: buffer.clone() for buffer in model.buffers() if buffer.numel() < 1 << 22}
     config = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel cannot be differentiated at all
         for module, training in modes.items():
             module.training = training and isinstance(module, _BATCH_STATISTICS)
         for parameter in needs:
@@ -71,6 +73,7 @@ def observed(model: nn.Module) -> Iterator[None]:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes.items():
             module.training = training
         for parameter, needed in needs.items():

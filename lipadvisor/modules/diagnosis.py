@@ -1,0 +1,268 @@
+"""What is wrong with a model before its first step, where, and what helps.
+
+Alarms only: each rule fires on a defect that keeps the model from training, not on a taste. Thresholds stand as
+constants on top, each with what it separates.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lipadvisor.modules.composition import Composition
+from lipadvisor.modules.constant import Constant
+from lipadvisor.modules.flow import Flow
+
+__all__ = ["Finding", "diagnose", "post_norms", "trunk"]
+
+QUERIES = ("q", "query", "q_proj", "q_lin", "to_q", "wq")
+KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
+PACKED = ("c_attn", "qkv", "in_proj", "query_key_value")  # queries, keys and values in one weight
+
+SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 6 (heads tied to a table apart)
+OUTPUT_OUTLIER = 1.0  # times min(1, median output rms): a large weight on a small input does no harm
+VANISHED = 1e-3  # of the gradient is left at the trunk's start
+EXPLODED = 1e4  # times larger at the trunk's start, or so much larger an activation at its end
+COLLAPSED_ENTROPY = 0.6  # of log n; untrained attention is above 0.9
+COLLAPSED_SPREAD = 4.0  # standard deviation of the scores; untrained attention has at most about 1
+CONTRACTING = 0.35  # constant of an activation that no scale of the weights makes up for in depth
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem (or one piece of advice) with its cure.
+
+    Attributes:
+        module: where; ``""`` is the whole model.
+        problem: short name, e.g. ``"init_scale"``.
+        cure: short name and value, e.g. ``"scale_weight 0.033"``.
+        reason: the numbers that led here.
+        source: paper and place.
+        weight: how bad, nats; findings are sorted by it.
+        value: the cure's number, where it has one.
+    """
+
+    module: str
+    problem: str
+    cure: str
+    reason: str
+    source: str
+    weight: float
+    value: float | None = None
+
+
+def trunk(composition: Composition) -> tuple[str, ...]:
+    """Return the modules that every path from input to output passes through: no skip goes around them.
+
+    They are the dominators of the output, by one sweep: a join's immediate dominator is the last common one of its
+    inputs (Cooper, Harvey, Kennedy 2001; the joins are in topological order, so once is enough).
+    """
+    joins, root = composition.joins, -1
+    above: list[int] = []  # immediate dominator of each join
+
+    def meet(a: int, b: int) -> int:
+        while a != b:
+            a, b = (above[a], b) if a > b else (a, above[b])
+        return a
+
+    for join in joins:
+        common = join.inputs[0] if join.inputs else root
+        for other in join.inputs[1:]:
+            common = meet(common, other)
+        above.append(common)
+    line, at = [], composition.output
+    while at >= 0:
+        if (module := joins[at].module) is not None:
+            line.append(module)
+        at = above[at]
+    return tuple(dict.fromkeys(reversed(line)))
+
+
+def post_norms(composition: Composition, kinds: Mapping[str, str]) -> tuple[str, ...]:
+    """Return normalisations that stand on the residual stream itself.
+
+    Their input is a residual join that nothing else reads, and their output is the next join's skip.
+    """
+    readers: dict[int, list[int]] = {}
+    for index, join in enumerate(composition.joins):
+        for source in join.inputs:
+            readers.setdefault(source, []).append(index)
+    joins = composition.joins
+
+    def residual(index: int) -> bool:
+        join = joins[index]
+        return join.module is None and not join.concat and len(join.inputs) > 1 and join.log_gains == (0.0,) * 2
+
+    found = []
+    for index, join in enumerate(joins):
+        if join.module is None or not kinds.get(join.module, "").endswith("norm") or len(join.inputs) != 1:
+            continue
+        alone = residual(join.inputs[0]) and len(readers[join.inputs[0]]) == 1
+        if alone and any(residual(reader) for reader in readers.get(index, [])):
+            found.append(join.module)
+    return tuple(dict.fromkeys(found))
+
+
+def diagnose(
+    flow: Flow,
+    composition: Composition,
+    constants: Mapping[str, Constant],
+    sizes: Mapping[str, float],
+    kinds: Mapping[str, str],
+    warmup_steps: int | None = None,
+    needed_warmup: int = 0,
+) -> tuple[Finding, ...]:
+    """Return what keeps the model from training, the worst first; empty for a healthy model.
+
+    Args:
+        flow: measured on a batch.
+        composition: of the network's bound.
+        constants: of its modules.
+        sizes: q of its weights.
+        kinds: of its modules.
+        warmup_steps: planned; ``None`` where no plan is known, and then none is judged.
+        needed_warmup: what would be right for a post-norm network.
+    """
+    scores = _attention(flow)
+    collapsed = {finding.module for finding in scores}
+    found = [finding for finding in _sizes(flow, sizes) if not _makes_scores(finding.module, collapsed)]
+    found += scores + _gradients(flow, composition, constants, kinds, sizes)
+    if warmup_steps is not None and warmup_steps < needed_warmup:
+        found += _warmup(post_norms(composition, kinds), warmup_steps, needed_warmup)
+    if not flow.finite and not found:
+        found.append(Finding("", "non_finite", "lsuv", "the output is not finite", "arXiv 2306.09338, sec. 4", 99.0))
+    return tuple(sorted(found, key=lambda finding: -finding.weight))
+
+
+def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
+    measured = {n: q for n, q in sizes.items() if n in flow.weights and q > 0}
+    if len(measured) < 3:
+        return []
+    usual = statistics.median(measured.values())
+    outputs = [_output(flow, name) for name in measured]
+    typical = min(1.0, statistics.median(outputs))
+    found = []
+    for name, q in measured.items():
+        output = _output(flow, name)
+        if q > SIZE_OUTLIER * usual and (not math.isfinite(output) or output > OUTPUT_OUTLIER * typical):
+            found.append(
+                Finding(
+                    name,
+                    "init_scale",
+                    f"scale_weight {usual / q:.3g}",
+                    f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times the median {usual:.3g} of the network",
+                    "arXiv 2306.09338, sec. 5 (initialization)",
+                    math.log(q / usual),
+                    usual / q,
+                )
+            )
+    return found
+
+
+def _output(flow: Flow, name: str) -> float:
+    """Rms of what the weight's module gives; for a weight inside a larger module, of what that gives."""
+    while name and name not in flow.modules:
+        name = name.rpartition(".")[0]
+    return flow.modules[name].rms_out if name in flow.modules else math.nan
+
+
+def _makes_scores(weight: str, attentions: set[str]) -> bool:
+    """Whether a weight makes the queries or keys of one of these attentions: their cure then covers it."""
+    own = weight.rpartition(".")[2]
+    inside = any(weight.startswith(f"{name}.") or not name for name in attentions)
+    return inside and own in QUERIES + KEYS + PACKED
+
+
+def _attention(flow: Flow) -> list[Finding]:
+    broken = {
+        name: flow.attention[name]
+        for name in flow.attention
+        if flow.attention[name].spread > COLLAPSED_SPREAD and flow.attention[name].entropy < COLLAPSED_ENTROPY
+    }
+    healthy = [attention.spread for name, attention in flow.attention.items() if name not in broken]
+    target = min([1.0, *([statistics.median(healthy)] if healthy else [])])  # as the other ones, at most 1
+    return [
+        Finding(
+            name,
+            "attention_logits",
+            f"scale_query_key {target / attention.spread:.3g}",
+            f"scores have standard deviation {attention.spread:.3g} and entropy {attention.entropy:.2f} of log n; "
+            "scaled-cosine or L2 attention, or normalised queries and keys, keep them bounded",
+            "arXiv 2306.09338, sec. 3 (attention); arXiv 2303.06296 (entropy collapse)",
+            math.log(attention.spread),
+            target / attention.spread,
+        )
+        for name, attention in broken.items()
+    ]
+
+
+def _gradients(
+    flow: Flow,
+    composition: Composition,
+    constants: Mapping[str, Constant],
+    kinds: Mapping[str, str],
+    sizes: Mapping[str, float],
+) -> list[Finding]:
+    line = [n for n in trunk(composition) if n in flow.modules and math.isfinite(flow.modules[n].gradient_out)]
+    if len(line) < 3:
+        return []
+    start, end = flow.modules[line[0]].gradient_out, flow.modules[line[-1]].gradient_out
+    left = start / end if end > 0 else math.nan
+    source = "arXiv 2306.09338, sec. 4 (backward principle)"
+    if left < VANISHED:
+        return _vanished(flow, line, constants, kinds, sizes, left, source)
+    first, last = flow.modules[line[0]].rms_in, flow.modules[line[-1]].rms_out
+    grown = last / max(first, 1e-30)
+    if left > EXPLODED or grown > EXPLODED:
+        worst = max((n for n in line if n in sizes), key=lambda n: _log(flow.modules[n].backward_gain), default=line[0])
+        reason = f"along the trunk gradients grow {left:.2g} times backward and activations {grown:.2g} times forward"
+        return [Finding(worst, "explosion", "lsuv", reason, source, abs(_log(max(left, grown))))]
+    return []
+
+
+def _vanished(
+    flow: Flow,
+    line: list[str],
+    constants: Mapping[str, Constant],
+    kinds: Mapping[str, str],
+    sizes: Mapping[str, float],
+    left: float,
+    source: str,
+) -> list[Finding]:
+    reason = f"{left:.1e} of the gradient at the output side of the trunk reaches its start"
+    flat = [n for n in line if n in constants and constants[n].value <= CONTRACTING and kinds[n] in _SATURATING]
+    if flat:
+        return [
+            Finding(
+                name,
+                "vanishing",
+                "replace_activation tanh",
+                f"{reason}; here it keeps {flow.modules[name].backward_gain:.2g} at a constant of "
+                f"{constants[name].value:.3g}",
+                source,
+                -_log(flow.modules[name].backward_gain),
+            )
+            for name in flat
+        ]
+    worst = min((n for n in line if n in sizes), key=lambda n: _log(flow.modules[n].backward_gain), default=line[0])
+    return [Finding(worst, "vanishing", "lsuv", reason, source, -_log(left))]
+
+
+_SATURATING = ("sigmoid", "hardsigmoid", "softmax", "softmin")
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 and math.isfinite(x) else 0.0 if not x > 0 else 99.0
+
+
+def _warmup(names: tuple[str, ...], planned: int, needed: int) -> list[Finding]:
+    if len(names) < 2:
+        return []
+    reason = (
+        f"{len(names)} normalisations stand on the residual stream, the plan warms up for {planned} steps: near the "
+        "output gradients are large at initialization, and the first full steps undo it"
+    )
+    source = "arXiv 2306.09338, sec. 5 (warmup); arXiv 2002.04745, Thm 1"
+    return [Finding(names[0], "post_norm", f"warmup {needed}", reason, source, math.log(1 + len(names)), float(needed))]

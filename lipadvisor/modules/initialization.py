@@ -1,0 +1,252 @@
+"""Lipschitz-aware initialization: each scheme proposes factors, which can be looked at, applied and taken back.
+
+A scheme returns an :class:`InitPlan`; ``plan.preview()`` is a table, ``plan.apply(model)`` scales in place and returns
+an :class:`Undo`. Nothing is drawn anew: a factor keeps the directions of a layer and changes its size only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lipadvisor.modules.blocks import Residual
+from lipadvisor.modules.registry import constant_of, find
+from lipadvisor.modules.running import observed, run
+
+__all__ = ["InitPlan", "Undo", "dead_zone_rescue", "depth_scaled", "layer_sizes", "lsuv", "spectral", "weight_matrices"]
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """The weights as they were before a plan was applied."""
+
+    before: tuple[tuple[Tensor, Tensor], ...]  # (parameter, its former value)
+
+    def __call__(self) -> None:
+        """Put them back, bit for bit."""
+        with torch.no_grad():
+            for parameter, value in self.before:
+                parameter.copy_(value)
+
+
+@dataclass(frozen=True, slots=True)
+class InitPlan:
+    """Factors for weights, by module name: ``weight *= factor``.
+
+    Attributes:
+        scheme: which scheme proposed it.
+        factors: (module, factor > 0), those at 1 left out.
+        reasons: one for each factor.
+    """
+
+    scheme: str
+    factors: tuple[tuple[str, float], ...]
+    reasons: tuple[str, ...]
+
+    def preview(self, model: nn.Module) -> pd.DataFrame:
+        """Return module, factor, gain (``rms(W) sqrt(fan_in)``) before and after, and the reason."""
+        sizes = layer_sizes(model)
+        rows = [
+            {"module": name, "factor": factor, "before": sizes[name], "after": sizes[name] * factor, "reason": reason}
+            for (name, factor), reason in zip(self.factors, self.reasons, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["module", "factor", "before", "after", "reason"])
+
+    def apply(self, model: nn.Module) -> Undo:
+        """Scale the weights in place.
+
+        Raises:
+            KeyError: a module of the plan is not in the model; nothing has been changed then.
+        """
+        matrices = weight_matrices(model, embeddings=True)
+        targets = [(matrices[name], factor) for name, factor in self.factors]
+        before = tuple((parameter, parameter.detach().clone()) for parameter, _ in targets)
+        with torch.no_grad():
+            for parameter, factor in targets:
+                parameter.mul_(factor)
+        return Undo(before)
+
+
+def weight_matrices(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
+    """Return the weights that a scheme may scale: those of linear maps, tied ones once, by module name."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        for key, suffix in (("weight", ""), ("in_proj_weight", "in_proj")):
+            weight = own.get(key)
+            if weight is None or weight.ndim < 2 or id(weight) in seen or find(module) is None:
+                continue
+            seen.add(id(weight))
+            if isinstance(module, _EMBEDDINGS) and not embeddings:
+                continue  # a head tied to the table is left alone with it
+            found[".".join(part for part in (name, suffix) if part)] = weight
+    return found
+
+
+def _fan_in(module: nn.Module | None, weight: Tensor) -> int:
+    if type(module).__name__ == "Conv1D":
+        return weight.shape[0]
+    if isinstance(module, _EMBEDDINGS):
+        return 1
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return max(
+            weight.shape[0] * math.prod(weight.shape[2:]) // max(math.prod(module.stride), 1) // module.groups, 1
+        )
+    return weight[0].numel()
+
+
+def layer_sizes(model: nn.Module) -> dict[str, float]:
+    """Return ``q = rms(W) sqrt(fan_in)`` of every weight: 1 keeps the variance of independent inputs."""
+    modules = dict(model.named_modules())
+    return {
+        name: float(weight.detach().float().square().mean().sqrt()) * math.sqrt(_fan_in(modules.get(name), weight))
+        for name, weight in weight_matrices(model, embeddings=True).items()
+    }
+
+
+def dead_zone_rescue(
+    model: nn.Module, low: float = 0.6, high: float = 1.8, target: float = 1.2, table: float = 0.25
+) -> InitPlan:
+    """Bring back what lies outside the dead zone; a healthy layer is not touched.
+
+    Args:
+        model: whose weights are read.
+        low: a matrix with a smaller q is scaled to ``target``.
+        high: likewise with a larger one.
+        target: q after the rescue.
+        table: rms of an embedding outside [0.05, 0.8] after the rescue.
+    """
+    if not 0 < low < target < high:
+        raise ValueError(f"dead_zone_rescue(low=, target=, high=) must ascend from 0, got {(low, target, high)}.")
+    modules, factors, reasons = dict(model.named_modules()), [], []
+    for name, q in layer_sizes(model).items():
+        is_table = isinstance(modules.get(name), _EMBEDDINGS)
+        inside = 0.05 <= q <= 0.8 if is_table else low <= q <= high
+        if not inside and q > 0:
+            factors.append((name, (table if is_table else target) / q))
+            reasons.append(f"{'rms' if is_table else 'q'} = {q:.3g} lies outside the dead zone")
+    return InitPlan("dead_zone", tuple(factors), tuple(reasons))
+
+
+def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor] | None = None) -> InitPlan:
+    """Give every matrix the operator norm ``target * sqrt(fan_out / fan_in)``: equal relative size of all layers.
+
+    Args:
+        model: whose weights are read.
+        target: common spectral scale, > 0.
+        inputs: an input of each convolution, where its true operator is wanted; the matrix view otherwise.
+
+    References:
+        Yang, Simon, Bernstein: A spectral condition for feature learning, arXiv 2310.17813, condition 1.
+    """
+    if not target > 0:
+        raise ValueError(f"spectral(target=...) must be positive, got {target}.")
+    modules, factors, reasons = dict(model.named_modules()), [], []
+    for name, weight in weight_matrices(model).items():
+        module = modules.get(name)
+        given = (inputs[name],) if inputs and name in inputs else ()
+        entry = find(module) if module is not None else None
+        if entry is not None and (entry.name == "linear" or given):
+            norm = constant_of(module, *given).value  # type: ignore[arg-type]
+        else:
+            norm = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
+        fan_in = _fan_in(module, weight)
+        wanted = target * math.sqrt(weight.numel() / fan_in / fan_in)
+        if norm > 0 and abs(math.log(wanted / norm)) > 1e-6:
+            factors.append((name, wanted / norm))
+            reasons.append(f"operator norm {norm:.3g}, wanted {wanted:.3g}")
+    return InitPlan("spectral", tuple(factors), tuple(reasons))
+
+
+def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) -> InitPlan:
+    """Scale the last matrix of every residual branch by ``1 / sqrt(number of joins)``.
+
+    Args:
+        model: whose weights are read.
+        branches: ``{name of a branch's last matrix: number of joins}``; without it, the last matrix in the branch of
+            every :class:`~lipadvisor.modules.Residual`.
+
+    References:
+        Radford et al. 2019 (GPT-2), section 2.3; Zhang, Dauphin, Ma: Fixup, arXiv 1901.09321.
+    """
+    if branches is None:
+        last = []
+        for name, module in model.named_modules():
+            if isinstance(module, Residual):
+                inside = [n for n in weight_matrices(model) if n.startswith(f"{name}.branch." if name else "branch.")]
+                last += inside[-1:]
+        branches = dict.fromkeys(last, len(last))
+    factors = tuple((name, joins**-0.5) for name, joins in branches.items() if joins > 1)
+    return InitPlan("depth_scaled", factors, tuple(f"one of {branches[name]} residual joins" for name, _ in factors))
+
+
+def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tolerance: float = 0.05) -> InitPlan:
+    """Make each matrix's output have the rms ``target`` on the batch, in order of execution (data-dependent).
+
+    Args:
+        model: left as it is; the plan is found on its weights and taken back.
+        batch: as for :func:`~lipadvisor.modules.compose`.
+        target: rms of every output, > 0.
+        passes: sweeps over the network, >= 1.
+        tolerance: relative deviation that is left alone.
+
+    References:
+        Mishkin and Matas: All you need is a good init, arXiv 1511.06422, algorithm 1 (without orthonormal restart).
+    """
+    if not target > 0 or passes < 1:
+        raise ValueError(f"lsuv(target=..., passes=...) must be positive, got {target} and {passes}.")
+    modules = dict(model.named_modules())
+    matrices = {name: w for name, w in weight_matrices(model).items() if name in modules and not _quiet(modules[name])}
+    before = {name: weight.detach().clone() for name, weight in matrices.items()}
+    total = dict.fromkeys(matrices, 1.0)
+
+    def scale(name: str, weight: nn.Parameter) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            bias = getattr(module, "bias", None)
+            pure = output if bias is None else output - _spread(bias, output)
+            size = float(pure.float().square().mean().sqrt())
+            if not (size > 0 and math.isfinite(size)) or abs(size / target - 1) <= tolerance:
+                return output
+            factor = target / size
+            weight.mul_(factor)
+            total[name] *= factor
+            return pure * factor + (0 if bias is None else _spread(bias, output))
+
+        return hook
+
+    try:
+        with observed(model), torch.no_grad():
+            for _ in range(passes):
+                handles = [modules[name].register_forward_hook(scale(name, w)) for name, w in matrices.items()]
+                try:
+                    run(model, batch)
+                finally:
+                    for handle in handles:
+                        handle.remove()
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                matrices[name].copy_(value)
+    kept = tuple((name, factor) for name, factor in total.items() if abs(factor - 1) > tolerance)
+    return InitPlan("lsuv", kept, tuple(f"output rms on the batch to {target:g}" for _ in kept))
+
+
+def _quiet(module: nn.Module) -> bool:
+    """Modules whose forward is never called: torch's attention uses its output projection's weight by itself."""
+    return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def _spread(bias: Tensor, output: Tensor) -> Tensor:
+    """A bias in the shape in which it was added: last axis for linear layers, axis 1 for convolutions."""
+    if output.shape[-1] == len(bias) and output.ndim != 4:
+        return bias
+    return bias.reshape(1, -1, *(1,) * (output.ndim - 2))

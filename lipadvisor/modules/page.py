@@ -1,0 +1,168 @@
+"""The audit as text and as one HTML page."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from lipadvisor.modules.examine import Audit
+
+__all__ = ["as_text", "gain_along_depth", "render"]
+
+_COLUMNS = (
+    ("module", "module"),
+    ("kind", "kind"),
+    ("constant", "constant"),
+    ("constant_kind", "of kind"),
+    ("weight", "weight"),
+    ("share", "share of Z"),
+    ("size", "q"),
+    ("rms_out", "rms out"),
+    ("forward_gain", "gain fwd"),
+    ("backward_gain", "gain bwd"),
+    ("gradient", "gradient"),
+)
+
+
+def gain_along_depth(audit: Audit) -> Figure:
+    """Draw each module's gains, and the sizes of signal and gradient, along the order of execution."""
+    frame, x = audit.modules, np.arange(len(audit.modules))
+    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+    gains, sizes = figure.subplots(2, 1, sharex=True)
+    gains.plot(x, _positive(frame["constant"]), drawstyle="steps-mid", color="0.75", label="Lipschitz constant")
+    gains.plot(x, _positive(frame["forward_gain"]), ".-", lw=0.8, ms=4, color="C0", label="gain forward")
+    gains.plot(x, _positive(frame["backward_gain"]), ".-", lw=0.8, ms=4, color="C3", label="gain backward")
+    sizes.plot(x, _positive(frame["rms_out"]), ".-", lw=0.8, ms=4, color="C0", label="rms of the output")
+    gradient = _positive(frame["gradient_out"])
+    sizes.plot(x, gradient / np.nanmax(gradient), ".-", lw=0.8, ms=4, color="C3", label="gradient, largest = 1")
+    for axes in (gains, sizes):
+        axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+        for finding in audit.findings:
+            at = [i for i, name in enumerate(frame["module"]) if _under(name, finding.module)]
+            if finding.module and at:
+                axes.axvspan(min(at) - 0.5, max(at) + 0.5, color="C1", alpha=0.25, lw=0)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sizes.set_xlabel("module, in order of execution" + (" (findings shaded)" if audit.findings else ""))
+    gains.set_ylabel("gain")
+    sizes.set_ylabel("size")
+    return figure
+
+
+def _under(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.") or module.startswith(f"{name}.")
+
+
+def _positive(column: Any) -> Any:
+    values = np.asarray(column, dtype=float)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3g}"
+
+
+def _summary(audit: Audit) -> list[tuple[str, str]]:
+    n = audit.network
+    return [
+        ("log bound Z", f"{_number(n['log_bound'])} nats, by {n['method']}"),
+        ("local constant, log", f"{_number(n['log_local'])} nats, from below; gap {_number(n['log_gap'])}"),
+        ("heterogeneity", f"{_number(n['heterogeneity'])} nats between the layers' |G|/|W|"),
+        (
+            "forward principle",
+            f"{n['forward_principle']}: sizes on the trunk span {_number(n['forward_spread'])} nats",
+        ),
+        ("backward principle", f"{n['backward_principle']}: gradients there span {_number(n['backward_spread'])} nats"),
+    ] + ([("note", str(n["note"]))] if n["note"] else [])
+
+
+def as_text(audit: Audit) -> str:
+    """Return summary, alarms, advice and the table of modules as aligned text."""
+    lines = [f"{key:20} {value}" for key, value in _summary(audit)]
+    lines += ["", f"findings: {len(audit.findings) or 'none'}"]
+    for f in audit.findings:
+        lines += [f"  ! {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
+    lines += ["", "advice:"]
+    for f in audit.advice:
+        lines += [f"  - {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
+    rows = [[title for _, title in _COLUMNS]]
+    rows += [[_number(row[key]) for key, _ in _COLUMNS] for row in audit.modules.to_dict("records")]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    lines += [""] + [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join(lines)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-size: 13px; width: 100% }
+th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #e4e4e4; vertical-align: top }
+th { position: sticky; top: 0; background: #fff }
+.alarm td:first-child { border-left: 4px solid #d9822b }
+.flagged { background: #fdf1e3 } .wide { overflow-x: auto } small { color: #666 } svg { max-width: 100%; height: auto }
+</style></head><body>
+<h1>{{ title }}</h1>
+<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
+<h2>Findings</h2>
+{% if findings %}<table>
+<tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
+{% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
+<td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+</table>{% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
+<h2>Gain along depth</h2>{{ picture | safe }}
+<h2>Advice</h2><table>
+<tr><th>about</th><th>module</th><th>advice</th><th>reason</th><th>source</th></tr>
+{% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td>{{ f.cure }}</td>
+<td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+</table>
+<h2>Modules</h2><div class="wide"><table>
+<tr>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
+{% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>{% for cell in row.cells %}<td>{{ cell }}</td>
+{% endfor %}<td><small>{{ row.condition }}</small></td></tr>
+{% endfor %}</table></div>
+</body></html>
+"""
+
+
+def render(audit: Audit, title: str) -> str:
+    """Return the page: nothing is loaded from elsewhere."""
+    flagged = {finding.module for finding in audit.findings}
+    rows = [
+        {
+            "cells": [_number(row[key]) for key, _ in _COLUMNS],
+            "condition": row["condition"] or row["source"],
+            "flagged": row["module"] in flagged,
+        }
+        for row in audit.modules.to_dict("records")
+    ]
+    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        title=title,
+        summary=_summary(audit),
+        findings=audit.findings,
+        advice=audit.advice,
+        picture=_svg(gain_along_depth(audit)),
+        titles=[title for _, title in _COLUMNS],
+        rows=rows,
+    )

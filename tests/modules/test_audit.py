@@ -1,0 +1,287 @@
+"""The audit of whole models: no alarm where all is well, the right one where something was broken on purpose."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import zoo
+
+import lipadvisor
+from lipadvisor.modules import DotProductAttention, TransformerBlock, apply_cures, audit
+from lipadvisor.modules.cures import query_key_views
+from lipadvisor.modules.initialization import weight_matrices
+from lipadvisor.modules.running import run
+
+torch.set_num_threads(1)
+
+
+def built(build: Callable[[], tuple[nn.Module, Any]], seed: int = 0) -> tuple[nn.Module, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(zoo.HUGGING_FACE | zoo.TORCH))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_healthy_models_raise_no_alarm(name: str, seed: int) -> None:
+    if name in zoo.HUGGING_FACE:
+        pytest.importorskip("transformers")
+    model, batch = built((zoo.HUGGING_FACE | zoo.TORCH)[name], seed)
+    result = audit(model, batch)
+    assert result.findings == ()
+    assert result.network["method"] == "export"
+    assert result.network["log_bound"] >= result.network["log_local"] - 1e-4
+    assert result.advice
+    assert result.modules["forward_gain"].notna().mean() > 0.5
+    assert result.modules["backward_gain"].notna().mean() > 0.5
+
+
+class Broken:
+    """One model with one defect: where it is, what it is called, and how the cured model is to be trained."""
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], tuple[nn.Module, Any]],
+        spoil: Callable[[nn.Module], None],
+        where: tuple[str, ...],
+        problem: str,
+        cure: str,
+        **plan: int,
+    ) -> None:
+        self.name, self.build, self.spoil, self.where = name, build, spoil, where
+        self.problem, self.cure, self.plan = problem, cure, plan
+
+
+def enlarge(name: str) -> Callable[[nn.Module], None]:
+    def spoil(model: nn.Module) -> None:
+        with torch.no_grad():
+            weight_matrices(model)[name].mul_(30)
+
+    return spoil
+
+
+def blow_up(name: str) -> Callable[[nn.Module], None]:
+    """Queries and keys together so large that the scores' standard deviation is 30."""
+
+    def spoil(model: nn.Module) -> None:
+        with torch.no_grad():
+            for view in query_key_views(model.get_submodule(name)):
+                view.mul_(30**0.5 / view.square().mean().sqrt() / view.shape[-1] ** 0.5 if view.ndim > 1 else 1.0)
+
+    return spoil
+
+
+def untouched(model: nn.Module) -> None:
+    pass
+
+
+def sigmoids(depth: int, width: int) -> Callable[[], tuple[nn.Module, Any]]:
+    def build() -> tuple[nn.Module, Any]:
+        layers: list[nn.Module] = [nn.Linear(20, width), nn.Sigmoid()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), nn.Sigmoid()]
+        return nn.Sequential(*layers, nn.Linear(width, zoo.CLASSES)), zoo._vectors(16, 20)
+
+    return build
+
+
+def post(depth: int, attention_heads: int = 4) -> Callable[[], tuple[nn.Module, Any]]:
+    def build() -> tuple[nn.Module, Any]:
+        blocks = [TransformerBlock(32, DotProductAttention(32, attention_heads), order="post") for _ in range(depth)]
+        return nn.Sequential(*blocks), zoo._vectors(4, 8, 32)
+
+    return build
+
+
+def torch_post(depth: int) -> Callable[[], tuple[nn.Module, Any]]:
+    def build() -> tuple[nn.Module, Any]:
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        return nn.TransformerEncoder(layer, depth), zoo._vectors(4, 8, 32)
+
+    return build
+
+
+NO_WARMUP = {"warmup_steps": 0, "total_steps": 300}
+SIGMOID = ("vanishing", "replace_activation tanh")
+SCALE = ("init_scale", "scale_weight")
+LOGITS = ("attention_logits", "scale_query_key")
+WARMUP = ("post_norm", "warmup")
+BROKEN = (
+    Broken("mlp_first", zoo.mlp, enlarge("0"), ("0",), *SCALE),
+    Broken("mlp_middle", zoo.mlp, enlarge("4"), ("4",), *SCALE),
+    Broken("resnet_conv", zoo.own_resnet, enlarge("1.join.branch.3"), ("1.join.branch.3",), *SCALE),
+    Broken("encoder_feed", zoo.encoder, enlarge("layers.1.linear1"), ("layers.1.linear1",), *SCALE),
+    Broken("gpt2_feed", zoo.gpt2, enlarge("transformer.h.1.mlp.c_fc"), ("transformer.h.1.mlp.c_fc",), *SCALE),
+    Broken("sigmoid_8", sigmoids(8, 32), untouched, tuple(str(i) for i in range(1, 17, 2)), *SIGMOID),
+    Broken("sigmoid_10", sigmoids(10, 64), untouched, tuple(str(i) for i in range(1, 21, 2)), *SIGMOID),
+    Broken("sigmoid_12", sigmoids(12, 48), untouched, tuple(str(i) for i in range(1, 25, 2)), *SIGMOID),
+    Broken("sigmoid_16", sigmoids(16, 32), untouched, tuple(str(i) for i in range(1, 33, 2)), *SIGMOID),
+    Broken("sigmoid_20", sigmoids(20, 64), untouched, tuple(str(i) for i in range(1, 41, 2)), *SIGMOID),
+    Broken("post_6", post(6), untouched, ("0.steps.1",), *WARMUP, **NO_WARMUP),
+    Broken("post_12", post(12), untouched, ("0.steps.1",), *WARMUP, **NO_WARMUP),
+    Broken("post_torch_3", torch_post(3), untouched, ("layers.0.norm1",), *WARMUP, **NO_WARMUP),
+    Broken("post_torch_6", torch_post(6), untouched, ("layers.0.norm1",), *WARMUP, **NO_WARMUP),
+    Broken(
+        "post_bert", zoo.bert, untouched, ("bert.encoder.layer.0.attention.output.LayerNorm",), *WARMUP, **NO_WARMUP
+    ),
+    Broken("logits_own", zoo.own_transformer, blow_up("1.steps.0.branch.1"), ("1.steps.0.branch.1",), *LOGITS),
+    Broken("logits_torch", zoo.encoder, blow_up("layers.2.self_attn"), ("layers.2.self_attn",), *LOGITS),
+    Broken("logits_gpt2", zoo.gpt2, blow_up("transformer.h.0.attn"), ("transformer.h.0.attn",), *LOGITS),
+    Broken("logits_vit", zoo.vit, blow_up("vit.layers.1.attention"), ("vit.layers.1.attention",), *LOGITS),
+    Broken("logits_llama", zoo.llama, blow_up("model.layers.0.self_attn"), ("model.layers.0.self_attn",), *LOGITS),
+)
+
+
+def trained(model: nn.Module, batch: Any, warmup: int, steps: int = 150, lr: float = 2e-3) -> tuple[float, float]:
+    """Fit random labels of one batch with Adam; the loss before and after, over that of guessing."""
+    g = torch.Generator().manual_seed(1)
+    shape = run(model, batch).detach().shape
+    labels = torch.randint(0, zoo.CLASSES, ((len(shape) > 1 and shape[0]) or 1, *shape[1:-1]), generator=g)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
+        logits = run(model, batch)[..., : zoo.CLASSES]
+        loss: Tensor = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()) / math.log(zoo.CLASSES))
+    return losses[0], losses[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.name)
+def test_broken_models_are_diagnosed_and_cured(case: Broken) -> None:
+    if case.build in zoo.HUGGING_FACE.values():
+        pytest.importorskip("transformers")
+    model, batch = built(case.build)
+    case.spoil(model)
+    finding = audit(model, batch, local=False, **case.plan).findings[0]
+    assert finding.module in case.where
+    assert finding.problem == case.problem
+    assert finding.cure.startswith(case.cure)
+    assert finding.reason
+    assert finding.source
+    findings = audit(model, batch, local=False, **case.plan).findings
+    apply_cures(model, findings, batch)
+    warmup = int(findings[0].value or 0) if case.problem == "post_norm" else 0
+    again = audit(model, batch, local=False, **(case.plan | {"warmup_steps": warmup} if case.plan else {}))
+    assert again.findings == ()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.eval() if case.problem != "init_scale" or case.name != "resnet_conv" else model.train()
+        before, after = trained(model, batch, warmup)
+    assert after < 0.5, (before, after)
+
+
+def test_an_undone_cure_leaves_no_trace() -> None:
+    model, batch = built(sigmoids(8, 32))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    findings = audit(model, batch, local=False).findings
+    with pytest.raises(ValueError, match="batch"):
+        apply_cures(model, findings)
+    undo = apply_cures(model, findings, batch)
+    assert any(isinstance(module, nn.Tanh) for module in model.modules())
+    undo()
+    assert [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_post_norm_is_no_alarm_without_a_plan_and_with_warmup() -> None:
+    model, batch = built(post(3))
+    assert audit(model, batch, local=False).findings == ()
+    assert audit(model, batch, local=False, warmup_steps=40, total_steps=300).findings == ()
+    assert audit(model, batch, local=False, **NO_WARMUP).findings[0].problem == "post_norm"
+    advice = {finding.problem: finding for finding in audit(model, batch, local=False, total_steps=300).advice}
+    assert advice["warmup"].value == 30
+    assert advice["normalisation"].cure == "pre-norm"
+
+
+def test_result_has_frame_json_html_and_text(tmp_path: Path) -> None:
+    model, batch = built(sigmoids(8, 32))
+    lines: list[str] = []
+    result = lipadvisor.audit(model, batch, progress=lines.append, total_steps=100)
+    assert lines[-1] == "done"
+    assert list(result.modules["module"]) == [str(i) for i in range(17)]
+    chain = result.modules
+    assert chain["weight"].tolist() == pytest.approx([1.0] * 17)
+    assert chain["share"].sum() == pytest.approx(result.network["log_bound"])
+    assert (chain["gradient"] == "vanishes").any()
+    assert result.network["backward_principle"] == "broken"
+    data = json.loads(result.to_json())
+    assert len(data["modules"]) == 17
+    assert data["findings"][0]["problem"] == "vanishing"
+    weights = [finding["weight"] for finding in data["findings"]]
+    assert weights == sorted(weights, reverse=True)
+    page = result.to_html("a <title>")
+    assert "<svg" in page
+    assert "a &lt;title&gt;" in page
+    assert "http" not in page.split("<style>")[0]
+    assert "vanishing" in result.table()
+
+
+def test_gains_equal_the_jacobians() -> None:
+    """A linear layer's gain on the tangent and cotangent that arrive, by hand."""
+    layer = nn.Linear(6, 4, bias=False).double()
+    model, x = nn.Sequential(layer), zoo._vectors(1, 6).double()
+    row = audit(model, x).modules.iloc[0]
+    norm = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
+    least = float(torch.linalg.svdvals(layer.weight.detach())[-1])
+    assert row["constant"] == pytest.approx(norm)
+    assert 0 < row["forward_gain"] <= norm * (1 + 1e-6)
+    assert least * (1 - 1e-6) <= row["backward_gain"] <= norm * (1 + 1e-6)
+    expected = float((layer(x).detach() ** 2).mean().sqrt())
+    assert row["rms_out"] == pytest.approx(expected)
+
+
+def test_audit_keeps_gradients_and_random_state() -> None:
+    model, batch = built(zoo.mlp)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    state = torch.random.get_rng_state()
+    audit(model, batch, loss=lambda output: output.square().mean())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(bool((parameter.grad == 2).all()) for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_loss_gives_sgd_a_learning_rate() -> None:
+    model, batch = built(zoo.mlp)
+    result = audit(model, batch, local=False, loss=lambda output: output.square().mean(), total_steps=1000)
+    advice = {finding.problem: finding for finding in result.advice}
+    assert advice["optimizer"].cure.startswith("SGD")
+    assert advice["learning_rate"].cure.startswith("SGD")
+    lr, worst = advice["learning_rate"].value, advice["learning_rate"].module
+    assert lr is not None
+    model.get_submodule(worst).zero_grad()
+    (model(batch).square().mean()).backward()
+    layer = model.get_submodule(worst)
+    step = lr * float(torch.linalg.matrix_norm(layer.weight.grad, 2))
+    assert step == pytest.approx(0.08 * float(torch.linalg.matrix_norm(layer.weight.detach(), 2)), rel=1e-4)
+    decay = advice["weight_decay"].value
+    assert decay is not None
+    assert lr * decay * 1000 / 2 == pytest.approx(0.6)
+
+
+def test_bad_arguments() -> None:
+    model, batch = built(zoo.mlp)
+    for arguments, message in (
+        ({"beta2": 1.0}, r"audit\(beta2=...\)"),
+        ({"warmup_steps": -1}, r"audit\(warmup_steps=...\)"),
+        ({"total_steps": 0}, r"audit\(total_steps=...\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            audit(model, batch, **arguments)
