@@ -75,7 +75,7 @@ class Capture:
                 if self.keep and isinstance(output, Tensor) and output.requires_grad:
                     call = _Call(arguments[0].detach())
                     self.calls[index].append(call)
-                    output.register_hook(_receiver(call))
+                    output.register_hook(_receiver(call))  # type: ignore[no-untyped-call]
             self.spent_s += time.perf_counter() - started
 
         return forward

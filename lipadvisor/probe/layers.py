@@ -97,6 +97,7 @@ def find_layers(
             continue
         assert isinstance(module, (nn.Linear, nn.Conv2d))
         weight = module.weight
+        assert isinstance(weight, nn.Parameter)
         seen[id(weight)] = name
         kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
         shape = (weight.shape[0], math.prod(weight.shape[1:]))

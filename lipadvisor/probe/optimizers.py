@@ -42,7 +42,8 @@ def preconditioner(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group
     if optimizer_name(optimizer) not in ("adam", "adamw") or "exp_avg_sq" not in state:
         return None
     options = optimizer.param_groups[group]
-    return (_root(state, options)).reciprocal()
+    scale: Tensor = _root(state, options).reciprocal()
+    return scale
 
 
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
@@ -74,4 +75,5 @@ def _root(state: dict[str, Any], options: dict[str, Any]) -> Tensor:
     """Return Adam's denominator ``sqrt(vhat) + eps``."""
     second: Tensor = state["max_exp_avg_sq"] if options.get("amsgrad") else state["exp_avg_sq"]
     correction = 1.0 - float(options["betas"][1]) ** float(state["step"])
-    return (second / correction).sqrt_().add_(options["eps"])
+    root: Tensor = (second / correction).sqrt_().add_(options["eps"])
+    return root

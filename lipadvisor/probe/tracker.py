@@ -156,4 +156,5 @@ class LayerTracker:
         residual = torch.addmm(squared_KN, ritz_KK, v_KN, alpha=-1.0).norm()
         self.update_KN = v_KN
         mean, half = 0.5 * (ritz_KK[0, 0] + ritz_KK[-1, -1]), 0.5 * (ritz_KK[0, 0] - ritz_KK[-1, -1])
-        return (mean + torch.hypot(half, ritz_KK[0, -1]) + residual).sqrt()
+        size: Tensor = (mean + torch.hypot(half, ritz_KK[0, -1]) + residual).sqrt()
+        return size

@@ -53,7 +53,8 @@ def start_vectors(operator: LayerOperator, rank: int, like: Tensor, generator: t
     """Return random orthonormal rows (R, N) drawn on the CPU from ``generator``, on ``like``'s device and type."""
     count = block_rank(operator, rank)
     random_NR = torch.randn(operator.inputs, count, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(random_NR)[0].mT.to(like).contiguous()
+    rows: Tensor = torch.linalg.qr(random_NR)[0].mT.to(like).contiguous()
+    return rows
 
 
 def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int = 4) -> TrackedBlock:
