@@ -69,7 +69,7 @@ def bootstrap_interval(
 ) -> Interval:
     """Return the mean of ``values`` with its bootstrap percentile interval.
 
-    With three runs such an interval is narrow on the whole: read it as the range that resampling gives, not as proof.
+    With three runs such an interval is rather too narrow: read it as the range that resampling gives, not as proof.
 
     Raises:
         ValueError: there is no value, or ``level`` is not in (0, 1), or ``resamples`` is below 1.
