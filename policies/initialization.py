@@ -29,8 +29,8 @@ class Initialization:
     """
 
     low: float = 0.3
-    high: float = 3.0
-    target: float = 1.2
+    high: float = 1.6
+    target: float = 0.6
 
     def __post_init__(self) -> None:
         for argument in ("low", "high", "target"):

@@ -25,30 +25,35 @@ class Lipschitz:
     Lipschitz budget, weight decay, end of the warmup; around them the guard.
 
     Args:
-        relative_step: size of an update relative to its weight, spectral norms, at full rate, > 0.
+        relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
+            at full rate in a run of 400 steps, > 0.
+        horizon_power: the size falls with this power of the run's length, in [0, 1].
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
         decay_total: nats by which weight decay shrinks each matrix over the run, >= 0.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
         lookahead: share of the run that the budget looks ahead, in (0, 1].
-        deviations: standard deviations of the forecast growth that the budget counts, >= 0.
+        deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
         low_gain: initial gain below which a weight is rescaled, > 0.
         high_gain: initial gain above which a weight is rescaled, > 0.
-        healthy_gain: gain that a rescaled weight gets, and that the budget takes as a healthy start, > 0.
+        rescue_gain: gain that a rescaled weight gets, between the two; PyTorch's default is 0.577.
+        healthy_gain: gain that the budget takes as a healthy start, > 0.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    relative_step: float = 0.08
-    budget: float = 1.0
+    relative_step: float = 0.16
+    horizon_power: float = 0.5
+    budget: float = 0.3
     decay_total: float = 0.6
     cooldown_start: float = 0.0
     lookahead: float = 0.1
     deviations: float = 2.0
-    rise: float = 2.0
+    rise: float = 4.0
     low_gain: float = 0.3
-    high_gain: float = 3.0
+    high_gain: float = 1.6
+    rescue_gain: float = 0.6
     healthy_gain: float = 1.2
     _line: Guard = field(init=False, repr=False, compare=False)
 
@@ -64,8 +69,8 @@ class Lipschitz:
         """Return the chain of parts with these constants, without the guard."""
         annealing = Annealing(start_fraction=self.cooldown_start)
         return chain(
-            SpectralRate(relative_step=self.relative_step, rise=self.rise),
-            Initialization(self.low_gain, self.high_gain, self.healthy_gain),
+            SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise),
+            Initialization(self.low_gain, self.high_gain, self.rescue_gain),
             annealing,
             LipschitzBudget(
                 budget=self.budget,

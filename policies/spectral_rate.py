@@ -1,8 +1,10 @@
 """Learning rate from the size of the update relative to the weight, in spectral norm.
 
-Weyl: no singular value moves further in a step than ``lr s_1(U)``. Keeping ``lr s_1(U) / s_1(W)`` at a constant for
-the layer that moves most is a trust region in the norm that the Lipschitz bound is made of (Luo et al. 2025; Qi et
-al. 2023), and gives the scale of the learning rate without the user's.
+Weyl: no singular value moves further in a step than ``lr s_1(U)``, so ``lr s_1(U) / s_1(W)`` bounds how far a layer's
+log-norm moves. Holding the root sum of squares of these over the layers at a constant is a trust region in the norm
+that the Lipschitz bound is made of (Luo et al. 2025; Qi et al. 2023), and gives the scale of the learning rate without
+the user's. The constant falls with the square root of the run's length, as the step size of stochastic gradient
+methods does (Nemirovski et al. 2009): the same network trained longer takes smaller steps.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ class SpectralRateState:
 
 @dataclass(frozen=True, slots=True)
 class SpectralRate:
-    """One learning rate for all groups: ``relative_step / max_l update_ratio_l``.
+    """One learning rate for all groups: ``relative_step / sqrt(sum_l update_ratio_l^2)``, less in longer runs.
 
     The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
     rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
     any gradient is seen, is a *listening* step, so small that it harms no network.
 
     Args:
-        relative_step: wanted size of an update, ``lr s_1(U) / s_1(W)`` of the layer that moves most, > 0.
+        relative_step: wanted size of an update, root sum of squares over the layers of ``lr s_1(U) / s_1(W)``, in a run
+            of ``reference_steps``, > 0.
+        reference_steps: run length that ``relative_step`` is given for, >= 1.
+        horizon_power: the size falls with this power of the run's length, in [0, 1]. Where the length is unknown, the
+            steps taken so far stand for it once they exceed ``reference_steps``.
         listening_share: size of the first step relative to ``relative_step``, in (0, 1], for the largest direction
             that Adam can give (a matrix of signs, ``s_1 <= sqrt(m n)``).
         rise: largest factor by which the rate rises per step, > 1.
@@ -48,15 +54,19 @@ class SpectralRate:
         ValueError: an argument is out of its range.
     """
 
-    relative_step: float = 0.08
+    relative_step: float = 0.16
+    reference_steps: int = 400
+    horizon_power: float = 0.5
     listening_share: float = 0.01
-    rise: float = 2.0
+    rise: float = 4.0
     rise_steps: int = 3
     smoothing: float = 0.9
     highest_lr: float = 100.0
 
     def __post_init__(self) -> None:
         require_positive("SpectralRate", "relative_step", self.relative_step)
+        require_at_least_one("SpectralRate", "reference_steps", self.reference_steps)
+        require_fraction("SpectralRate", "horizon_power", self.horizon_power)
         require_positive("SpectralRate", "listening_share", self.listening_share)
         require_fraction("SpectralRate", "listening_share", self.listening_share)
         if not 1.0 < self.rise < math.inf:
@@ -79,12 +89,12 @@ class SpectralRate:
         """Return the learning rate of step ``observation.step``."""
         if observation.step <= 0:
             return self._listen(observation, state)
-        layer, log_ratio = largest_ratio(observation.layers)
+        layer, log_ratio = total_ratio(observation.layers)
         if layer is None:
             return self._repeat(observation, state)
         smooth = self._smooth(log_ratio, observation, state)
-        target = math.log(self.relative_step) - max(log_ratio, smooth)
-        bound = f"ratio[{layer.name}]"
+        size = self.size(observation)
+        target = math.log(size) - max(log_ratio, smooth)
         reason = "spectral:ratio" if log_ratio >= smooth else "spectral:smoothed"
         if state.log_lr is not None:
             steps = min(max(observation.step - state.step, 1), self.rise_steps)
@@ -93,8 +103,19 @@ class SpectralRate:
                 target, reason = highest, "spectral:rise"
         target, reason = self._within(target, reason)
         after = SpectralRateState(smooth, observation.measured_step, observation.step, target)
-        read = ((bound, math.exp(min(log_ratio, 700.0))), ("relative_step", self.relative_step))
+        read = (
+            ("total_ratio", math.exp(min(log_ratio, 700.0))),
+            (f"ratio[{layer.name}]", layer.update_ratio),
+            ("relative_step", size),
+        )
         return self._decision(observation, target, reason, read), after
+
+    def size(self, observation: Observation) -> float:
+        """Return the wanted size of an update in a run of this length."""
+        steps = observation.total_steps
+        if steps is None:
+            steps = max(observation.step, self.reference_steps)
+        return self.relative_step * (self.reference_steps / max(steps, 1)) ** self.horizon_power
 
     def _smooth(self, log_ratio: float, observation: Observation, state: SpectralRateState) -> float:
         if state.log_ratio is None:
@@ -113,7 +134,7 @@ class SpectralRate:
         ]
         if not logs:
             return hold(observation, self.name, "no_norm"), state
-        target = math.log(self.listening_share * self.relative_step) + min(logs)
+        target = math.log(self.listening_share * self.size(observation)) + min(logs)
         target, reason = self._within(target, "spectral:listen")
         read = (("smallest_norm_per_size", math.exp(min(min(logs), 700.0))),)
         after = replace(state, step=observation.step, log_lr=target)
@@ -141,11 +162,16 @@ class SpectralRate:
 LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 
-def largest_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
-    """Return the layer with the largest update ratio that can be used, and the ratio's logarithm."""
-    largest, found = 0.0, None
+def total_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
+    """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all."""
+    largest, found, scaled = 0.0, None, 0.0
     for layer in layers:
         ratio = layer.update_ratio
-        if largest < ratio < math.inf:  # false for nan
+        if not 0.0 < ratio < math.inf:  # false for nan
+            continue
+        if ratio > largest:
+            scaled = scaled * (largest / ratio) ** 2 + 1.0  # in units of the largest: nothing overflows
             largest, found = ratio, layer
-    return found, math.log(largest) if found is not None else -math.inf
+        else:
+            scaled += (ratio / largest) ** 2
+    return found, math.log(largest) + 0.5 * math.log(scaled) if found is not None else -math.inf
