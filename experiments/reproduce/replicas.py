@@ -7,6 +7,7 @@ rounding. Shapes: ``R`` replicas, ``M`` samples of a batch, ``L`` layers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from lipadvisor.dynamics import finite_population
+from lipadvisor.experiments.reproduce.linear_response import Update, response_variance
 from lipadvisor.experiments.reproduce.regularizers import soft_cross_entropy
 from lipadvisor.probe import Probe, TrackedLayer
 from lipadvisor.spectra import Conv2dOperator, LayerOperator, TrackedBlock, cold_start, refresh, start_vectors
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["Replicas", "full_batch_terms", "gradient_variance", "input_shapes", "log_norms"]
+__all__ = ["Replicas", "bound_variances", "full_batch_terms", "gradient_variance", "input_shapes", "log_norms"]
 
 _CHUNK = 4096  # samples that are pushed through the network at once
 
@@ -116,6 +118,35 @@ class Replicas:
             noise_R = (gradients[name] - full[name]) * scales[name]
             columns.append(-lr * (noise_R * jacobian).flatten(1).sum(1) / block.s_R[0])
         return np.stack([column.numpy() for column in columns], axis=1)
+
+    def rehearse(self, steps: int, lr: float, share: float) -> list[Update]:
+        """Take full-batch steps with every replica alike, and return the path of the first one.
+
+        Args:
+            steps: how many.
+            lr: learning rate.
+            share: variance of a batch's mean over that of one sample; Adam's second moment takes in the squares that
+                batches have, with the per-sample variance of the start.
+        """
+        everything = torch.arange(len(self._inputs)).expand(1, -1)
+        noise = gradient_variance(self._model, self._inputs, self._targets) if self._adam else {}
+        path = []
+        for _ in range(steps):
+            weights = {name: value[0].clone() for name, value in self.weights.items()}
+            gradients = self._gradients(everything, 1)
+            scales, momentum, part = None, float(self._options.get("momentum", 0.0)), 1.0
+            if self._adam:
+                momentum = float(self._options["betas"][0])
+                part = 1 - momentum
+                squares = {name: (g[0].square() + share * noise[name]).sqrt() for name, g in gradients.items()}
+                scales = {name: self._answer(name, square) / part for name, square in squares.items()}
+            path.append(Update(weights, lr, momentum, part, scales))
+            self._step += 1
+            for name, gradient in gradients.items():
+                self._update(name, gradient, lr)
+                if self._adam:
+                    self._second[name] += (1 - self._options["betas"][1]) * share * noise[name]
+        return path
 
     def _answer(self, name: str, gradient: Tensor) -> Tensor:
         """Return n_1 P, elementwise, of the step to come, with P as ``gradient`` leaves it."""
@@ -279,6 +310,41 @@ def full_batch_terms(
     probe.close()
     assert terms is not None
     return terms
+
+
+def bound_variances(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int,
+    lr: float,
+    batch_size: int,
+    horizons: Sequence[int],
+) -> dict[int, float]:
+    """Return the variance of the chain's ``Z`` after each of ``horizons`` steps, contraction and sampler accounted for.
+
+    Along full-batch steps from the checkpoint, by :mod:`~lipadvisor.experiments.reproduce.linear_response`. Batches
+    are drawn without replacement within a batch, independently from step to step.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = Probe(model, optimizer).layers
+    shapes = input_shapes(model, layers, inputs[:2])
+    replica = Replicas(model, optimizer, 1, inputs, targets, classes, 0)
+    share = finite_population(batch_size, len(inputs)) / batch_size
+    path = replica.rehearse(max(horizons), lr, share)
+    ends = [*path[1:], Update({name: value[0] for name, value in replica.weights.items()}, lr, 0.0, 1.0, None)]
+    twin = copy.deepcopy(model).double()
+    target = functional.one_hot(targets, classes).double()
+    found = {}
+    for horizon in horizons:
+        covector = {}
+        for layer, shape in zip(layers, shapes, strict=True):
+            name = names[id(layer.weight)]
+            block, jacobian = _top(layer, shape, ends[horizon - 1].weights[name])
+            covector[name] = jacobian / block.s_R[0]
+        found[horizon] = share * response_variance(twin, covector, path[:horizon], inputs.double(), target)
+    return found
 
 
 def _add_batch_squares(
