@@ -212,6 +212,7 @@ def _elsewhere(name: str, module: str, about: str) -> None:
         real.main(list(arguments), prog_name=f"lipadvisor {name}")
 
 
+_elsewhere("audit", "lipadvisor.modules.command", "Audit a model before its first step: alarms, cures, advice.")
 _elsewhere("reproduce", "lipadvisor.experiments.reproduce.command", "Rerun a published result: do the data agree?")
 _elsewhere("bars", "lipadvisor.experiments.bars.command", "Measure what dynamics and forecast are held to.")
 _elsewhere("bench", "lipadvisor.experiments.benchmarks.command", "Compare policies with baselines on many tasks.")

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.diagnosis import Finding, post_norms
 from lipadvisor.modules.flow import Flow
+from lipadvisor.policies import Initialization
 
 __all__ = ["advise", "heterogeneity", "warmup_length"]
 
 RELATIVE_STEP = 0.08  # s_1(lr D) / s_1(W) of the layer that moves most
 TOTAL_DECAY = 0.6  # nats over the whole run
 UNEQUAL = 1.5  # nats of spread in |G| / |W| beyond which one learning rate does not serve all layers
-MOST_LAYERS = 8  # with advice of their own
-LOW, HIGH = 0.6, 1.8  # dead zone of rms(W) sqrt(fan_in)
+MOST_LAYERS = 3  # with advice of their own
 
 
 def heterogeneity(flow: Flow) -> float:
@@ -149,13 +149,14 @@ def _residual_weights(composition: Composition) -> list[Finding]:
 
 
 def _initial(sizes: Mapping[str, float], kinds: Mapping[str, str]) -> list[Finding]:
+    zone = Initialization()
     found = []
     for name, q in sizes.items():
-        if kinds.get(name) == "embedding" or LOW <= q <= HIGH or q <= 0:
+        if kinds.get(name) == "embedding" or zone.low <= q <= zone.high or q <= 0:
             continue
-        reason = f"rms(W) sqrt(fan_in) = {q:.3g} is outside [{LOW}, {HIGH}]: the signal "
-        reason += "shrinks here" if q < LOW else "grows here"
-        weight = 0.1 * abs(math.log(q / 1.2))
-        cure = f"scale_weight {1.2 / q:.3g}, unless a normalisation follows"
-        found.append(Finding(name, "init_scale", cure, reason, "docs/modules.md (dead zone)", weight, 1.2 / q))
+        reason = f"rms(W) sqrt(fan_in) = {q:.3g} is outside [{zone.low}, {zone.high}]: the signal "
+        reason += "shrinks here" if q < zone.low else "grows here"
+        weight = 0.1 * abs(math.log(q / zone.target))
+        cure = f"scale_weight {zone.target / q:.3g}, unless a normalisation follows"
+        found.append(Finding(name, "init_scale", cure, reason, "docs/modules.md (dead zone)", weight, zone.target / q))
     return sorted(found, key=lambda finding: -finding.weight)[:MOST_LAYERS]

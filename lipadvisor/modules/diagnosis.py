@@ -15,7 +15,7 @@ from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
 from lipadvisor.modules.flow import Flow
 
-__all__ = ["Finding", "diagnose", "post_norms", "trunk"]
+__all__ = ["Finding", "diagnose", "post_norms", "stream", "trunk"]
 
 QUERIES = ("q", "query", "q_proj", "q_lin", "to_q", "wq")
 KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
@@ -54,30 +54,47 @@ class Finding:
 
 
 def trunk(composition: Composition) -> tuple[str, ...]:
-    """Return the modules that every path from input to output passes through: no skip goes around them.
+    """Return the modules that every path from input to output passes through: no skip goes around them."""
+    line = [composition.joins[place].module for place in _dominators(composition)]
+    return tuple(dict.fromkeys(module for module in line if module is not None))
 
-    They are the dominators of the output, by one sweep: a join's immediate dominator is the last common one of its
-    inputs (Cooper, Harvey, Kennedy 2001; the joins are in topological order, so once is enough).
+
+def stream(composition: Composition) -> tuple[str, ...]:
+    """Return a reader for each place that every path passes through, in order: what it reads is the whole signal.
+
+    On a residual stream these are the modules that begin the branches; on a chain, all modules but the first.
     """
-    joins, root = composition.joins, -1
-    above: list[int] = []  # immediate dominator of each join
+    places = set(_dominators(composition))
+    readers: dict[int, str] = {}
+    for join in composition.joins:
+        if join.module is not None and len(join.inputs) == 1 and join.inputs[0] in places:
+            readers.setdefault(join.inputs[0], join.module)
+    return tuple(dict.fromkeys(readers[place] for place in sorted(readers)))
+
+
+def _dominators(composition: Composition) -> list[int]:
+    """Joins that every path to the output passes through, in order, by one sweep.
+
+    A join's immediate dominator is the last common one of its inputs (Cooper, Harvey, Kennedy 2001); the joins are in
+    topological order, so once is enough.
+    """
+    above: list[int] = []  # immediate dominator of each join; -1 is the root
 
     def meet(a: int, b: int) -> int:
         while a != b:
             a, b = (above[a], b) if a > b else (a, above[b])
         return a
 
-    for join in joins:
-        common = join.inputs[0] if join.inputs else root
+    for join in composition.joins:
+        common = join.inputs[0] if join.inputs else -1
         for other in join.inputs[1:]:
             common = meet(common, other)
         above.append(common)
     line, at = [], composition.output
     while at >= 0:
-        if (module := joins[at].module) is not None:
-            line.append(module)
+        line.append(at)
         at = above[at]
-    return tuple(dict.fromkeys(reversed(line)))
+    return line[::-1]
 
 
 def post_norms(composition: Composition, kinds: Mapping[str, str]) -> tuple[str, ...]:
@@ -205,19 +222,20 @@ def _gradients(
     kinds: Mapping[str, str],
     sizes: Mapping[str, float],
 ) -> list[Finding]:
-    line = [n for n in trunk(composition) if n in flow.modules and math.isfinite(flow.modules[n].gradient_out)]
-    if len(line) < 3:
+    line = [n for n in trunk(composition) if n in flow.modules]
+    readers = [n for n in stream(composition) if n in flow.modules and flow.modules[n].gradient_in >= 0]
+    if len(readers) < 3:
         return []
-    start, end = flow.modules[line[0]].gradient_out, flow.modules[line[-1]].gradient_out
-    left = start / end if end > 0 else math.nan
+    start, end = flow.modules[readers[0]], flow.modules[readers[-1]]
+    left = start.gradient_in / end.gradient_in if end.gradient_in > 0 else math.nan
+    grown = end.rms_in / max(start.rms_in, 1e-30)
     source = "arXiv 2306.09338, sec. 4 (backward principle)"
     if left < VANISHED:
         return _vanished(flow, line, constants, kinds, sizes, left, source)
-    first, last = flow.modules[line[0]].rms_in, flow.modules[line[-1]].rms_out
-    grown = last / max(first, 1e-30)
     if left > EXPLODED or grown > EXPLODED:
-        worst = max((n for n in line if n in sizes), key=lambda n: _log(flow.modules[n].backward_gain), default=line[0])
-        reason = f"along the trunk gradients grow {left:.2g} times backward and activations {grown:.2g} times forward"
+        inner = [n for n in flow.modules if n in sizes]
+        worst = max(inner, key=lambda n: _log(flow.modules[n].backward_gain), default=readers[0])
+        reason = f"along the network gradients grow {left:.2g} times backward and activations {grown:.2g} times forward"
         return [Finding(worst, "explosion", "lsuv", reason, source, abs(_log(max(left, grown))))]
     return []
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.advice import advise, heterogeneity, warmup_length
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
-from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, trunk
+from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
 from lipadvisor.modules.flow import Flow, measure_flow
 from lipadvisor.modules.initialization import layer_sizes
 from lipadvisor.modules.local import local_lipschitz
@@ -169,9 +169,9 @@ def _frame(
 
 
 def _network(composition: Composition, flow: Flow, log_local: float) -> dict[str, Any]:
-    line = [name for name in trunk(composition) if name in flow.modules]
-    gradients = [g for name in line if (g := flow.modules[name].gradient_out) > 0]
-    sizes = [r for name in line if (r := flow.modules[name].rms_out) > 0]
+    line = [name for name in stream(composition) if name in flow.modules]
+    gradients = [g for name in line if (g := flow.modules[name].gradient_in) > 0]
+    sizes = [r for name in line if (r := flow.modules[name].rms_in) > 0]
     forward = math.log(max(sizes) / min(sizes)) if sizes else math.nan
     backward = math.log(max(gradients) / min(gradients)) if gradients else math.nan
     limit = -math.log(VANISHED)
@@ -183,7 +183,7 @@ def _network(composition: Composition, flow: Flow, log_local: float) -> dict[str
         "note": "; ".join(part for part in (composition.note, flow.note) if part),
         "sources": list(composition.sources),
         "heterogeneity": heterogeneity(flow),
-        "trunk_modules": len(line),
+        "places": len(line),
         "forward_spread": forward,
         "forward_principle": "kept" if forward < limit else "broken",
         "backward_spread": backward,

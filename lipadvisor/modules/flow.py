@@ -35,6 +35,7 @@ class ModuleFlow:
     forward_gain: float = math.nan  # |dy| / |dx| for the tangent that arrives
     backward_gain: float = math.nan  # |g_in| / |g_out| for the cotangent that arrives
     gradient_out: float = math.nan  # |g_out|
+    gradient_in: float = math.nan  # of its input, over all who read it: on a residual stream, the stream's gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,20 +168,31 @@ def _cotangents(
     function, zero = perturbed(model, batch, sources)
     arrived: dict[str, float] = {}
 
-    def look(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        x, y = _first((*args, *kwargs.values())), _first(output)
-        record = flow.modules[name]
-        if x is not None:
-            record.rms_in = _rms(x)
-            if x.requires_grad:
-                x.register_hook(functools.partial(left, name))
-        if y is not None:
-            record.rms_out = _rms(y)
-            if y.requires_grad:
-                y.register_hook(functools.partial(enter, name))
+    def look_in(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        x = _first((*args, *kwargs.values()))
+        if x is None:
+            return None
+        flow.modules[name].rms_in = _rms(x)
+        if not x.requires_grad:
+            return None
+        x.register_hook(functools.partial(all_readers, name))
+        own = x.view_as(x)  # what this module alone sends back; others may read x too
+        own.register_hook(functools.partial(left, name))
+        return tuple(own if a is x else a for a in args), {k: own if v is x else v for k, v in kwargs.items()}
+
+    def look_out(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        y = _first(output)
+        if y is None:
+            return
+        flow.modules[name].rms_out = _rms(y)
+        if y.requires_grad:
+            y.register_hook(functools.partial(enter, name))
 
     def enter(name: str, gradient: Tensor) -> None:
         arrived[name] = flow.modules[name].gradient_out = _norm(gradient)
+
+    def all_readers(name: str, gradient: Tensor) -> None:
+        flow.modules[name].gradient_in = _norm(gradient)
 
     def left(name: str, gradient: Tensor) -> None:
         if arrived.get(name, 0.0) > 0:
@@ -188,7 +200,11 @@ def _cotangents(
 
     handles = _watch_weights(model, flow)
     try:
-        with torch.enable_grad(), _hooked(watched, look), _softmaxes(model, flow):
+        handles += [
+            module.register_forward_pre_hook(functools.partial(look_in, name), with_kwargs=True)
+            for name, module in watched.items()
+        ]
+        with torch.enable_grad(), _hooked(watched, look_out), _softmaxes(model, flow):
             output = function(zero.requires_grad_(True))
             flow.finite = bool(torch.isfinite(output.detach()).all())
             cotangent = torch.randn(output.shape, generator=generator).to(output)

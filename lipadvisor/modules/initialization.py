@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.registry import constant_of, find
 from lipadvisor.modules.running import observed, run
+from lipadvisor.policies import Initialization
 
 __all__ = ["InitPlan", "Undo", "dead_zone_rescue", "depth_scaled", "layer_sizes", "lsuv", "spectral", "weight_matrices"]
 
@@ -113,27 +114,25 @@ def layer_sizes(model: nn.Module) -> dict[str, float]:
     }
 
 
-def dead_zone_rescue(
-    model: nn.Module, low: float = 0.6, high: float = 1.8, target: float = 1.2, table: float = 0.25
-) -> InitPlan:
+def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table: float = 0.25) -> InitPlan:
     """Bring back what lies outside the dead zone; a healthy layer is not touched.
 
     Args:
         model: whose weights are read.
-        low: a matrix with a smaller q is scaled to ``target``.
-        high: likewise with a larger one.
-        target: q after the rescue.
-        table: rms of an embedding outside [0.05, 0.8] after the rescue.
+        rule: the policy whose zone and target hold; its defaults leave the usual initializations alone.
+        table: rms of an embedding outside [0.05, 0.8] after the rescue. Normal embeddings of rms 1 (PyTorch's) are
+            outside.
     """
-    if not 0 < low < target < high:
-        raise ValueError(f"dead_zone_rescue(low=, target=, high=) must ascend from 0, got {(low, target, high)}.")
+    zone = Initialization() if rule is None else rule
+    if not table > 0:
+        raise ValueError(f"dead_zone_rescue(table=...) must be positive, got {table}.")
     modules, factors, reasons = dict(model.named_modules()), [], []
     for name, q in layer_sizes(model).items():
         is_table = isinstance(modules.get(name), _EMBEDDINGS)
-        inside = 0.05 <= q <= 0.8 if is_table else low <= q <= high
-        if not inside and q > 0:
-            factors.append((name, (table if is_table else target) / q))
-            reasons.append(f"{'rms' if is_table else 'q'} = {q:.3g} lies outside the dead zone")
+        low, high, target = (0.05, 0.8, table) if is_table else (zone.low, zone.high, zone.target)
+        if q > 0 and not low <= q <= high:
+            factors.append((name, target / q))
+            reasons.append(f"{'rms' if is_table else 'q'} = {q:.3g} lies outside [{low}, {high}]")
     return InitPlan("dead_zone", tuple(factors), tuple(reasons))
 
 

@@ -88,9 +88,12 @@ def _summary(audit: Audit) -> list[tuple[str, str]]:
         ("heterogeneity", f"{_number(n['heterogeneity'])} nats between the layers' |G|/|W|"),
         (
             "forward principle",
-            f"{n['forward_principle']}: sizes on the trunk span {_number(n['forward_spread'])} nats",
+            f"{n['forward_principle']}: sizes span {_number(n['forward_spread'])} nats over {n['places']} places",
         ),
-        ("backward principle", f"{n['backward_principle']}: gradients there span {_number(n['backward_spread'])} nats"),
+        (
+            "backward principle",
+            f"{n['backward_principle']}: gradients at them span {_number(n['backward_spread'])} nats",
+        ),
     ] + ([("note", str(n["note"]))] if n["note"] else [])
 
 

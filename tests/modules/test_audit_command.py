@@ -1,0 +1,78 @@
+"""The command as people call it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lipadvisor.modules.command import audit, load_factory
+
+MODEL = """
+from torch import nn
+import torch
+def plain():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+def pair():
+    return plain(), torch.ones(3, 6)
+def tokens():
+    return nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11))
+def batch():
+    return torch.zeros(2, 6)
+number = 3
+def wrong():
+    return 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "models_for_audit.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def called(*arguments: str) -> Result:
+    return CliRunner().invoke(audit, arguments, catch_exceptions=False)
+
+
+def test_table_json_and_page(folder: Path) -> None:
+    shown = called("models_for_audit:pair", "--html", "page.html", "--steps", "100")
+    assert shown.exit_code == 0
+    assert "log bound Z" in shown.stdout
+    assert "findings: none" in shown.stdout
+    assert "<svg" in (folder / "page.html").read_text()
+    data = json.loads(called("models_for_audit:pair", "--json", "--no-local").stdout)
+    assert [row["module"] for row in data["modules"]] == ["0", "1", "2"]
+    assert data["network"]["log_local"] is None
+
+
+def test_batches(folder: Path) -> None:
+    for arguments in (
+        ("models_for_audit:plain", "--input", "4,6"),
+        ("models_for_audit:plain", "--batch", "models_for_audit:batch"),
+        ("models_for_audit:tokens", "--input", "2,5", "--vocabulary", "11"),
+    ):
+        assert called(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "module:name"),
+        (("no_such_module_here:x",), "cannot load"),
+        (("models_for_audit:number",), "must be callable"),
+        (("models_for_audit:wrong",), "torch.nn.Module"),
+        (("models_for_audit:plain",), "returns no batch"),
+        (("models_for_audit:plain", "--input", "4,-6"), "--input must be"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = called(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_load_factory_takes_attributes(folder: Path) -> None:
+    assert load_factory("models_for_audit:nn.ReLU")().training
