@@ -22,6 +22,7 @@ from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.named import POLICIES, named_policy
+from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.plateau import Plateau
 from lipadvisor.policies.replay import replay
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
@@ -46,6 +47,7 @@ __all__ = [
     "LipschitzBudget",
     "Observation",
     "OneCycle",
+    "Overfitting",
     "Plateau",
     "Policy",
     "Refiner",

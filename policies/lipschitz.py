@@ -10,6 +10,7 @@ from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.guard import Guard, GuardState
 from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
+from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.spectral_rate import SpectralRate
 from lipadvisor.policies.warmup_end import WarmupEnd
 from lipadvisor.policies.weight_decay import TotalDecay
@@ -22,7 +23,7 @@ class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
     In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
-    Lipschitz budget, weight decay, end of the warmup; around them the guard.
+    Lipschitz budget, weight decay, early annealing on overfitting, end of the warmup; around them the guard.
 
     Args:
         relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
@@ -34,6 +35,8 @@ class Lipschitz:
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
+        overfitting_rise: relative rise of a reported validation loss above its lowest that ends the run early, >= 0.
+        overfitting_gap: ratio of validation to training loss without which it does not, > 0.
         low_gain: initial gain below which a weight is rescaled, > 0.
         high_gain: initial gain above which a weight is rescaled, > 0.
         rescue_gain: gain that a rescaled weight gets, between the two; PyTorch's default is 0.577.
@@ -51,6 +54,8 @@ class Lipschitz:
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
+    overfitting_rise: float = 0.05
+    overfitting_gap: float = 2.0
     low_gain: float = 0.3
     high_gain: float = 1.6
     rescue_gain: float = 0.6
@@ -79,6 +84,7 @@ class Lipschitz:
                 healthy_gain=self.healthy_gain,
             ),
             TotalDecay(total=self.decay_total, annealing=annealing),
+            Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),
             WarmupEnd(),
             name=self.name,
         )

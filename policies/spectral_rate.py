@@ -25,6 +25,7 @@ class SpectralRateState:
 
     log_ratio: float | None = None  # smoothed ln of the largest update ratio
     measured_step: int = -1
+    measurements: int = 0
     step: int = 0  # of the last decision
     log_lr: float | None = None  # ln of the last learning rate proposed
 
@@ -47,7 +48,7 @@ class SpectralRate:
             that Adam can give (a matrix of signs, ``s_1 <= sqrt(m n)``).
         rise: largest factor by which the rate rises per step, > 1.
         rise_steps: steps after the last decision that count for ``rise``, >= 1: a sparing probe must not jump.
-        smoothing: memory of the ratio's mean per step, in [0, 1).
+        smoothing: memory of the ratio's mean per step, in [0, 1); at first the mean is over all that was measured.
         highest_lr: learning rate that is never exceeded, > 0.
 
     Raises:
@@ -60,7 +61,7 @@ class SpectralRate:
     listening_share: float = 0.01
     rise: float = 4.0
     rise_steps: int = 3
-    smoothing: float = 0.9
+    smoothing: float = 0.98
     highest_lr: float = 100.0
 
     def __post_init__(self) -> None:
@@ -102,7 +103,8 @@ class SpectralRate:
             if target > highest:
                 target, reason = highest, "spectral:rise"
         target, reason = self._within(target, reason)
-        after = SpectralRateState(smooth, observation.measured_step, observation.step, target)
+        count = state.measurements + (observation.measured_step > state.measured_step)
+        after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target)
         read = (
             ("total_ratio", math.exp(min(log_ratio, 700.0))),
             (f"ratio[{layer.name}]", layer.update_ratio),
@@ -123,7 +125,8 @@ class SpectralRate:
         steps = observation.measured_step - state.measured_step
         if steps <= 0:  # the same measurement as last time
             return state.log_ratio
-        return log_ratio + self.smoothing**steps * (state.log_ratio - log_ratio)
+        kept = min(self.smoothing**steps, state.measurements / (state.measurements + 1.0))
+        return log_ratio + kept * (state.log_ratio - log_ratio)
 
     def _listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         """Return the first learning rate: no gradient has been seen, only the weights."""

@@ -111,6 +111,7 @@ class Bench:
         common = {
             "suite": suite,
             "decide_every": self.decide_every,
+            "validate_every": validate_every(task, steps),
             "drive": source_hash(*(Path(__file__).parent / name for name in _DRIVE_FILES)),
             "each": scale_each_decades,
             **task_fingerprint(task, steps),
@@ -128,6 +129,7 @@ class Bench:
                 steps=steps,
                 perturb=scale_each(scale_each_decades) if scale_each_decades else all_scaled,
                 decide_every=self.decide_every,
+                validate_every=validate_every(task, steps),
                 function_every=self.decide_every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
                 tick=self._ticker(task, len(part)),
             )
@@ -166,6 +168,7 @@ class Bench:
             spec,
             lambda: rehearse(
                 task, self.default, range(self.seeds), decide_every=self.decide_every,
+                validate_every=validate_every(task),
                 tick=self._ticker(task, self.seeds),
             ),
         )  # fmt: skip
@@ -242,6 +245,11 @@ class Bench:
 
     def _ticker(self, task: Task, members: int) -> Callable[[int], None]:
         return lambda step: self.progress.add(members, task.name)
+
+
+def validate_every(task: Task, steps: int | None = None) -> int:
+    """Return the steps between the validation losses that policies are shown: on small tables, twenty times a run."""
+    return max(1, (task.steps if steps is None else steps) // 20) if task.small_table else 0
 
 
 def _tuned_cells(best: Trial) -> Iterable[Cell]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ def drive(
     decide_every: int = 1,
     function_every: int = 0,
     horizon_known: bool = True,
+    validate_every: int = 0,
     trace: Sequence[int] = (),
     tick: Callable[[int], None] = lambda step: None,
 ) -> Outcome:
@@ -76,6 +77,7 @@ def drive(
         perturb: changes the fresh weights, e.g. rescales them.
         decide_every: steps between measurements and decisions; the first ten steps are always measured.
         function_every: see :class:`Measure`.
+        validate_every: steps between validation losses that the policies are shown; 0 for never.
         horizon_known: whether the policies are told the length of the run.
         trace: members whose observations and decisions are kept.
         tick: called after each step.
@@ -88,6 +90,8 @@ def drive(
     knobs, states, tau = _Knobs(len(population)), [policy.init() for policy in policies], [0.0] * len(population)
     traces: dict[int, list[dict[str, float]]] = {member: [] for member in trace}
     kept, rollbacks = population.snapshot(), 0
+    shown: list[tuple[float, int]] = []
+    validated = 0
     observations, fresh = measure.first(knobs.all()), True
     for step in range(population.steps):
         if fresh:
@@ -116,6 +120,14 @@ def drive(
         fresh = step + 1 < _ALWAYS or (step + 1) % decide_every == 0
         if fresh:
             observations = measure.step(step, result, lr, shrink, tau, knobs.all())
+            if validate_every and (step + 1) // validate_every > validated:
+                validated = (step + 1) // validate_every
+                shown = [(loss, step + 1) for loss in population.evaluate("validation").tolist()]
+            if shown:
+                observations = [
+                    replace(seen, validation_loss=loss, validation_step=at)
+                    for seen, (loss, at) in zip(observations, shown, strict=True)
+                ]
         else:
             measure.skip(result, lr, shrink)
         tick(step)

@@ -23,6 +23,7 @@ def rehearse(
     *,
     constant: str = "relative_step",
     decide_every: int = 5,
+    validate_every: int = 0,
     tick: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Return the losses of runs whose ``constant`` was rehearsed, and what was chosen.
@@ -53,6 +54,7 @@ def rehearse(
         seeds,
         steps=task.steps - short * len(CANDIDATES),
         decide_every=decide_every,
+        validate_every=validate_every,
         tick=tick,
     )
     return {"chosen": chosen, "train": outcome.train, "validation": outcome.validation, "test": outcome.test}

@@ -17,6 +17,7 @@ from lipadvisor.policies import (
     Lipschitz,
     LipschitzBudget,
     Observation,
+    Overfitting,
     SpectralRate,
     TotalDecay,
     WarmupEnd,
@@ -98,10 +99,11 @@ def test_the_rate_falls_at_once_and_comes_back_slowly():
 
 def test_the_mean_counts_steps_not_calls():
     def last(steps):
-        state = SpectralRate().init()
+        rate = SpectralRate(smoothing=0.5)
+        state = rate.init()
         for step in steps:
             seen = observe(step, [layer("a", 10.0 if step < 20 else 1.0)])
-            _, state = SpectralRate().decide(seen, state)
+            _, state = rate.decide(seen, state)
         return state.log_ratio
 
     assert last([0, *range(1, 20), 24]) == pytest.approx(last([0, 19, 24]))
@@ -228,5 +230,39 @@ def test_restore_names_what_is_wrong():
         restore_state(Lipschitz(), {**data, "colour": 1})
     with pytest.raises(ValueError, match=r"GuardState.inner must be an object, got 3"):
         restore_state(Lipschitz(), {**data, "inner": 3})
-    with pytest.raises(ValueError, match="must be a list of 6 items"):
+    with pytest.raises(ValueError, match="must be a list of 7 items"):
         restore_state(Lipschitz(), {**data, "inner": {"members": []}})
+
+
+def test_at_first_the_ratio_is_averaged_over_all_that_was_measured():
+    state = SpectralRate().init()
+    for step, ratio in enumerate([0.0, 4.0, 1.0]):
+        _, state = SpectralRate().decide(observe(step, [layer("a", ratio)]), state)
+    assert state.log_ratio == pytest.approx(0.5 * math.log(4.0))
+
+
+def overfitted(validation, train, **parameters):
+    run = [
+        observe(step, [layer()], loss=train, validation_loss=validation[step // 10], validation_step=step // 10 * 10)
+        for step in range(10 * len(validation))
+    ]
+    return replay(chain(Constant(lr=0.1, weight_decay=0.5), Overfitting(**parameters)), run)
+
+
+def test_a_rising_validation_loss_far_above_the_training_loss_ends_the_run_early():
+    decisions = overfitted([1.0, 0.8, 0.9, 1.0, 1.1, 1.2], 0.1)
+    assert decisions[19].knobs[0].lr == 0.1
+    assert decisions[20].reason.endswith("overfitting")
+    assert decisions[20].cooldown_started
+    assert decisions[30].knobs[0].lr < 1e-4
+    assert decisions[30].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
+
+
+@pytest.mark.parametrize(("validation", "train"), [([1.0, 0.8, 0.9, 1.2], 0.7), ([1.0, 0.9, 0.8, 0.81], 0.1)])
+def test_noise_and_a_small_gap_are_no_overfitting(validation, train):
+    assert all(decision.knobs[0].lr == 0.1 for decision in overfitted(validation, train))
+
+
+def test_without_a_validation_loss_nothing_ends_early():
+    run = [observe(step, [layer()], loss=0.0) for step in range(50)]
+    assert {d.knobs[0].lr for d in replay(chain(Constant(lr=0.1), Overfitting()), run)} == {0.1}
