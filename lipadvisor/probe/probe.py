@@ -39,7 +39,7 @@ NEEDED = {
 RANK = 6
 DEGREE = 4
 SIGNS = 2
-STRETCH = 0.08  # relative update up to which a step is predicted in one go
+STRETCH = 0.03  # relative update up to which a step is predicted in one go
 MAX_STRETCHES = 16
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
@@ -226,6 +226,8 @@ class Probe:
                     block = tracker.refresh(DEGREE)
                     if keep_vectors:
                         tracker.v_RN = block.v_RN
+                        tracker.new, tracker.new_block = tracker.old, block
+                        tracker.new_version = tracker.layer.weight._version
         return tuple(unsettled)
 
     def _spectrum_row(self, index: int) -> Tensor:
@@ -239,11 +241,20 @@ class Probe:
         residual = torch.sub(tracker.operator.apply(kernel, block.v_RN[:1])[0], top * block.u_RM[0]).norm() / top
         return torch.stack([top, second, kernel.square().sum(), residual])
 
+    def _row_after(self, index: int) -> Tensor:
+        """Return s_1 and s_2 of a layer after the step (2,)."""
+        tracker = self._trackers[index]
+        if tracker.block is None or tracker.operator is None:
+            return _bound_row(tracker.kernel())[:2]
+        s_R = tracker.follow(DEGREE).s_R
+        return s_R[:2] if len(s_R) > 1 else torch.cat([s_R, torch.zeros_like(s_R)])
+
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
         spectrum_L4 = torch.stack([self._spectrum_row(index) for index in range(len(self.layers))])
+        after_L2 = torch.stack([self._row_after(index) for index in range(len(self.layers))])
         if self.level == "norms":
-            self._values_LC = _columns(spectrum_L4)
+            self._values_LC = _columns(torch.cat([spectrum_L4, after_L2], dim=1))
             return
         scalars: list[Tensor | None] = []
         rows, stretches, owners = [], [], []
@@ -269,7 +280,7 @@ class Probe:
         change_L = self._changes(stretches, owners, spectrum_L4)
         first_L, curvature_L, size_L, noise_L = (torch.stack(rows) / spectrum_L4[:, :1]).unbind(1)
         self._values_LC = torch.cat(
-            [spectrum_L4, torch.stack([first_L, curvature_L, change_L, size_L, noise_L], dim=1)], dim=1
+            [spectrum_L4, after_L2, torch.stack([first_L, curvature_L, change_L, size_L, noise_L], dim=1)], dim=1
         )
         if self.level == "full":
             self._samples = min((s.shape[0] for s in scalars if s is not None), default=0)
@@ -337,10 +348,13 @@ class Probe:
     def _keep_vectors(self, readings: Readings) -> None:
         """Carry the vectors of layers that are sound to the next refresh; the others keep their last good ones."""
         finite_L = np.isfinite(readings.columns["s_1"]) & np.isfinite(readings.columns["sum_squares"])
+        after_L = np.isfinite(readings.columns["s_1_after"]) & (readings.columns["s_1_after"] > 0) & finite_L
         ratio_L = readings.columns["update_ratio"]
         for index, tracker in enumerate(self._trackers):
-            if finite_L[index] and tracker.block is not None:
-                tracker.v_RN = tracker.block.v_RN
+            if after_L[index] and tracker.new_block is not None:
+                tracker.v_RN = tracker.new_block.v_RN
+            else:
+                tracker.new = tracker.new_block = None
             if np.isfinite(ratio_L[index]):
                 self._ratio_L[index] = float(ratio_L[index])
             elif self.level != "norms" and tracker.update_KN is not None:
@@ -360,9 +374,12 @@ class Probe:
     ) -> Terms:
         columns = readings.columns
         s_1, s_2, squares = columns["s_1"], columns["s_2"], columns["sum_squares"]
+        stepped = np.isfinite(columns["s_1_after"]).any()
         with np.errstate(all="ignore"):
             log_norm_L = np.log(s_1)
             gap_L = 1.0 - s_2 / s_1
+            after_L = np.log(np.where(columns["s_1_after"] > 0, columns["s_1_after"], np.nan))
+            gap_after_L = 1.0 - columns["s_2_after"] / columns["s_1_after"]
             sizes = np.array([layer.weight.numel() for layer in self.layers], dtype=np.float64)
             fan_in = np.array([layer.shape[1] for layer in self.layers], dtype=np.float64)
             log_gain_L = 0.5 * np.log(squares / sizes * fan_in)
@@ -395,6 +412,8 @@ class Probe:
             measure_s=measure_s,
             step_s=step_s,
             frobenius_L=np.sqrt(squares),
+            log_norm_after_L=after_L if stepped else np.zeros(0),
+            gap_after_L=gap_after_L if stepped else np.zeros(0),
             interval=wait,
         )
 
@@ -404,6 +423,7 @@ class Probe:
         return {
             "names": [layer.name for layer in self.layers],
             "vectors": [t.v_RN.clone() if t.v_RN is not None else None for t in self._trackers],
+            "blocks": [t.standing() for t in self._trackers],
             "update_vectors": [t.update_KN.clone() if t.update_KN is not None else None for t in self._trackers],
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
             "ratios": list(self._ratio_L),
@@ -429,6 +449,7 @@ class Probe:
             tracker.operator = tracker.layer.operator(self._capture.input_shapes.get(index))
             tracker.v_RN = None if vectors is None else vectors.to(tracker.kernel(), copy=True)
             tracker.update_KN = None if update is None else update.to(tracker.kernel(), copy=True)
+            tracker.stand(state["blocks"][index])
         self._ratio_L = [float(r) for r in state["ratios"]]
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
@@ -436,10 +457,10 @@ class Probe:
             setattr(self._budget, name, value)
 
 
-def _columns(spectrum_L4: Tensor) -> Tensor:
-    """Return the full table of a measurement that has seen no step."""
-    rest = spectrum_L4.new_full((len(spectrum_L4), len(COLUMNS) - 4), float("nan"))
-    return torch.cat([spectrum_L4, rest], dim=1)
+def _columns(spectrum_LX: Tensor) -> Tensor:
+    """Return the full table of a measurement that ends with the spectrum."""
+    rest = spectrum_LX.new_full((len(spectrum_LX), len(COLUMNS) - spectrum_LX.shape[1]), float("nan"))
+    return torch.cat([spectrum_LX, rest], dim=1)
 
 
 def _bound_row(kernel: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from lipadvisor.terms import Array
 __all__ = ["COLUMNS", "Readings", "noise_covariance", "read", "statuses"]
 
 # Per-layer values, in the order in which the probe stacks them.
-COLUMNS = ("s_1", "s_2", "sum_squares", "residual", "first", "curvature", "change", "update_ratio", "noise_curvature")
+COLUMNS = (
+    *("s_1", "s_2", "sum_squares", "residual", "s_1_after", "s_2_after"),
+    *("first", "curvature", "change", "update_ratio", "noise_curvature"),
+)
 
 CLOSE_GAP = 1e-3  # below this relative gap the second-order form is floored
 LOOSE_RESIDUAL = 0.1  # |W v - s u| / s above which the vectors cannot be trusted

@@ -56,6 +56,8 @@ class LayerTracker:
         update_KN: right vectors of the last update.
         old: copy of the weight before the step, float32 or better.
         block: tracked block of ``old``.
+        new: copy of the weight after the step, and its block in ``new_block``.
+        new_version: of the parameter when it was copied: while it stands, the weight has not been written to.
     """
 
     layer: TrackedLayer
@@ -66,6 +68,9 @@ class LayerTracker:
     update_KN: Tensor | None = None
     old: Tensor | None = None
     block: TrackedBlock | None = None
+    new: Tensor | None = None
+    new_block: TrackedBlock | None = None
+    new_version: int = -1
 
     def kernel(self) -> Tensor:
         """Return the present weight in float32 or better, sharing memory where it can."""
@@ -86,12 +91,39 @@ class LayerTracker:
         return True
 
     def refresh(self, degree: int) -> TrackedBlock:
-        """Bring the block up to the present weight, and keep a copy of that weight."""
+        """Bring ``block`` up to the present weight; the last step's refresh is taken over if of this weight."""
         assert self.operator is not None
         assert self.v_RN is not None
-        self.old = self.kernel().clone()
-        self.block = refresh(self.operator, self.old, self.v_RN, degree)
+        if self.new is not None and self.new_block is not None and self.new_version == self.layer.weight._version:
+            self.old, self.block = self.new, self.new_block
+        else:
+            self.old = self.kernel().clone()
+            self.block = refresh(self.operator, self.old, self.v_RN, degree)
         return self.block
+
+    def follow(self, degree: int) -> TrackedBlock:
+        """Bring ``new_block`` up to the present weight, from ``block``, and keep a copy of that weight."""
+        assert self.operator is not None
+        assert self.block is not None
+        self.new, self.new_version = self.kernel().clone(), self.layer.weight._version
+        self.new_block = refresh(self.operator, self.new, self.block.v_RN, degree)
+        return self.new_block
+
+    def standing(self) -> list[Tensor] | None:
+        """Return the refresh that the next step may start from, as plain tensors; None if there is none."""
+        if self.new_block is None or self.new_version != self.layer.weight._version:
+            return None
+        return [self.new_block.u_RM.clone(), self.new_block.s_R.clone(), self.new_block.v_RN.clone()]
+
+    def stand(self, tensors: list[Tensor] | None) -> None:
+        """Take back what :meth:`standing` gave, for the weight as it is now."""
+        self.new = self.new_block = None
+        if tensors is None or self.operator is None:
+            return
+        self.new, self.new_version = self.kernel().clone(), self.layer.weight._version
+        u_RM, s_R, v_RN = (tensor.to(self.new, copy=True) for tensor in tensors)
+        complete = len(s_R) == min(self.operator.inputs, self.operator.outputs)
+        self.new_block = TrackedBlock(u_RM, s_R, v_RN, complete)
 
     def resolvent(self, kernel: Tensor, block: TrackedBlock) -> Resolvent:
         """Return the resolvent of the block's complement, the cheapest that is exact."""
