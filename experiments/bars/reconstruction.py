@@ -11,7 +11,7 @@ import numpy as np
 
 from lipadvisor.dynamics import Reconstruction
 from lipadvisor.experiments.bars import Bar, BarSettings
-from lipadvisor.experiments.reproduce.convnet import conv_net
+from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.images import load_images
 from lipadvisor.experiments.reproduce.regularizers import REGULARIZERS
 from lipadvisor.experiments.reproduce.run_log import RunLog, kept_run
@@ -30,7 +30,9 @@ def setting_run(settings: BarSettings, setting: str, optimizer: OptimizerKind, s
     regularizer = REGULARIZERS[setting]
 
     def build() -> Any:
-        return conv_net(images.shape, images.classes, regularizer.dropout, regularizer.batch_norm)
+        model = conv_net(images.shape, images.classes, regularizer.dropout, regularizer.batch_norm)
+        initialize(model, "kaiming")
+        return model
 
     recipe = Recipe(optimizer, steps, regularizer=regularizer, seed=settings.seed, noise_interval=NOISE_INTERVAL)
     path = settings.out / "runs" / f"{setting}-{optimizer}.npz"

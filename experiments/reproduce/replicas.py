@@ -23,7 +23,15 @@ from lipadvisor.probe import Probe, TrackedLayer
 from lipadvisor.spectra import Conv2dOperator, LayerOperator, TrackedBlock, cold_start, refresh, start_vectors
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["Replicas", "bound_variances", "full_batch_terms", "gradient_variance", "input_shapes", "log_norms"]
+__all__ = [
+    "Replicas",
+    "bound_covector",
+    "bound_variances",
+    "full_batch_terms",
+    "gradient_variance",
+    "input_shapes",
+    "log_norms",
+]
 
 _CHUNK = 4096  # samples that are pushed through the network at once
 
@@ -327,9 +335,6 @@ def bound_variances(
     Along full-batch steps from the checkpoint, by :mod:`~lipadvisor.experiments.reproduce.linear_response`. Batches
     are drawn without replacement within a batch, independently from step to step.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = Probe(model, optimizer).layers
-    shapes = input_shapes(model, layers, inputs[:2])
     replica = Replicas(model, optimizer, 1, inputs, targets, classes, 0)
     share = finite_population(batch_size, len(inputs)) / batch_size
     path = replica.rehearse(max(horizons), lr, share)
@@ -338,13 +343,26 @@ def bound_variances(
     target = functional.one_hot(targets, classes).double()
     found = {}
     for horizon in horizons:
-        covector = {}
-        for layer, shape in zip(layers, shapes, strict=True):
-            name = names[id(layer.weight)]
-            block, jacobian = _top(layer, shape, ends[horizon - 1].weights[name])
-            covector[name] = jacobian / block.s_R[0]
+        twin.load_state_dict({**twin.state_dict(), **ends[horizon - 1].weights})
+        covector = bound_covector(twin, inputs[:2].double())
         found[horizon] = share * response_variance(twin, covector, path[:horizon], inputs.double(), target)
     return found
+
+
+def bound_covector(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """Return ``dZ/dW`` of the chain's bound, float64, nats per unit of weight, by parameter name.
+
+    Args:
+        model: its Linear and Conv2d weights are what Z is made of.
+        example: a batch of inputs, for the sizes of the convolutions' maps.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = Probe(model, torch.optim.SGD(model.parameters(), lr=1.0)).layers
+    covector = {}
+    for layer, shape in zip(layers, input_shapes(model, layers, example), strict=True):
+        block, jacobian = _top(layer, shape, layer.weight.detach().double())
+        covector[names[id(layer.weight)]] = jacobian / block.s_R[0]
+    return covector
 
 
 def _add_batch_squares(

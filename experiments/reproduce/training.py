@@ -17,7 +17,7 @@ from lipadvisor.experiments.workloads import Batches, Split
 from lipadvisor.probe import Probe
 from lipadvisor.terms import Terms
 
-__all__ = ["OPTIMIZERS", "OnStep", "OptimizerKind", "Recipe", "Run", "accuracy", "make_optimizer", "train"]
+__all__ = ["OPTIMIZERS", "OnStep", "OptimizerKind", "Recipe", "Run", "accuracy", "make_optimizer", "steps_for", "train"]
 
 OptimizerKind = Literal["sgd", "momentum", "adamw"]
 OPTIMIZERS: tuple[OptimizerKind, ...] = ("sgd", "momentum", "adamw")
@@ -180,6 +180,11 @@ def _clip(model: nn.Module, limit: float | None) -> float:
         return 1.0
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
     return min(1.0, limit / (norm + 1e-6))
+
+
+def steps_for(images: Images, digits_steps: int) -> int:
+    """Return the length of a run: ``digits_steps`` on the digits, else 100 epochs of batches of 128."""
+    return digits_steps if images.name == "digits" else 100 * (len(images.train_targets) // 128)
 
 
 def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
