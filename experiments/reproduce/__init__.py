@@ -55,7 +55,14 @@ class Verdict:
 
 
 # name -> (module below this package, source). In the order in which ``all`` runs them.
-REPRODUCTIONS: dict[str, tuple[str, str]] = {}
+REPRODUCTIONS: dict[str, tuple[str, str]] = {
+    "module-constants": ("module_constants", "J"),
+    "depth": ("depth", "J"),
+    "attention": ("attention", "J"),
+    "init-sensitivity": ("init_sensitivity", "J"),
+    "adam-vs-sgd": ("adam_vs_sgd", "J"),
+    "contraction": ("contraction", "J"),
+}
 
 
 def reproduction(name: str) -> Callable[[Settings], Verdict]:
