@@ -56,6 +56,13 @@ class Verdict:
 
 # name -> (module below this package, source). In the order in which ``all`` runs them.
 REPRODUCTIONS: dict[str, tuple[str, str]] = {
+    "landscapes": ("landscapes", "D"),
+    "validation": ("validation", "D"),
+    "convergence": ("convergence", "D"),
+    "sampling": ("sampling", "D"),
+    "batch-size": ("batch_size", "D"),
+    "label-noise": ("label_noise", "D"),
+    "initialization": ("initialization", "D"),
     "module-constants": ("module_constants", "J"),
     "depth": ("depth", "J"),
     "attention": ("attention", "J"),
