@@ -1,4 +1,4 @@
-"""Initialization: rescue layers that start far outside a healthy scale, and leave every common default alone."""
+"""Initialization: bring the layers that start outside a healthy scale back into it, the head apart from the rest."""
 
 from __future__ import annotations
 
@@ -15,31 +15,38 @@ __all__ = ["Initialization"]
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
-    """Before step 0, rescales the weights whose gain ``rms(W) sqrt(fan_in)`` lies outside ``low`` to ``high``.
+    """Before step 0, rescales the weights whose gain ``rms(W) sqrt(fan_in)`` lies outside a healthy zone.
 
-    The zone holds the usual defaults: PyTorch's Linear and Conv (0.577), Xavier (about 1), He (1.414).
+    The last layer is taken for the head: a small one keeps the first outputs small, which helps. The layers before it
+    must pass a signal on: PyTorch's default for Linear and Conv (0.577) loses more than half of it in every ReLU
+    layer, and is lifted; Xavier (about 1) and He (1.414) are left alone.
 
     Args:
-        low: gain below which a weight is brought to ``target``, > 0.
-        high: gain above which it is, > ``low``.
-        target: gain that a rescued weight gets, between the two.
+        low: gain below which a layer before the head is brought to ``target``, > 0.
+        high: gain above which any layer is, >= ``target``.
+        target: gain that such a layer gets, between the two.
+        head_low: gain below which the head is brought to ``head_target``, > 0.
+        head_target: gain that a rescued head gets, between ``head_low`` and ``high``.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    low: float = 0.3
+    low: float = 0.9
     high: float = 1.6
-    target: float = 0.6
+    target: float = 0.9
+    head_low: float = 0.3
+    head_target: float = 0.6
 
     def __post_init__(self) -> None:
-        for argument in ("low", "high", "target"):
+        for argument in ("low", "high", "target", "head_low", "head_target"):
             require_positive("Initialization", argument, getattr(self, argument))
-        if not self.low <= self.target <= self.high:
-            raise ValueError(
-                f"Initialization(target=...) must lie between low = {self.low!r} and high = {self.high!r}, "
-                f"got {self.target!r}."
-            )
+        for low, target in (("low", "target"), ("head_low", "head_target")):
+            if not getattr(self, low) <= getattr(self, target) <= self.high:
+                raise ValueError(
+                    f"Initialization({target}=...) must lie between {low} = {getattr(self, low)!r} and "
+                    f"high = {self.high!r}, got {getattr(self, target)!r}."
+                )
 
     @property
     def name(self) -> str:
@@ -59,13 +66,15 @@ class Initialization:
         if observation.step != 0:
             return Decision(observation.step, self.name, PASS), state
         scales, read = [], []
-        for layer in observation.layers:
+        last = len(observation.layers) - 1
+        for index, layer in enumerate(observation.layers):
             log_gain = layer.log_gain
-            if not math.isfinite(log_gain) or math.log(self.low) <= log_gain <= math.log(self.high):
+            low, target = (self.head_low, self.head_target) if index == last else (self.low, self.target)
+            if not math.isfinite(log_gain) or math.log(low) <= log_gain <= math.log(self.high):
                 continue
             if abs(log_gain) > 100.0:  # all but zero, or overflowing: no factor makes that a healthy weight
                 continue
-            scales.append((layer.name, self.target / math.exp(log_gain)))
+            scales.append((layer.name, target / math.exp(log_gain)))
             read.append((f"gain[{layer.name}]", math.exp(log_gain)))
         return Decision(
             step=observation.step,

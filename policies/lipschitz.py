@@ -37,18 +37,18 @@ class Lipschitz:
         rise: largest factor by which the learning rate rises per step, > 1.
         overfitting_rise: relative rise of a reported validation loss above its lowest that ends the run early, >= 0.
         overfitting_gap: ratio of validation to training loss without which it does not, > 0.
-        low_gain: initial gain below which a weight is rescaled, > 0.
-        high_gain: initial gain above which a weight is rescaled, > 0.
-        rescue_gain: gain that a rescaled weight gets, between the two; PyTorch's default is 0.577.
+        low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
+            0.577.
+        high_gain: initial gain above which any layer is, > 0.
         healthy_gain: gain that the budget takes as a healthy start, > 0.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    relative_step: float = 0.16
+    relative_step: float = 0.12
     horizon_power: float = 0.5
-    budget: float = 0.3
+    budget: float = 0.45
     decay_total: float = 0.6
     cooldown_start: float = 0.0
     lookahead: float = 0.1
@@ -56,9 +56,8 @@ class Lipschitz:
     rise: float = 4.0
     overfitting_rise: float = 0.05
     overfitting_gap: float = 2.0
-    low_gain: float = 0.3
+    low_gain: float = 0.9
     high_gain: float = 1.6
-    rescue_gain: float = 0.6
     healthy_gain: float = 1.2
     _line: Guard = field(init=False, repr=False, compare=False)
 
@@ -75,7 +74,7 @@ class Lipschitz:
         annealing = Annealing(start_fraction=self.cooldown_start)
         return chain(
             SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise),
-            Initialization(self.low_gain, self.high_gain, self.rescue_gain),
+            Initialization(self.low_gain, self.high_gain, self.low_gain),
             annealing,
             LipschitzBudget(
                 budget=self.budget,

@@ -52,7 +52,7 @@ class LipschitzBudget:
         ValueError: an argument is out of its range.
     """
 
-    budget: float = 0.3
+    budget: float = 0.45
     first_share: float = 0.2
     lookahead: float = 0.1
     unknown_lookahead: int = 50

@@ -55,7 +55,7 @@ class SpectralRate:
         ValueError: an argument is out of its range.
     """
 
-    relative_step: float = 0.16
+    relative_step: float = 0.12
     reference_steps: int = 400
     horizon_power: float = 0.5
     listening_share: float = 0.01
@@ -117,7 +117,8 @@ class SpectralRate:
         steps = observation.total_steps
         if steps is None:
             steps = max(observation.step, self.reference_steps)
-        return self.relative_step * (self.reference_steps / max(steps, 1)) ** self.horizon_power
+        longer: float = self.reference_steps / max(steps, 1)
+        return self.relative_step * math.exp(self.horizon_power * math.log(longer))
 
     def _smooth(self, log_ratio: float, observation: Observation, state: SpectralRateState) -> float:
         if state.log_ratio is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -19,7 +20,7 @@ def _transformer(pre: bool) -> nn.Module:
     return net.CharacterTransformer(sources.VOCABULARY, _LENGTH, width=24, heads=2, depth=2, pre=pre)
 
 
-def _mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True) -> partial[nn.Module]:
+def _mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True) -> Callable[[], nn.Module]:
     return partial(net.perceptron, *sizes, activation=activation, bias=bias)
 
 
@@ -34,8 +35,6 @@ DESIGN: tuple[Task, ...] = (
          partial(net.residual_convnet, 8, 2), sources.digits_images),
     Task("groupnorm_convnet", "GroupNorm ConvNet", "adamw", 150, 32, "cross_entropy",
          partial(net.plain_convnet, 12, True), sources.digits_images),
-    Task("pre_ln_text", "pre-LN character Transformer", "adamw", 500, 8, "cross_entropy", partial(_transformer, True),
-         _text),
     Task("gru_text", "GRU character model", "adamw", 400, 8, "cross_entropy",
          partial(net.GruLanguageModel, sources.VOCABULARY, 24, 32), _text),
     Task("mixer_digits", "MLP-mixer", "adamw", 200, 32, "cross_entropy", partial(net.Mixer, 12, 2, 10),
@@ -49,17 +48,19 @@ DESIGN: tuple[Task, ...] = (
     Task("batch_4", "batches of four", "sgd", 800, 4, "cross_entropy", _mlp(64, 48, 48, 10), sources.digits_vectors),
     Task("muon_digits", "MLP under Muon", "muon", 250, 32, "cross_entropy", _mlp(64, 64, 64, 10, bias=False),
          sources.digits_vectors),
+    Task("plain_convnet", "plain ConvNet", "sgd", 250, 32, "cross_entropy", partial(net.plain_convnet, 12, False),
+         sources.digits_images),
     Task("diabetes", "small table, regression", "adamw", 200, 32, "mse", _mlp(10, 32, 32, 1),
          partial(sources.table, "diabetes", 222, 110), small_table=True),
     Task("wine", "small table, three classes", "sgd", 120, 16, "cross_entropy", _mlp(13, 32, 32, 3),
          partial(sources.table, "wine", 58, 60), small_table=True),
+    Task("pre_ln_text", "pre-LN character Transformer", "adamw", 500, 8, "cross_entropy", partial(_transformer, True),
+         _text),
 )  # fmt: skip
 
 CONFIRMATION: tuple[Task, ...] = (
-    Task("plain_convnet", "plain ConvNet", "sgd", 250, 32, "cross_entropy", partial(net.plain_convnet, 12, False),
-         sources.digits_images),
-    Task("post_ln_text", "post-LN character Transformer", "adamw", 500, 8, "cross_entropy",
-         partial(_transformer, False), _text),
+    Task("convnet_adamw", "plain ConvNet, batches of 16", "adamw", 200, 16, "cross_entropy",
+         partial(net.plain_convnet, 8, False), sources.digits_images),
     Task("gru_rows", "GRU reading image rows", "adamw", 300, 32, "cross_entropy", partial(net.GruReader, 24, 10),
          sources.digits_images),
     Task("deep_tanh", "plain tanh MLP, six layers", "sgd", 500, 32, "cross_entropy",
@@ -79,6 +80,8 @@ CONFIRMATION: tuple[Task, ...] = (
          partial(sources.table, "breast_cancer", 200, 180), small_table=True),
     Task("small_friedman", "100 rows of Friedman's function", "adamw", 300, 16, "mse", _mlp(10, 32, 32, 1),
          partial(sources.friedman, 100, 0.5), small_table=True),
+    Task("post_ln_text", "post-LN character Transformer", "adamw", 500, 8, "cross_entropy",
+         partial(_transformer, False), _text),
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

@@ -32,7 +32,6 @@ class WiderObservation(Observation):
 
     descent: float = 0.0  # -<g, U>: fall of the batch loss per unit of tau, to first order
     function_rate: float = 0.0  # rms change of the centred outputs per unit of tau, over std(y) for regression
-    loss_after: float = math.nan  # loss of the step's own batch after the step
 
 
 class Measure:
@@ -61,7 +60,6 @@ class Measure:
         self._variance_B = torch.zeros(members)
         self._function_B = torch.zeros(members)
         self._function_step = 0
-        self._after_B = torch.full((members,), math.nan)
         self._targets_std = float(population.data.train.targets.std()) if population.task.loss_kind == "mse" else 1.0
 
     def remeasure(self) -> None:
@@ -120,9 +118,8 @@ class Measure:
         decay_B = torch.log1p(-shrink_B) / lr_B
         finite_LB = (after_LB - before_LB) / lr_B - decay_B - first_LB
         self._learn_noise(first_LB)
-        descent_B = -sum(
-            (result.gradients[key] * result.directions[key]).flatten(1).sum(1) for key in result.directions
-        )
+        products = [(result.gradients[key] * U).flatten(1).sum(1) for key, U in result.directions.items()]
+        descent_B = -torch.stack(products).sum(0)
         if self.function_every and (number < 5 or number - self._function_step >= self.function_every):
             self._function_step = number
             self._measure_function(result, lr_B)
@@ -131,7 +128,7 @@ class Measure:
         )
         members = torch.stack(
             (after_LB.sum(0), first_LB.sum(0), (lr_B * self._variance_B).sqrt(), finite_LB.sum(0), decay_B,
-             result.losses_B, descent_B, self._function_B, self._after_B)
+             result.losses_B, descent_B, self._function_B)
         )  # fmt: skip
         return self._write(number + 1, layers.double().permute(2, 1, 0).tolist(), members.double().T.tolist(),
                            tau_B, knobs_B)  # fmt: skip
@@ -142,7 +139,7 @@ class Measure:
     ) -> list[Observation]:  # fmt: skip
         update = self.population.update
         seen: list[Observation] = []
-        for rows, (z, drift, diffusion, finite, decay, loss, descent, function, after), tau, knobs in zip(
+        for rows, (z, drift, diffusion, finite, decay, loss, descent, function), tau, knobs in zip(
             layers_BLF, members_BF, tau_B, knobs_B, strict=True
         ):
             status = Status.OK if math.isfinite(z) else Status.NON_FINITE
@@ -157,7 +154,7 @@ class Measure:
             seen.append(
                 WiderObservation(
                     step, self.total_steps, tau, update.name, update.momentum, (knobs,), network, layers, (), loss,
-                    None, None, step - 1, 0.0, overall, descent, function, after,
+                    None, None, step - 1, 0.0, overall, descent, function,
                 )
             )  # fmt: skip
         return seen

@@ -84,7 +84,7 @@ def find_operators(population: Population) -> tuple[Operator, ...]:
         return hook
 
     layers = [(n, m) for n, m in population.template.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in layers]  # type: ignore[arg-type]
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in layers]
     with torch.no_grad():
         population.template(population.data.train.inputs[:4])
     for handle in handles:

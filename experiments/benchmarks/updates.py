@@ -7,6 +7,7 @@ decay are left out: whoever drives the population applies them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -102,4 +103,5 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 def make_update(kind: OptimizerKind) -> Update:
     """Return a fresh optimizer of ``kind`` with PyTorch's default coefficients (SGD: momentum 0.9)."""
-    return {"sgd": Momentum, "adamw": Adam, "muon": Muon}[kind]()
+    kinds: dict[str, Callable[[], Update]] = {"sgd": Momentum, "adamw": Adam, "muon": Muon}
+    return kinds[kind]()

@@ -119,16 +119,24 @@ def test_a_measurement_without_a_ratio_repeats_the_last_rate():
     assert again.knobs == decision.knobs
 
 
-@pytest.mark.parametrize("gain", [1.0 / math.sqrt(3.0), 1.0, math.sqrt(2.0)])
-def test_common_defaults_are_left_alone(gain):
-    (decision,) = replay(Initialization(), [observe(0, [layer("a", log_gain=math.log(gain))])])
+@pytest.mark.parametrize("gain", [1.0, math.sqrt(2.0)])
+def test_xavier_and_he_are_left_alone(gain):
+    layers = [layer("a", log_gain=math.log(gain)), layer("head", log_gain=math.log(gain))]
+    (decision,) = replay(Initialization(), [observe(0, layers)])
     assert decision.init_scale == ()
+
+
+def test_pytorchs_default_is_lifted_before_the_head_and_left_alone_in_it():
+    (decision,) = replay(Initialization(), [observe(0, [layer("a"), layer("head")])])
+    assert decision.init_scale == (("a", pytest.approx(0.9 * math.sqrt(3.0))),)
 
 
 @pytest.mark.parametrize("gain", [1e-3, 0.1, 10.0, 1e3])
 def test_a_layer_out_of_the_zone_is_brought_to_the_target(gain):
-    bad, good = layer("bad", log_gain=math.log(gain)), layer("good")
+    bad, good = layer("bad", log_gain=math.log(gain)), layer("good", log_gain=0.0)
     (decision,) = replay(Initialization(), [observe(0, [bad, good])])
+    assert decision.init_scale == (("bad", pytest.approx(0.9 / gain)),)
+    (decision,) = replay(Initialization(), [observe(0, [good, bad])])
     assert decision.init_scale == (("bad", pytest.approx(0.6 / gain)),)
     (later,) = replay(Initialization(), [observe(1, [bad, good])])
     assert later.init_scale == ()
