@@ -46,7 +46,8 @@ def run(settings: Settings) -> Verdict:
     finding = (
         f"Over {seeds} orders of batches, from one initialization, the observed standard deviation of Z is "
         f"{ratio:.2f} times the predicted one at the median over {steps} steps ({figures['first_ratio']:.2f} after "
-        f"{_INTERVAL} steps, {figures['last_ratio']:.2f} at the end); {figures['inside_90']:.1%} lie in the predicted 90 % band."
+        f"{_INTERVAL} steps, {figures['last_ratio']:.2f} at the end); {figures['inside_90']:.1%} lie in the "
+        "predicted 90 % band."
     )
     return Verdict("sampling", CLAIM, bool(agrees), figures, finding)
 

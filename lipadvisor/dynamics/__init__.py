@@ -1,7 +1,9 @@
 """From measured terms to the stochastic differential equation of the log-norms, its statistics and its paths."""
 
+from lipadvisor.dynamics.attribution import PARTS, Attribution, attribute
 from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
 from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
+from lipadvisor.dynamics.expansion import expansion_factor, stability_limit
 from lipadvisor.dynamics.noise import batches_of, clipped, finite_population
 from lipadvisor.dynamics.reconstruction import Reconstruction
 from lipadvisor.dynamics.response import Response, response, squared_response_sums
@@ -9,6 +11,8 @@ from lipadvisor.dynamics.simulation import simulate
 from lipadvisor.dynamics.statistics import LogNormal, integral_form
 
 __all__ = [
+    "PARTS",
+    "Attribution",
     "Coefficients",
     "EnsembleChange",
     "Form",
@@ -16,10 +20,12 @@ __all__ = [
     "Noise",
     "Reconstruction",
     "Response",
+    "attribute",
     "batches_of",
     "clipped",
     "coefficients",
     "ensemble_change",
+    "expansion_factor",
     "finite_population",
     "integral_form",
     "log_decay",
@@ -27,4 +33,5 @@ __all__ = [
     "response",
     "simulate",
     "squared_response_sums",
+    "stability_limit",
 ]

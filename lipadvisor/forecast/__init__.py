@@ -2,5 +2,6 @@
 
 from lipadvisor.forecast.forecaster import Forecaster
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
+from lipadvisor.forecast.warning import Alarm, DivergenceWarning
 
-__all__ = ["BandSeries", "Forecast", "Forecaster", "Score"]
+__all__ = ["Alarm", "BandSeries", "DivergenceWarning", "Forecast", "Forecaster", "Score"]
