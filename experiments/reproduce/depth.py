@@ -43,7 +43,8 @@ KINDS: dict[str, Callable[[], Tensor]] = {
 def _measured(kind: str, depth: int, x: Tensor, seed: int) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = nn.Sequential(*(_block(kind) for _ in range(depth)))
+        model = nn.Sequential(*(_block(kind) for _ in range(depth))).double()
+    x = x.double()  # the plain stack falls below what float32 can hold
     log_bound, place = 0.0, x
     for block in model:
         log_bound += constant_of(block, place).log
@@ -51,7 +52,7 @@ def _measured(kind: str, depth: int, x: Tensor, seed: int) -> dict[str, Any]:
             place = block(place)
     z = x.clone().requires_grad_(True)
     y = model(z)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
     (gradient,) = torch.autograd.grad(y, z, cotangent / cotangent.norm())
     return {
         "kind": kind,

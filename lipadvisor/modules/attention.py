@@ -35,11 +35,13 @@ def _check(name: str, dim: int, heads: int) -> None:
 class _Attention(nn.Module):
     """Projections shared by the three kinds; bias-free."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, tied: bool = False) -> None:
         super().__init__()
         _check(type(self).__name__, dim, heads)
         self.dim, self.heads = dim, heads
         self.query = nn.Linear(dim, dim, bias=False)
+        if not tied:
+            self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
@@ -62,7 +64,6 @@ class DotProductAttention(_Attention):
 
     def __init__(self, dim: int, heads: int = 1, causal: bool = False) -> None:
         super().__init__(dim, heads)
-        self.key = nn.Linear(dim, dim, bias=False)
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class L2Attention(_Attention):
     """
 
     def __init__(self, dim: int, heads: int = 1) -> None:
-        super().__init__(dim, heads)
+        super().__init__(dim, heads, tied=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within ``x`` (batch, N, dim)."""
@@ -119,7 +120,6 @@ class ScaledCosineAttention(_Attention):
         for name, value in (("tau", tau), ("nu", nu), ("eps", eps)):
             if not value > 0:
                 raise ValueError(f"ScaledCosineAttention({name}=...) must be positive, got {value}.")
-        self.key = nn.Linear(dim, dim, bias=False)
         self.tau, self.nu, self.eps = tau, nu, eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def _summary(audit: Audit) -> list[tuple[str, str]]:
         ),
         (
             "backward principle",
-            f"{n['backward_principle']}: gradients at them span {_number(n['backward_spread'])} nats",
+            f"{n['backward_principle']}: gradients span {_number(n['backward_spread'])} nats",
         ),
     ] + ([("note", str(n["note"]))] if n["note"] else [])
 
