@@ -20,9 +20,10 @@ __all__ = ["Capture"]
 
 @dataclass(slots=True)
 class _Call:
-    """One call of a layer: its input, and later the gradient at its output."""
+    """One call of a layer: its input, later the gradient at its output, and which backward pass it belongs to."""
 
     input_B: Tensor
+    round: int
     grad_B: Tensor | None = None
 
 
@@ -54,18 +55,35 @@ class Capture:
         """Forget what was recorded, but not the sizes of the inputs."""
         self.calls = [[] for _ in self.modules]
 
-    def batch(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """Return layer ``index``'s inputs and output gradients (B, ...) in float32 or better; None without both."""
-        complete = [(call.input_B, call.grad_B) for call in self.calls[index] if call.grad_B is not None]
-        if not complete:
+    def batch(self, index: int, flat: bool) -> tuple[Tensor, Tensor] | None:
+        """Return layer ``index``'s inputs and output gradients in float32 or better; None without both.
+
+        Calls before one backward pass saw the same samples: they are places of a sample. Calls before another one
+        (accumulated gradients) saw other samples.
+
+        Args:
+            index: of the layer.
+            flat: a matrix: (B, T, N) and (B, T, M) are returned; otherwise maps (B, ...) as they are, and several
+                calls on the same samples cannot be told apart (None).
+        """
+        rounds: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for call in self.calls[index]:
+            if call.grad_B is not None:
+                rounds.setdefault(call.round, []).append((_wide(call.input_B), _wide(call.grad_B)))
+        if not rounds:
             return None
-        inputs = [_wide(x) for x, _ in complete]
-        grads = [_wide(d) for _, d in complete]
-        if len(complete) == 1:
-            return inputs[0], grads[0]
-        if any(x.shape[1:] != inputs[0].shape[1:] for x in inputs):
+        pairs = []
+        for calls in rounds.values():
+            if flat:
+                calls = [(_places(x), _places(d)) for x, d in calls]
+                if len({len(x) for x, _ in calls}) > 1:
+                    return None
+            elif len(calls) > 1:
+                return None
+            pairs.append(calls[0] if len(calls) == 1 else _join(calls, 1))
+        if len({x.shape[1:] for x, _ in pairs}) > 1:
             return None
-        return torch.cat(inputs), torch.cat(grads)
+        return pairs[0] if len(pairs) == 1 else _join(pairs, 0)
 
     def _hook(self, index: int) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -73,8 +91,10 @@ class Capture:
             if arguments and isinstance(arguments[0], Tensor):
                 self.input_shapes[index] = tuple(arguments[0].shape)
                 if self.keep and isinstance(output, Tensor) and output.requires_grad:
-                    call = _Call(arguments[0].detach())
-                    self.calls[index].append(call)
+                    calls = self.calls[index]
+                    turn = 0 if not calls else calls[-1].round + (calls[-1].grad_B is not None)
+                    call = _Call(arguments[0].detach(), turn)
+                    calls.append(call)
                     output.register_hook(_receiver(call))  # type: ignore[no-untyped-call]
             self.spent_s += time.perf_counter() - started
 
@@ -90,3 +110,12 @@ def _receiver(call: _Call) -> Any:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _places(x: Tensor) -> Tensor:
+    """Return (B, ..., n) as (B, T, n)."""
+    return x.unsqueeze(1) if x.dim() == 2 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _join(pairs: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in pairs], dim), torch.cat([d for _, d in pairs], dim)

@@ -1,86 +1,131 @@
-"""Gradient noise of one layer, from what its samples did at its input and output.
+"""Gradient noise of a pack of layers, from what its samples did at the layers' inputs and outputs.
 
-Per sample i of a batch of B, with ``g_i`` the gradient of its own loss, G their mean and ``P`` the preconditioner: the
-scalar ``u' (P * g_i) v``, and changes whose forms q add up to that of the batch mean's noise. No per-sample gradient is
-formed.
+Per sample i of a batch of B, with ``x_i`` its share of the batch's gradient (they add up to it, whatever the loss's
+reduction) and ``P`` the preconditioner: the scalar ``u' (P * B x_i) v``, and changes whose forms q add up to that of
+the gradient's noise, ``B / (B - 1) sum_i q(P * (x_i - mean))``. No per-sample gradient is formed.
 
-The loss is a mean over the batch, so that the gradient that arrives at the output of sample i is ``1/B`` of its own:
-with B times it, ``1 / (B (B - 1)) sum_i q(P * (g_i - G)) = B / (B - 1) sum_i q(P * (g_i - G) / B)``.
+Shapes: ``l`` layers of the pack, ``B`` samples, ``T`` places in a sample, ``K`` changes, ``M`` outputs, ``N`` inputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lipadvisor.spectra import LayerOperator, LinearOperator, TrackedBlock
+from lipadvisor.probe.pack import Pack
+from lipadvisor.spectra import LinearOperator
 
-__all__ = ["EXACT_SIDE", "NoiseImages", "is_exact", "layer_noise"]
+__all__ = ["NoiseImages", "batch_noise"]
 
-EXACT_SIDE = 512  # up to this smaller side the curvature of every sample is taken, beyond it that of random sums
+STACKED = (
+    65_536  # entries of one layer's inputs up to which the layers of a pack are stacked; beyond it is memory traffic
+)
+LINEAR_SIGNS = 4  # random sums of samples for the curvature of a matrix, where not every sample's is taken
+CONV_SIGNS = 1  # the same for a convolution, where each costs a weight gradient
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseImages:
-    """What the noise does to the top pair.
+    """What the noise does to the top pairs of a pack.
 
     Attributes:
-        scalars_B: ``u' (P * g_i) v`` of each sample.
+        scalars: ``u' (P * B x_i) v`` of each sample, (B,) for each layer.
         image_KM: ``E_k v`` of changes E_k for which ``factor * sum_k q(E_k)`` is (or estimates) ``E q(noise)``.
         coimage_KN: ``E_k' u``.
         factor: see above.
     """
 
-    scalars_B: Tensor
+    scalars: tuple[Tensor, ...]
     image_KM: Tensor
     coimage_KN: Tensor
     factor: float
 
 
-def is_exact(operator: LayerOperator) -> bool:
-    """Return whether every sample's curvature is taken: matrices of a small side."""
-    return isinstance(operator, LinearOperator) and min(operator.inputs, operator.outputs) <= EXACT_SIDE
-
-
-def layer_noise(
-    operator: LayerOperator,
-    block: TrackedBlock,
-    batch: tuple[Tensor, Tensor],
-    scale: Tensor | None,
-    signs_KB: Tensor,
-) -> NoiseImages:
-    """Return what the noise of a batch does to the layer's top pair.
+def batch_noise(pack: Pack, batches: Sequence[Batch], scale: Tensor | None, signs_KB: Tensor) -> NoiseImages:
+    """Return what the noise of a batch does to a pack's top pairs.
 
     Args:
-        operator: geometry of the layer.
-        block: its tracked block.
-        batch: inputs and output gradients of the layer, (B, ...) each.
-        scale: preconditioner P of the kernel's shape; None stands for ones.
-        signs_KB: random signs for the stochastic estimate (unused where it is exact).
+        pack: with ``old`` refreshed.
+        batches: inputs and output gradients of each layer: (B, T, N) and (B, T, M) of matrices, maps of convolutions.
+        scale: preconditioner P (l, *kernel shape); None stands for ones.
+        signs_KB: random signs for the stochastic estimate, (LINEAR_SIGNS, B).
 
     References:
         Luo et al. (2025), arXiv 2506.18588, Prop 5-7 (covariance of the batch mean as low-rank factor); Hutchinson's
         identity over samples: ``E_w q(sum_i w_i x_i) = sum_i q(x_i)`` for independent signs w.
     """
-    inputs_B, grads_B = batch
-    samples = inputs_B.shape[0]
+    samples = batches[0][0].shape[0]
     factor = samples / max(samples - 1, 1)
-    u_M, v_N = block.u_RM[0], block.v_RN[0]
-    if isinstance(operator, LinearOperator) and is_exact(operator):
-        image_BM, coimage_BN = operator.sample_images(u_M, v_N, inputs_B, grads_B, scale)
-        scalars_B = (image_BM @ u_M) * samples
-        return NoiseImages(scalars_B, image_BM - image_BM.mean(0), coimage_BN - coimage_BN.mean(0), factor)
-    jacobian = operator.outer(block.u_RM[:1], block.v_RN[:1])
+    centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
+    if not isinstance(pack.operator, LinearOperator):
+        return _convolution(pack, batches[0], scale, centred_KB[:CONV_SIGNS], factor)
+    assert pack.old is not None
+    u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
+    image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, batches, scale)
+    scalars_lB = (image_BM @ u_l1M.mT).squeeze(-1) * samples
+    if pack.exact:
+        image_BM = image_BM - image_BM.mean(1, keepdim=True)
+        coimage_BN = coimage_BN - coimage_BN.mean(1, keepdim=True)
+        return NoiseImages(scalars_lB.unbind(), image_BM, coimage_BN, factor)
+    return NoiseImages(scalars_lB.unbind(), centred_KB @ image_BM, centred_KB @ coimage_BN, factor / len(centred_KB))
+
+
+def _sample_images(
+    pack: Pack,
+    operator: LinearOperator,
+    u_l1M: Tensor,
+    v_l1N: Tensor,
+    batches: Sequence[Batch],
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``(P * x_i) v`` (l, B, M) and ``(P * x_i)' u`` (l, B, N): small layers at once, large ones one by one."""
+    places = {inputs.shape[1] for inputs, _ in batches}
+    if len(places) == 1 and batches[0][0].numel() <= STACKED:
+        inputs = _stack([inputs for inputs, _ in batches], operator.inputs)
+        grads = _stack([grads for _, grads in batches], operator.outputs)
+        return operator.sample_images(u_l1M[:, 0], v_l1N[:, 0], inputs, grads, scale)
+    images, coimages = [], []
+    for place, (inputs, grads) in enumerate(batches):
+        rows, columns = grads.shape[-1], inputs.shape[-1]
+        u_M, v_N = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns]
+        part = None if scale is None else scale[place, :rows, :columns]
+        image, coimage = operator.sample_images(u_M, v_N, inputs, grads, part)
+        images.append(nn.functional.pad(image, (0, operator.outputs - rows)))
+        coimages.append(nn.functional.pad(coimage, (0, operator.inputs - columns)))
+    return torch.stack(images), torch.stack(coimages)
+
+
+def _stack(tensors: Sequence[Tensor], width: int) -> Tensor:
+    """Return (B, T, n) tensors as one (l, B, T, width), padded with zeros."""
+    if all(tensor.shape[-1] == width for tensor in tensors):
+        return torch.stack(list(tensors))
+    stack = tensors[0].new_zeros(len(tensors), *tensors[0].shape[:-1], width)
+    torch._foreach_copy_([stack[i, ..., : t.shape[-1]] for i, t in enumerate(tensors)], list(tensors))
+    return stack
+
+
+def _convolution(pack: Pack, batch: Batch, scale: Tensor | None, weights_KB: Tensor, factor: float) -> NoiseImages:
+    """Return the noise of a convolution: exact scalars, forms of a few random sums of samples."""
+    assert pack.old is not None
+    assert pack.operator is not None
+    operator, block = pack.operator, pack.old.block
+    inputs, grads = batch
+    u_1M, v_1N = block.u_RM[0, :1], block.v_RN[0, :1]
+    jacobian = operator.outer(u_1M, v_1N)
     if scale is not None:
-        jacobian = jacobian * scale
-    scalars_B = operator.sample_scalars(jacobian, inputs_B, grads_B) * samples
-    image, coimage = [], []
-    for weight_B in signs_KB - signs_KB.mean(1, keepdim=True):  # centred: sum w_i (g_i - G)
-        noise = operator.weighted_gradient(weight_B, inputs_B, grads_B)
+        jacobian = jacobian * scale[0]
+    scalars_B = operator.sample_scalars(jacobian, inputs, grads) * inputs.shape[0]
+    images, coimages = [], []
+    for weight_B in weights_KB:
+        noise = operator.weighted_gradient(weight_B, inputs, grads)
         if scale is not None:
-            noise = noise * scale
-        image.append(operator.apply(noise, block.v_RN[:1]))
-        coimage.append(operator.adjoint(noise, block.u_RM[:1]))
-    return NoiseImages(scalars_B, torch.cat(image), torch.cat(coimage), factor / len(signs_KB))
+            noise = noise * scale[0]
+        images.append(operator.apply(noise, v_1N))
+        coimages.append(operator.adjoint(noise, u_1M))
+    image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
+    return NoiseImages((scalars_B,), image_KM, coimage_KN, factor / len(weights_KB))

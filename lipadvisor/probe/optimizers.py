@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.probe.pack import Pack
+
 __all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "seen_steps"]
 
 _NAMES: dict[type, str] = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
@@ -36,14 +38,22 @@ def seen_steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> int | 
     return None if step is None else int(step)
 
 
-def preconditioner(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
-    """Return ``P = 1 / (sqrt(vhat) + eps)`` of the weight's shape, as it is now; None stands for ones."""
-    state: dict[str, Any] = optimizer.state.get(weight, {})
-    if optimizer_name(optimizer) not in ("adam", "adamw") or "exp_avg_sq" not in state:
+def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | None:
+    """Return ``P = 1 / (sqrt(vhat) + eps)`` of a pack's weights (l, *shape), as it is now; None stands for ones."""
+    if optimizer_name(optimizer) not in ("adam", "adamw"):
         return None
-    options = optimizer.param_groups[group]
-    scale: Tensor = _root(state, options).reciprocal()
-    return scale
+    groups = [optimizer.param_groups[layer.group] for layer in pack.layers]
+    states = [optimizer.state.get(layer.weight, {}) for layer in pack.layers]
+    if any("exp_avg_sq" not in state for state in states):
+        return None
+    keys = ["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq" for group in groups]
+    seconds = pack.gather([state[key] for state, key in zip(states, keys, strict=True)], fill=1.0)
+    corrections = [1.0 - float(g["betas"][1]) ** float(s["step"]) for g, s in zip(groups, states, strict=True)]
+    if len(set(corrections)) == 1 and len({g["eps"] for g in groups}) == 1:
+        return (seconds * (1.0 / corrections[0])).sqrt_().add_(groups[0]["eps"]).reciprocal_()
+    columns = torch.tensor([[1.0 / c for c in corrections], [g["eps"] for g in groups]], dtype=seconds.dtype)
+    inverse_l, eps_l = columns.to(seconds.device, non_blocking=True).reshape(2, -1, *[1] * (seconds.dim() - 1))
+    return (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
 
 
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 How the parts combine::
 
-    find_layers --> LayerTracker (operator, warm-started block)      Budget: which steps
+    find_layers --> Pack (operator, warm-started blocks of like layers)      Budget: which steps
     arm(step) --> Capture (hooks) --> before_update --> [optimizer] --> after_update --> collect(step) --> Terms
+                                       Pack.begin                      Pack.follow, respond, batch_noise
 
 Measured quantities and their units are those of :class:`lipadvisor.terms.Terms`.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,24 +23,17 @@ from torch import Tensor, nn
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.noise import NoiseImages, is_exact, layer_noise
-from lipadvisor.probe.record import COLUMNS, Readings, noise_covariance, read, statuses
+from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise
+from lipadvisor.probe.pack import Pack, make_packs
+from lipadvisor.probe.record import Measured, noise_covariance, read, terms
+from lipadvisor.probe.response import respond
 from lipadvisor.probe.schedule import Budget
-from lipadvisor.probe.tracker import LayerTracker
+from lipadvisor.spectra import LinearOperator
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
 
 LEVELS = ("norms", "drift", "full")
-NEEDED = {
-    "norms": ("s_1", "sum_squares"),
-    "drift": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio"),
-    "full": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise_curvature"),
-}
-RANK = 6
-DEGREE = 4
-SIGNS = 2
-STRETCH = 0.03  # relative update up to which a step is predicted in one go
 MAX_STRETCHES = 16
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
@@ -90,11 +84,14 @@ class Probe:
         self._model = model
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
-        self._trackers = [LayerTracker(layer, RANK, self._generator) for layer in self.layers]
+        self._packs = make_packs(self.layers, self._generator)
+        order = [index for pack in self._packs for index in pack.indices]
+        self._place_L = [order.index(index) for index in range(len(order))]  # rows of the packs in the layers' order
         self._capture = Capture([layer.module for layer in self.layers], keep=level == "full")
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._ratio_L = [float("inf")] * len(self.layers)  # last relative update per unit of lr
+        self._width_L = [1.0] * len(self.layers)  # 1 - s_R / s_1: relative width of the tracked block
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
@@ -102,6 +99,7 @@ class Probe:
         self._noise_LL: Tensor | None = None
         self._knobs: tuple[tuple[float, float], ...] = ()
         self._samples = 0
+        self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
             self._trace(model, example_input if isinstance(example_input, tuple) else (example_input,), {})
 
@@ -112,22 +110,28 @@ class Probe:
 
     def spectrum(self) -> Terms:
         """Return the norms of the weights as they are now; everything that needs a step is nan."""
-        unsettled = self._refresh(keep_vectors=True)
+        for pack in self._packs:
+            pack.new = None
+        unsettled = self._begin()
         with torch.no_grad():
-            values_LC = _columns(torch.stack([self._spectrum_row(i) for i in range(len(self.layers))]))
+            values_LC = self._in_order([self._row(pack, before=True) for pack in self._packs])
+        readings = read(values_LC, None)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
-        return self._terms(read(values_LC, None), self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
+        self._keep(readings.columns["s_1"])
+        self._note_width(readings.columns["s_1"], readings.columns["s_last"])
+        measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
+        return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def arm(self, step: int) -> bool:
         """Say whether optimizer step number ``step`` (0-based) is to be measured, and put the hooks in if so."""
         self._armed_at = time.perf_counter()
         self._spent_s = 0.0
-        self._values_LC, self._noise_LL = None, None
+        self._values_LC, self._noise_LL, self._samples = None, None, 0
         self._armed = step if self._budget.due(step) else None
         if self._armed is None:
             return False
         self._capture.spent_s = 0.0
-        if self.level == "full" or any(tracker.operator is None for tracker in self._trackers):
+        if self.level == "full" or any(pack.operator is None for pack in self._packs):
             self._capture.attach()
         else:
             self._capture.clear()
@@ -140,7 +144,7 @@ class Probe:
             return
         started = time.perf_counter()
         self._capture.detach()
-        self._unsettled = self._refresh(keep_vectors=False)
+        self._unsettled = self._begin()
         self._spent_s += time.perf_counter() - started
 
     def after_update(self, lr_by_group: Mapping[int, float], weight_decay_by_group: Mapping[int, float]) -> None:
@@ -177,14 +181,15 @@ class Probe:
         self._capture.spent_s = 0.0
         if readings is None:
             return None
-        self._keep_vectors(readings)
-        return self._terms(
-            readings, step, self.level, self._knobs, self._samples, self._unsettled, measure_s, step_s, wait
+        self._note(readings.columns)
+        measured = Measured(
+            step, self.level, self._knobs, self._samples, self._unsettled, measure_s, step_s, max(wait, 1)
         )
+        return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
         """Learn the convolutions' input sizes from a batch, as ``example_input`` does: ``model(*arguments)``."""
-        if any(tracker.operator is None for tracker in self._trackers):
+        if any(pack.operator is None for pack in self._packs):
             self._trace(self._model, arguments, keywords)
 
     def charge(self, seconds: float) -> None:
@@ -215,227 +220,177 @@ class Probe:
                 module.training = training
         self._capture.input_shapes.update(sizes.input_shapes)
 
-    def _refresh(self, keep_vectors: bool) -> tuple[bool, ...]:
+    def _begin(self) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
-        unsettled = []
+        unsettled = [False] * len(self.layers)
         with torch.no_grad():
-            for index, tracker in enumerate(self._trackers):
-                settled = tracker.settle(self._capture.input_shapes.get(index))
-                unsettled.append(not settled)
-                if settled:
-                    block = tracker.refresh(DEGREE)
-                    if keep_vectors:
-                        tracker.v_RN = block.v_RN
-                        tracker.new, tracker.new_block = tracker.old, block
-                        tracker.new_version = tracker.layer.weight._version
+            for pack in self._packs:
+                if pack.settle(self._capture.input_shapes.get(pack.indices[0])):
+                    pack.begin(4)
+                else:
+                    unsettled[pack.indices[0]] = True
         return tuple(unsettled)
-
-    def _spectrum_row(self, index: int) -> Tensor:
-        """Return s_1, s_2, the sum of squares and the residual of a layer (4,)."""
-        tracker = self._trackers[index]
-        block, kernel = tracker.block, tracker.old
-        if block is None or kernel is None or tracker.operator is None:
-            return _bound_row(tracker.kernel())
-        top = block.s_R[0]
-        second = block.s_R[1] if len(block.s_R) > 1 else torch.zeros_like(top)
-        residual = torch.sub(tracker.operator.apply(kernel, block.v_RN[:1])[0], top * block.u_RM[0]).norm() / top
-        return torch.stack([top, second, kernel.square().sum(), residual])
-
-    def _row_after(self, index: int) -> Tensor:
-        """Return s_1 and s_2 of a layer after the step (2,)."""
-        tracker = self._trackers[index]
-        if tracker.block is None or tracker.operator is None:
-            return _bound_row(tracker.kernel())[:2]
-        s_R = tracker.follow(DEGREE).s_R
-        return s_R[:2] if len(s_R) > 1 else torch.cat([s_R, torch.zeros_like(s_R)])
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
-        spectrum_L4 = torch.stack([self._spectrum_row(index) for index in range(len(self.layers))])
-        after_L2 = torch.stack([self._row_after(index) for index in range(len(self.layers))])
-        if self.level == "norms":
-            self._values_LC = _columns(torch.cat([spectrum_L4, after_L2], dim=1))
-            return
-        scalars: list[Tensor | None] = []
-        rows, stretches, owners = [], [], []
-        for index, tracker in enumerate(self._trackers):
-            if tracker.operator is None or tracker.block is None or tracker.old is None:
-                rows.append(spectrum_L4.new_full((4,), float("nan")))
-                scalars.append(None)
-                continue
-            lr, weight_decay = self._knobs[index]
-            direction = self._direction(index, lr, weight_decay)
-            size = self._update_norm(index, direction)
-            noise, absent = self._noise(index, tracker)
-            # W' = (1 - lr wd) (W + lr U / (1 - lr wd))
-            length = lr / (1.0 - lr * weight_decay)
-            response, corners = tracker.predict(direction, length, self._substeps(index, lr), noise)
-            scalars.append(None if noise is None else noise.scalars_B / tracker.block.s_R[0])
-            noise_q = response.noise_curvature
-            if noise_q is None:
-                noise_q = torch.full_like(size, absent)
-            rows.append(torch.stack([response.first, response.curvature, size, noise_q]))
-            stretches += corners
-            owners += [index] * len(corners)
-        change_L = self._changes(stretches, owners, spectrum_L4)
-        first_L, curvature_L, size_L, noise_L = (torch.stack(rows) / spectrum_L4[:, :1]).unbind(1)
-        self._values_LC = torch.cat(
-            [spectrum_L4, after_L2, torch.stack([first_L, curvature_L, change_L, size_L, noise_L], dim=1)], dim=1
-        )
-        if self.level == "full":
-            self._samples = min((s.shape[0] for s in scalars if s is not None), default=0)
+        for pack in self._packs:
+            if pack.old is not None:
+                pack.follow(self._degree(pack))
+        tables = [[self._row(pack, before=True), self._row(pack, before=False)] for pack in self._packs]
+        if self.level != "norms":
+            noises, scalars = self._noises() if self.level == "full" else ([None] * len(self._packs), [])
+            for pack, table, noise in zip(self._packs, tables, noises, strict=True):
+                if pack.old is None:
+                    table.append(table[0].new_full((len(pack.layers), 5), float("nan")))
+                else:
+                    direction = self._direction(pack)
+                    table.append(respond(pack, direction, self._length(pack), self._stretches(pack), noise))
             if self._samples:
                 self._noise_LL = noise_covariance(scalars, self._samples)
+        self._values_LC = self._in_order([torch.cat(table, dim=1) for table in tables])
 
-    def _changes(self, stretches: list[tuple[Tensor, Tensor]], owners: list[int], like: Tensor) -> Tensor:
-        """Return the predicted change of ln s_1 (L,), decay included: one batched SVD for all layers."""
-        decay = [math.log1p(-lr * weight_decay) for lr, weight_decay in self._knobs]
-        change_L = torch.tensor(decay, dtype=like.dtype).to(like.device, non_blocking=True)
-        if not stretches:
-            return change_L
-        side = max(len(corner) for corner, _ in stretches)
-        corners = torch.stack([nn.functional.pad(c, (0, side - len(c), 0, side - len(c))) for c, _ in stretches])
-        finite = torch.isfinite(corners).all(dim=2).all(dim=1)
-        top = torch.linalg.svdvals(torch.nan_to_num(corners, 0.0, 0.0, 0.0))[:, 0]
-        logs = torch.where(finite, (top / torch.stack([s for _, s in stretches])).log(), float("nan"))
-        return change_L.index_add(0, torch.tensor(owners).to(like.device, non_blocking=True), logs)
+    def _row(self, pack: Pack, before: bool) -> Tensor:
+        """Return the spectrum of a pack's weights before or after the step (l, 5)."""
+        state = pack.old if before else pack.new
+        return _bound_row(pack.layers[0].weight.detach()) if state is None else state.row_lC
 
-    def _update_norm(self, index: int, direction: Tensor) -> Tensor:
-        """Return s_1 of the direction; at the first measurement of a layer, converged and known to the host."""
-        tracker = self._trackers[index]
-        assert tracker.block is not None
-        size = tracker.update_norm(direction)
-        if math.isinf(self._ratio_L[index]):
-            for _ in range(4):
-                size = tracker.update_norm(direction)
-            self._ratio_L[index] = float(size / tracker.block.s_R[0])
-        return size
+    def _in_order(self, tables: Sequence[Tensor]) -> Tensor:
+        """Return the packs' rows as one table in the layers' order."""
+        if len(tables) == 1:
+            return tables[0]
+        place_L = torch.tensor(self._place_L).to(tables[0].device, non_blocking=True)
+        return torch.cat([table.to(tables[0]) for table in tables])[place_L]
 
-    def _substeps(self, index: int, lr: float) -> int:
-        """Return in how many stretches to follow the step, judged by the last update's size."""
-        relative = lr * self._ratio_L[index]
-        return min(MAX_STRETCHES, max(1, math.ceil(relative / STRETCH))) if math.isfinite(relative) else 1
+    def _noises(self) -> tuple[list[NoiseImages | None], list[Tensor | None]]:
+        """Return what the batch's noise does to each pack, and the per-sample scalars of each layer."""
+        batches: list[Batch | None] = []
+        for index, layer in enumerate(self.layers):
+            batches.append(self._capture.batch(index, flat=layer.weight.dim() == 2))
+        self._samples = min((batch[0].shape[0] for batch in batches if batch is not None), default=0)
+        noises: list[NoiseImages | None] = [None] * len(self._packs)
+        scalars: list[Tensor | None] = [None] * len(self.layers)
+        if not self._samples:
+            return noises, scalars
+        signs_KB = torch.randint(0, 2, (LINEAR_SIGNS, self._samples), generator=self._generator) * 2.0 - 1.0
+        for number, pack in enumerate(self._packs):
+            if pack.old is None:
+                continue
+            own = [self._own_batch(pack, place, batches[index]) for place, index in enumerate(pack.indices)]
+            signs_KB = signs_KB.to(own[0][0], non_blocking=True)
+            noise = batch_noise(pack, own, optimizers.preconditioner(self._optimizer, pack), signs_KB)
+            noises[number] = noise
+            for index, scalar_B in zip(pack.indices, noise.scalars, strict=True):
+                scalars[index] = scalar_B
+        return noises, scalars
 
-    def _direction(self, index: int, lr: float, weight_decay: float) -> Tensor:
+    def _own_batch(self, pack: Pack, place: int, batch: Batch | None) -> Batch:
+        """Return one layer's batch with the samples first; stand-ins where there is none.
+
+        No gradient, no noise: zeros. A gradient whose samples are not known: not-a-numbers.
+        """
+        layer, samples = pack.layers[place], self._samples
+        matrix = isinstance(pack.operator, LinearOperator)
+        if batch is not None and (batch[0].shape[0] == samples or not matrix):
+            return batch
+        if batch is not None and batch[0].shape[0] % samples == 0:  # places flattened into the batch
+            inputs, grads = batch
+            return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
+        fill = 0.0 if layer.weight.grad is None else float("nan")
+        assert pack.operator is not None
+        rows, columns = layer.shape if matrix else (pack.operator.outputs, pack.operator.inputs)
+        like = layer.weight.detach()
+        like = like if like.dtype == torch.float64 else like.float()
+        return stand_in(like, samples, columns, pack, fill), stand_in(like, samples, rows, pack, fill)
+
+    def _direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
-        tracker, layer = self._trackers[index], self.layers[index]
-        assert tracker.old is not None
-        ratio = self._ratio_L[index]
-        if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
-            known = optimizers.known_direction(self._optimizer, layer.weight, layer.group)
-            if known is not None:
-                return known.to(tracker.old)
-            if lr == 0.0:
-                return torch.zeros_like(tracker.old)
-        return (tracker.kernel() - tracker.old * (1.0 - lr * weight_decay)) / lr
+        assert pack.old is not None
+        assert pack.new is not None
+        knobs = [self._knobs[index] for index in pack.indices]
+        inverse = self._factor(pack, [1.0 / lr if lr > 0 else 0.0 for lr, _ in knobs])
+        kept = self._factor(pack, [1.0 - lr * weight_decay for lr, weight_decay in knobs])
+        moved = pack.new.kernel - pack.old.kernel if kept == 1.0 else pack.new.kernel - pack.old.kernel * kept
+        direction = moved * inverse
+        for place, (index, (lr, _)) in enumerate(zip(pack.indices, knobs, strict=True)):
+            ratio = self._ratio_L[index]
+            if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
+                layer = pack.layers[place]
+                known = optimizers.known_direction(self._optimizer, layer.weight, layer.group)
+                if known is not None:
+                    pack.put(direction, place, known)
+        return direction
 
-    def _noise(self, index: int, tracker: LayerTracker) -> tuple[NoiseImages | None, float]:
-        """Return what the batch's noise does to the layer; without a batch, what stands in its place."""
-        if self.level != "full":
-            return None, float("nan")
-        assert tracker.block is not None
-        assert tracker.operator is not None
-        batch = self._capture.batch(index)
-        if batch is None:  # no gradient, no noise; a gradient that came another way is not known
-            return None, 0.0 if tracker.layer.weight.grad is None else float("nan")
-        scale = optimizers.preconditioner(self._optimizer, tracker.layer.weight, tracker.layer.group)
-        signs_KB = torch.ones(1, 1)
-        if not is_exact(tracker.operator):
-            signs_KB = torch.randint(0, 2, (SIGNS, batch[0].shape[0]), generator=self._generator) * 2.0 - 1.0
-            signs_KB = signs_KB.to(batch[0], non_blocking=True)
-        return layer_noise(tracker.operator, tracker.block, batch, scale, signs_KB), 0.0
+    def _length(self, pack: Pack) -> float | Tensor:
+        """Return how far along U the weights go, decay apart: W' = (1 - lr wd) (W + lr U / (1 - lr wd))."""
+        knobs = [self._knobs[index] for index in pack.indices]
+        return self._factor(pack, [lr / (1.0 - lr * weight_decay) for lr, weight_decay in knobs])
 
-    def _keep_vectors(self, readings: Readings) -> None:
-        """Carry the vectors of layers that are sound to the next refresh; the others keep their last good ones."""
-        finite_L = np.isfinite(readings.columns["s_1"]) & np.isfinite(readings.columns["sum_squares"])
-        after_L = np.isfinite(readings.columns["s_1_after"]) & (readings.columns["s_1_after"] > 0) & finite_L
-        ratio_L = readings.columns["update_ratio"]
-        for index, tracker in enumerate(self._trackers):
-            if after_L[index] and tracker.new_block is not None:
-                tracker.v_RN = tracker.new_block.v_RN
-            else:
-                tracker.new = tracker.new_block = None
-            if np.isfinite(ratio_L[index]):
-                self._ratio_L[index] = float(ratio_L[index])
-            elif self.level != "norms" and tracker.update_KN is not None:
-                tracker.update_KN = torch.ones_like(tracker.update_KN)
+    def _factor(self, pack: Pack, values: list[float]) -> float | Tensor:
+        """Return numbers of a pack's layers as what multiplies its kernels: one number if they are the same."""
+        if len(set(values)) == 1:
+            return values[0]
+        assert pack.old is not None
+        kernel = pack.old.kernel
+        return torch.tensor(values, dtype=kernel.dtype).to(kernel.device, non_blocking=True).reshape(-1, 1, 1)
 
-    def _terms(
-        self,
-        readings: Readings,
-        step: int,
-        level: str,
-        knobs: tuple[tuple[float, float], ...],
-        samples: int,
-        unsettled: tuple[bool, ...],
-        measure_s: float,
-        step_s: float,
-        wait: int,
-    ) -> Terms:
-        columns = readings.columns
-        s_1, s_2, squares = columns["s_1"], columns["s_2"], columns["sum_squares"]
-        stepped = np.isfinite(columns["s_1_after"]).any()
-        with np.errstate(all="ignore"):
-            log_norm_L = np.log(s_1)
-            gap_L = 1.0 - s_2 / s_1
-            after_L = np.log(np.where(columns["s_1_after"] > 0, columns["s_1_after"], np.nan))
-            gap_after_L = 1.0 - columns["s_2_after"] / columns["s_1_after"]
-            sizes = np.array([layer.weight.numel() for layer in self.layers], dtype=np.float64)
-            fan_in = np.array([layer.shape[1] for layer in self.layers], dtype=np.float64)
-            log_gain_L = 0.5 * np.log(squares / sizes * fan_in)
-        counted = [optimizers.seen_steps(self._optimizer, layer.weight) for layer in self.layers[:1]]
-        return Terms(
-            step=step,
-            names=tuple(layer.name for layer in self.layers),
-            kinds=tuple(layer.kind for layer in self.layers),
-            shapes=tuple(layer.shape for layer in self.layers),
-            groups=tuple(layer.group for layer in self.layers),
-            lr_L=np.array([lr for lr, _ in knobs], dtype=np.float64),
-            weight_decay_L=np.array([wd for _, wd in knobs], dtype=np.float64),
-            composition_L=np.ones(len(self.layers)),
-            log_norm_L=log_norm_L,
-            gap_L=gap_L,
-            log_gain_L=log_gain_L,
-            first_L=columns["first"],
-            curvature_L=columns["curvature"],
-            change_L=columns["change"],
-            update_ratio_L=columns["update_ratio"],
-            noise_LL=readings.noise_LL,
-            noise_curvature_L=columns["noise_curvature"],
-            network_log_norm=float(log_norm_L.sum()),
-            batch_size=samples,
-            optimizer=optimizers.optimizer_name(self._optimizer),
-            momentum=optimizers.first_moment(self._optimizer),
-            optimizer_step=self._updates if counted[0] is None else counted[0],
-            status_L=statuses(readings, NEEDED[level], unsettled),
-            level=level,
-            measure_s=measure_s,
-            step_s=step_s,
-            frobenius_L=np.sqrt(squares),
-            log_norm_after_L=after_L if stepped else np.zeros(0),
-            gap_after_L=gap_after_L if stepped else np.zeros(0),
-            interval=wait,
-        )
+    def _relative(self, pack: Pack) -> float:
+        """Return the largest relative step of a pack's layers, judged by the last update's size."""
+        steps = (self._knobs[index][0] * self._ratio_L[index] for index in pack.indices)
+        return max(step if math.isfinite(step) else 0.05 for step in steps)
+
+    def _degree(self, pack: Pack) -> int:
+        """Return the degree of the refresh's filter: small steps need little."""
+        relative = self._relative(pack)
+        return 4
+
+    def _stretches(self, pack: Pack) -> int:
+        """Return in how many stretches to follow the step: each must be short for the width of the tracked block."""
+        width = min(self._width_L[index] for index in pack.indices)
+        return min(MAX_STRETCHES, math.ceil(self._relative(pack) / min(max(0.4 * width, 0.01), 0.08)) or 1)
+
+    def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
+        """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
+        self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
+        self._note_width(columns["s_1_after"], columns["s_last_after"])
+        if self.level == "norms":
+            return
+        for pack in self._packs:
+            bad = [index for index in pack.indices if not np.isfinite(columns["update_ratio"][index])]
+            for index in pack.indices:
+                if index not in bad:
+                    self._ratio_L[index] = float(columns["update_ratio"][index])
+            if bad and pack.update_KN is not None:
+                pack.update_KN = torch.ones_like(pack.update_KN)
+
+    def _keep(self, s_L: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        sound_L = np.isfinite(s_L) & (s_L > 0)
+        for pack in self._packs:
+            pack.keep([bool(sound_L[index]) for index in pack.indices])
+
+    def _note_width(self, s_L: np.ndarray[Any, Any], last_L: np.ndarray[Any, Any]) -> None:
+        for pack in self._packs:
+            complete = pack.old is not None and pack.old.block.complete
+            for index in pack.indices:
+                if s_L[index] > 0 and np.isfinite(last_L[index]):
+                    self._width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
-        budget = self._budget
         return {
             "names": [layer.name for layer in self.layers],
-            "vectors": [t.v_RN.clone() if t.v_RN is not None else None for t in self._trackers],
-            "blocks": [t.standing() for t in self._trackers],
-            "update_vectors": [t.update_KN.clone() if t.update_KN is not None else None for t in self._trackers],
+            "vectors": [None if pack.start_RN is None else pack.start_RN.clone() for pack in self._packs],
+            "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
+            "blocks": [pack.standing() for pack in self._packs],
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
             "ratios": list(self._ratio_L),
+            "widths": list(self._width_L),
             "updates": self._updates,
             "generator": self._generator.get_state(),
-            "budget": {
-                name: getattr(budget, name) for name in ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
-            },
+            "budget": self._budget.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Go on from :meth:`state_dict`. Load the model's own state first.
 
         Raises:
             ValueError: the state is of other layers.
@@ -444,29 +399,30 @@ class Probe:
         if list(state["names"]) != names:
             raise ValueError(f"Probe.load_state_dict(state) must be of the layers {names}, got {list(state['names'])}.")
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
-        for index, tracker in enumerate(self._trackers):
-            vectors, update = state["vectors"][index], state["update_vectors"][index]
-            tracker.operator = tracker.layer.operator(self._capture.input_shapes.get(index))
-            tracker.v_RN = None if vectors is None else vectors.to(tracker.kernel(), copy=True)
-            tracker.update_KN = None if update is None else update.to(tracker.kernel(), copy=True)
-            tracker.stand(state["blocks"][index])
+        for number, pack in enumerate(self._packs):
+            pack.operator = pack.make_operator(self._capture.input_shapes.get(pack.indices[0]))
+            like = pack.kernel()
+            start, update = state["vectors"][number], state["update_vectors"][number]
+            pack.start_RN = None if start is None else start.to(like, copy=True)
+            pack.update_KN = None if update is None else update.to(like, copy=True)
+            pack.stand(state["blocks"][number])
         self._ratio_L = [float(r) for r in state["ratios"]]
+        self._width_L = [float(w) for w in state["widths"]]
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
-        for name, value in state["budget"].items():
-            setattr(self._budget, name, value)
+        self._budget.load_state_dict(state["budget"])
 
 
-def _columns(spectrum_LX: Tensor) -> Tensor:
-    """Return the full table of a measurement that ends with the spectrum."""
-    rest = spectrum_LX.new_full((len(spectrum_LX), len(COLUMNS) - spectrum_LX.shape[1]), float("nan"))
-    return torch.cat([spectrum_LX, rest], dim=1)
+def stand_in(like: Tensor, samples: int, width: int, pack: Pack, fill: float) -> Tensor:
+    """Return a batch of one place for a layer that saw none."""
+    return like.new_full((samples, 1, width), fill)
 
 
-def _bound_row(kernel: Tensor) -> Tensor:
-    """Return the spectrum of a convolution of unknown input size: sqrt(taps) times that of its matrix, a bound."""
-    s_R = torch.linalg.svdvals(torch.nan_to_num(kernel.flatten(1)))
-    taps = math.prod(kernel.shape[2:])
+def _bound_row(weight: Tensor) -> Tensor:
+    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound."""
+    weight = weight if weight.dtype == torch.float64 else weight.float()
+    s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
+    taps = math.prod(weight.shape[2:])
     second = s_R[1] if len(s_R) > 1 else torch.zeros_like(s_R[0])
     loose = torch.ones_like(second)
-    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, kernel.square().sum(), loose])
+    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, second * 0.0, weight.square().sum(), loose])[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +10,24 @@ import torch
 from torch import Tensor
 
 from lipadvisor.policies import Status
-from lipadvisor.terms import Array
+from lipadvisor.probe import optimizers
+from lipadvisor.probe.layers import TrackedLayer
+from lipadvisor.terms import Array, Terms
 
-__all__ = ["COLUMNS", "Readings", "noise_covariance", "read", "statuses"]
+__all__ = ["COLUMNS", "Measured", "Readings", "noise_covariance", "read", "statuses", "terms"]
 
-# Per-layer values, in the order in which the probe stacks them.
-COLUMNS = (
-    *("s_1", "s_2", "sum_squares", "residual", "s_1_after", "s_2_after"),
-    *("first", "curvature", "change", "update_ratio", "noise_curvature"),
-)
+# Per-layer values, in the order in which the probe stacks them: of the weights before the step, after it, of the step.
+BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
+AFTER = ("s_1_after", "s_2_after", "s_last_after", "sum_squares_after", "residual_after")
+STEP = ("first", "curvature", "change", "update_ratio", "noise_curvature")
+COLUMNS = BEFORE + AFTER + STEP
+PER_NORM = ("first", "curvature", "update_ratio", "noise_curvature")  # read as they are, then divided by s_1
+
+NEEDED = {
+    "norms": ("s_1", "sum_squares"),
+    "drift": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio"),
+    "full": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise_curvature"),
+}
 
 CLOSE_GAP = 1e-3  # below this relative gap the second-order form is floored
 LOOSE_RESIDUAL = 0.1  # |W v - s u| / s above which the vectors cannot be trusted
@@ -31,7 +41,7 @@ class Readings:
     noise_LL: Array
 
 
-def noise_covariance(scalars: list[Tensor | None], samples: int) -> Tensor:
+def noise_covariance(scalars: Sequence[Tensor | None], samples: int) -> Tensor:
     """Return the covariance (L, L) of the batch mean of the layers' per-sample scalars.
 
     Unbiased: ``1 / (M (M - 1)) sum_i`` of the centred products. A layer that saw no batch contributes zeros, one whose
@@ -42,10 +52,14 @@ def noise_covariance(scalars: list[Tensor | None], samples: int) -> Tensor:
         samples: M.
     """
     like = next(s for s in scalars if s is not None)
+    if samples < 2:
+        return torch.full((len(scalars), len(scalars)), float("nan")).to(like)
     rows = []
     for scalar_B in scalars:
         if scalar_B is None:
             rows.append(like.new_zeros(samples))
+        elif scalar_B.shape[0] == samples:
+            rows.append(scalar_B)
         elif scalar_B.shape[0] % samples:
             rows.append(like.new_full((samples,), float("nan")))
         else:
@@ -54,21 +68,28 @@ def noise_covariance(scalars: list[Tensor | None], samples: int) -> Tensor:
             rows.append((scalar_B.reshape(samples, -1).sum(1) * share).to(like))
     centred_LM = torch.stack(rows)
     centred_LM = centred_LM - centred_LM.mean(1, keepdim=True)
-    if samples < 2:
-        return torch.full((len(rows), len(rows)), float("nan")).to(like)
     return centred_LM @ centred_LM.mT / (samples * (samples - 1))
 
 
 def read(values_LC: Tensor, noise_LL: Tensor | None) -> Readings:
-    """Bring everything to the host at once."""
+    """Bring everything to the host at once.
+
+    Args:
+        values_LC: columns as in ``COLUMNS``, or fewer of them; the rest is nan.
+        noise_LL: covariance of ``u' g v``, if measured.
+    """
     layers, columns = values_LC.shape
     parts = [values_LC.reshape(-1)] if noise_LL is None else [values_LC.reshape(-1), noise_LL.reshape(-1)]
     flat = torch.cat(parts).double().cpu().numpy()
-    table = flat[: layers * columns].reshape(layers, columns)
-    noise = (
-        flat[layers * columns :].reshape(layers, layers) if noise_LL is not None else np.full((layers, layers), np.nan)
-    )
+    table = np.full((layers, len(COLUMNS)), np.nan)
+    table[:, :columns] = flat[: layers * columns].reshape(layers, columns)
     named = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
+    noise = np.full((layers, layers), np.nan)
+    with np.errstate(all="ignore"):
+        for name in PER_NORM:
+            named[name] /= named["s_1"]
+        if noise_LL is not None:
+            noise = flat[layers * columns :].reshape(layers, layers) / np.outer(named["s_1"], named["s_1"])
     return Readings(named, noise)
 
 
@@ -96,3 +117,82 @@ def statuses(readings: Readings, needed: tuple[str, ...], unsettled: tuple[bool,
         else:
             result.append(Status.OK)
     return tuple(status.value for status in result)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of a measured step beside the readings; see :class:`lipadvisor.terms.Terms`."""
+
+    step: int
+    level: str
+    knobs: tuple[tuple[float, float], ...]  # learning rate and decoupled weight decay of each layer
+    samples: int
+    unsettled: tuple[bool, ...]
+    measure_s: float
+    step_s: float
+    interval: int
+
+
+def terms(
+    readings: Readings,
+    layers: Sequence[TrackedLayer],
+    optimizer: torch.optim.Optimizer,
+    updates: int,
+    measured: Measured,
+) -> Terms:
+    """Return the record of one measured step.
+
+    Args:
+        readings: numbers of the step.
+        layers: measured ones.
+        optimizer: that made the step.
+        updates: optimizer steps seen so far, for optimizers that do not count.
+        measured: everything else.
+    """
+    columns = readings.columns
+    s_1, squares, after = columns["s_1"], columns["sum_squares"], columns["s_1_after"]
+    lr_L = np.array([lr for lr, _ in measured.knobs], dtype=np.float64)
+    weight_decay_L = np.array([weight_decay for _, weight_decay in measured.knobs], dtype=np.float64)
+    sizes = np.array([layer.weight.numel() for layer in layers], dtype=np.float64)
+    fan_in = np.array([layer.shape[1] for layer in layers], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        log_norm_L = np.log(s_1)
+        gap_L = 1.0 - columns["s_2"] / s_1
+        log_after_L = np.log(np.where(after > 0, after, np.nan))
+        gap_after_L = 1.0 - columns["s_2_after"] / after
+        log_gain_L = 0.5 * np.log(squares / sizes * fan_in)
+        change_L = columns["change"] + np.log1p(-lr_L * weight_decay_L)
+    stepped = bool(np.isfinite(after).any())
+    counted = optimizers.seen_steps(optimizer, layers[0].weight)
+    return Terms(
+        step=measured.step,
+        names=tuple(layer.name for layer in layers),
+        kinds=tuple(layer.kind for layer in layers),
+        shapes=tuple(layer.shape for layer in layers),
+        groups=tuple(layer.group for layer in layers),
+        lr_L=lr_L,
+        weight_decay_L=weight_decay_L,
+        composition_L=np.ones(len(layers)),
+        log_norm_L=log_norm_L,
+        gap_L=gap_L,
+        log_gain_L=log_gain_L,
+        first_L=columns["first"],
+        curvature_L=columns["curvature"],
+        change_L=change_L,
+        update_ratio_L=columns["update_ratio"],
+        noise_LL=readings.noise_LL,
+        noise_curvature_L=columns["noise_curvature"],
+        network_log_norm=float(log_norm_L.sum()),
+        batch_size=measured.samples,
+        optimizer=optimizers.optimizer_name(optimizer),
+        momentum=optimizers.first_moment(optimizer),
+        optimizer_step=updates if counted is None else counted,
+        status_L=statuses(readings, NEEDED[measured.level], measured.unsettled),
+        level=measured.level,
+        measure_s=measured.measure_s,
+        step_s=measured.step_s,
+        frobenius_L=np.sqrt(squares),
+        log_norm_after_L=log_after_L if stepped else np.zeros(0),
+        gap_after_L=gap_after_L if stepped else np.zeros(0),
+        interval=measured.interval,
+    )

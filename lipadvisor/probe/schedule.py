@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = ["Budget"]
 
 FIRST_STEPS = 5  # always measured, whatever the budget: policies need them, and the debt is paid back later
+_SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 
 
 @dataclass(slots=True)
@@ -60,6 +62,15 @@ class Budget:
         """Add ``seconds`` to the last measurement's cost and to the run's time."""
         self.measured_s += seconds
         self.total_s += seconds
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what has been spent so far."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from :meth:`state_dict`."""
+        for name in _SAVED:
+            setattr(self, name, state[name])
 
     def _wait(self) -> int:
         """Return the steps after which one more measurement fits; a debt is paid back in halves, not at once."""

@@ -4,7 +4,8 @@ One refresh filters the old right vectors by a Chebyshev polynomial of ``W'W`` t
 block, then solves the small problem in the filtered subspace. Layers whose smaller side is little more than the block
 are decomposed whole, which is exact.
 
-Shapes: ``R`` vectors of the block, ``M`` outputs, ``N`` inputs.
+Shapes: ``R`` vectors of the block, ``M`` outputs, ``N`` inputs; any leading dimensions hold layers of one geometry,
+each with a weight of its own.
 
 References:
     Zhou, Saad, Tiago, Chelikowsky (2006), *Self-consistent-field calculations using Chebyshev-filtered subspace
@@ -42,6 +43,10 @@ class TrackedBlock:
     v_RN: Tensor
     complete: bool
 
+    def part(self, layers: slice) -> TrackedBlock:
+        """Return the block of some of the layers along the first leading dimension."""
+        return TrackedBlock(self.u_RM[layers], self.s_R[layers], self.v_RN[layers], self.complete)
+
 
 def block_rank(operator: LayerOperator, rank: int) -> int:
     """Return the number of vectors to track: ``rank``, or all of a side that is at most twice that."""
@@ -66,13 +71,13 @@ def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int =
         v_RN: right vectors to start from; any basis of roughly the right space.
         degree: degree of the filter in ``W'W``, >= 0; each costs one application and one adjoint.
     """
-    count = v_RN.shape[0]
+    count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
-        q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device)
+        q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
     else:
         if complete:
-            v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device)
+            v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
         elif degree > 0:
             v_RN = _filter(operator, kernel, v_RN, degree)
         q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
@@ -95,10 +100,10 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
     block = refresh(operator, kernel, operator.adjoint(kernel, operator.apply(kernel, v_RN)), degree=0)
     if block.complete:
         return block
-    last = torch.stack([block.s_R[0], block.s_R.sum()])
+    last = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
     for _ in range(50):
         block = refresh(operator, kernel, block.v_RN)
-        now = torch.stack([block.s_R[0], block.s_R.sum()])
+        now = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
         if not bool(((now - last).abs() > now.abs() * torch.tensor([tolerance, 1e2 * tolerance]).to(now)).any()):
             break  # converged, or not a number
         last = now
@@ -108,10 +113,11 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
 def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int) -> Tensor:
     """Return ``T_degree(2 W'W / cutoff - 1) v``: at most 1 below the cut-off, growing fast above it."""
     image_RM = operator.apply(kernel, v_RN)
-    power_R = image_RM.square().sum(1)
-    cutoff = torch.maximum(power_R.min(), MIN_CUTOFF * power_R.max()).clamp_min(1e-30)
-    before_RN, now_RN = v_RN, operator.adjoint(kernel, image_RM) * (2.0 / cutoff) - v_RN
+    power_R = image_RM.square().sum(-1)
+    least, most = power_R.aminmax(dim=-1, keepdim=True)
+    half_1R = (0.5 * torch.maximum(least, MIN_CUTOFF * most).clamp_min(1e-30)).unsqueeze(-1)
+    before_RN, now_RN = v_RN, operator.adjoint(kernel, image_RM) / half_1R - v_RN
     for _ in range(degree - 1):
         squared_RN = operator.adjoint(kernel, operator.apply(kernel, now_RN))
-        before_RN, now_RN = now_RN, squared_RN * (4.0 / cutoff) - 2.0 * now_RN - before_RN
+        before_RN, now_RN = now_RN, (squared_RN / half_1R - now_RN) * 2.0 - before_RN
     return now_RN

@@ -5,6 +5,8 @@ corner turns out of the block along ``x, z``, the complement's response to ``p =
 ``y = (I - VV') E' U h``. The predicted s_1 is the largest singular value of ``W + E`` between ``[U, x]`` and
 ``[V, z]``: vectors right to first order give a value right to third (Wigner's 2n + 1 rule), whatever the gaps inside
 the block, and never above the true one.
+
+Shapes: those of :mod:`lipadvisor.spectra.block`, leading dimensions included.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from torch import Tensor
 from lipadvisor.spectra.block import TrackedBlock
 from lipadvisor.spectra.operator import LayerOperator
 
-__all__ = ["BlockChange", "bordered_corner", "project_change"]
+__all__ = ["TINY", "BlockChange", "bordered_corner", "project_change"]
 
 TINY = 1e-30
+NEGLIGIBLE = 1e-4  # of the direction's own size; what is lost is the square of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ class BlockChange:
     def turning(self, block: TrackedBlock, corner_RR: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``p`` (1, M) and ``y`` (1, N), per unit of E, of the top pair of ``corner_RR = S + length U'EV``."""
         h_RR, _, k_RR = torch.linalg.svd(torch.nan_to_num(corner_RR, 0.0, 0.0, 0.0))
-        h_1R, k_1R = h_RR[:, :1].mT, k_RR[:1]
-        p_1M = torch.addmm(k_1R @ self.image_RM, k_1R @ self.corner_RR.mT, block.u_RM, alpha=-1.0)
-        y_1N = torch.addmm(h_1R @ self.coimage_RN, h_1R @ self.corner_RR, block.v_RN, alpha=-1.0)
+        h_1R, k_1R = h_RR[..., :1].mT, k_RR[..., :1, :]
+        p_1M = k_1R @ self.image_RM - (k_1R @ self.corner_RR.mT) @ block.u_RM
+        y_1N = h_1R @ self.coimage_RN - (h_1R @ self.corner_RR) @ block.v_RN
         return p_1M, y_1N
 
 
@@ -57,7 +60,7 @@ def bordered_corner(
     moved: Tensor,
     change: BlockChange,
     corner_RR: Tensor,
-    length: float,
+    length: float | Tensor,
     x_1M: Tensor,
     z_1N: Tensor,
 ) -> Tensor:
@@ -68,17 +71,21 @@ def bordered_corner(
         moved: the kernel ``W + length E``.
         change: of the block along E.
         corner_RR: ``S + length U'EV``.
-        length: how far along E.
+        length: how far along E; a tensor has the leading dimensions and two ones.
         x_1M: response on the output side, orthogonal to the block; need not be normalised.
         z_1N: response on the input side.
     """
-    x_1M, z_1N = _unit(x_1M, change.corner_RR.shape[0]), _unit(z_1N, change.corner_RR.shape[0])
+    # What is left of a response that fills none of the complement is rounding, and may lie anywhere: it is dropped.
+    size = change.image_RM.square().sum((-2, -1), keepdim=True) + change.coimage_RN.square().sum((-2, -1), keepdim=True)
+    floor_11 = size.sqrt() / corner_RR[..., :1, :1] * NEGLIGIBLE
+    x_1M, z_1N = _unit(x_1M, floor_11), _unit(z_1N, floor_11)
     column_R1 = change.coimage_RN @ z_1N.mT * length
     row_1R = x_1M @ change.image_RM.mT * length
     last_11 = x_1M @ operator.apply(moved, z_1N).mT
-    return torch.cat([torch.cat([corner_RR, column_R1], 1), torch.cat([row_1R, last_11], 1)])
+    return torch.cat([torch.cat([corner_RR, column_R1], -1), torch.cat([row_1R, last_11], -1)], -2)
 
 
-def _unit(x_1K: Tensor, count: int) -> Tensor:
-    """Return the row at length 1; zeros where ``count`` rows fill the space and only rounding is left."""
-    return torch.zeros_like(x_1K) if x_1K.shape[1] == count else x_1K / x_1K.norm().clamp_min(TINY)
+def _unit(x_1K: Tensor, floor_11: Tensor) -> Tensor:
+    """Return the row at length 1; zeros where it is not longer than ``floor``."""
+    length_11 = torch.linalg.vector_norm(x_1K, dim=-1, keepdim=True)
+    return x_1K * ((length_11 > floor_11) / length_11.clamp_min(TINY))

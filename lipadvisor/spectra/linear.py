@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["LinearOperator"]
@@ -12,7 +11,7 @@ __all__ = ["LinearOperator"]
 
 @dataclass(frozen=True, slots=True)
 class LinearOperator:
-    """``y = W x`` with ``W`` of shape (outputs, inputs)."""
+    """``y = W x`` with ``W`` of shape (outputs, inputs); leading dimensions of a weight hold one layer each."""
 
     outputs: int
     inputs: int
@@ -43,26 +42,27 @@ class LinearOperator:
         return weighted.reshape(-1, self.outputs).mT @ input_B.reshape(-1, self.inputs)
 
     def sample_images(
-        self, u_M: Tensor, v_N: Tensor, input_B: Tensor, grad_B: Tensor, scale: Tensor | None
+        self, u_M: Tensor, v_N: Tensor, input_BT: Tensor, grad_BT: Tensor, scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return ``(P * g_i) v`` (B, M) and ``(P * g_i)' u`` (B, N) for every sample, none of the g_i formed.
+        """Return ``(P * g_i) v`` (..., B, M) and ``(P * g_i)' u`` (..., B, N) for every sample, none of the g_i formed.
 
         Args:
-            u_M: left vector, (M,).
-            v_N: right vector, (N,).
-            input_B: layer inputs, (B, ..., N).
-            grad_B: gradients at the layer's output, (B, ..., M).
-            scale: entrywise preconditioner ``P`` (M, N); None stands for ones.
+            u_M: left vector, (..., M).
+            v_N: right vector, (..., N).
+            input_BT: layer inputs, (..., B, T, N): T places in each sample.
+            grad_BT: gradients at the layer's output, (..., B, T, M).
+            scale: entrywise preconditioner ``P`` (..., M, N); None stands for ones.
 
         References:
             With ``g_i = sum_t d_it a_it'``: ``(P * d a') v = d * (P (a * v))``.
         """
+        flat_input, flat_grad = input_BT.flatten(-3, -2), grad_BT.flatten(-3, -2)
         if scale is None:
-            image = grad_B * (input_B @ v_N).unsqueeze(-1)
-            coimage = input_B * (grad_B @ u_M).unsqueeze(-1)
+            at_v, at_u = (flat_input @ v_N.unsqueeze(-1)), (flat_grad @ u_M.unsqueeze(-1))
+            image, coimage = flat_grad * at_v, flat_input * at_u
         else:
-            image = grad_B * (input_B @ (scale * v_N).mT)
-            coimage = input_B * (grad_B @ (scale * u_M.unsqueeze(-1)))
-        if image.dim() > 2:
-            return torch.flatten(image, 1, -2).sum(1), torch.flatten(coimage, 1, -2).sum(1)
-        return image, coimage
+            image = flat_grad * (flat_input @ (scale * v_N.unsqueeze(-2)).mT)
+            coimage = flat_input * (flat_grad @ (scale * u_M.unsqueeze(-1)))
+        if input_BT.shape[-2] == 1:
+            return image, coimage
+        return image.view(grad_BT.shape).sum(-2), coimage.view(input_BT.shape).sum(-2)

@@ -74,7 +74,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe, lr: f
 
 
 def dense(probe: Probe, index: int, kernel: Tensor) -> Tensor:
-    operator = probe._trackers[index].operator
+    layer = probe.layers[index]
+    operator = layer.operator(probe._capture.input_shapes.get(index))
     assert operator is not None
     return operator.apply(kernel, torch.eye(operator.inputs, dtype=torch.float64)).mT
 

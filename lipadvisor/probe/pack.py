@@ -1,0 +1,226 @@
+"""Layers of one geometry, tracked together: their weights, warm-started blocks, and what is known of the last step.
+
+Small operations cost what their dispatch costs, so that matrices of equal or similar shape are stacked: a small one is
+padded with zeros, which adds singular values of zero and changes nothing else. A convolution is a pack by itself.
+
+Shapes: ``l`` layers of the pack, ``R`` block, ``M`` outputs, ``N`` inputs of the (padded) operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lipadvisor.probe.layers import TrackedLayer
+from lipadvisor.spectra import (
+    CgResolvent,
+    FlatResolvent,
+    GramResolvent,
+    LayerOperator,
+    LinearOperator,
+    Resolvent,
+    TrackedBlock,
+    cold_start,
+    refresh,
+    start_vectors,
+)
+
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "make_packs"]
+
+EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
+PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
+CG_ITERATIONS = 3
+RANK = 6
+UPDATE_RANK = 3  # vectors that follow the top of the update
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """Weights with their block.
+
+    Attributes:
+        kernel: copy of the weights, (l, *kernel shape), float32 or better.
+        block: their tracked block.
+        row_lC: s_1, s_2, the block's last value, sum of squares, residual of the top pair.
+        versions: of the parameters when they were copied; while these stand, nothing has been written to them.
+    """
+
+    kernel: Tensor
+    block: TrackedBlock
+    row_lC: Tensor
+    versions: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Pack:
+    """Mutable state of the layers of one geometry.
+
+    Attributes:
+        indices: of the layers, in the probe's order.
+        layers: themselves.
+        shape: of one (padded) kernel.
+        generator: for start vectors.
+        operator: None until the size of a convolution's input is known.
+        start_RN: right vectors of the last sound refresh, (l, R, N).
+        update_KN: right vectors of the last update, (l, K, N).
+        old: weights before the step.
+        new: weights after it.
+    """
+
+    indices: tuple[int, ...]
+    layers: tuple[TrackedLayer, ...]
+    shape: tuple[int, ...]
+    generator: torch.Generator
+    operator: LayerOperator | None = None
+    start_RN: Tensor | None = None
+    update_KN: Tensor | None = None
+    old: Refreshed | None = None
+    new: Refreshed | None = None
+    _slots: list[tuple[slice, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Note where in the padded stack each weight lies."""
+        for layer in self.layers:
+            self._slots.append(tuple(slice(0, side) for side in self._view(layer.weight).shape))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the complement is factorised and every sample's curvature is taken."""
+        operator = self.operator
+        return isinstance(operator, LinearOperator) and min(operator.inputs, operator.outputs) <= EXACT_SIDE
+
+    def kernel(self) -> Tensor:
+        """Return a copy of the present weights (l, *shape) in float32 or better."""
+        return self.gather([layer.weight.detach() for layer in self.layers])
+
+    def gather(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
+        """Return tensors of the weights' shapes as one (l, *shape), float32 or better."""
+        first = tensors[0]
+        dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
+        tensors = [self._view(tensor) for tensor in tensors]
+        if all(tensor.shape == self.shape for tensor in tensors):
+            return torch.stack(list(tensors)).to(dtype)
+        stack = first.new_full((len(tensors), *self.shape), fill, dtype=dtype)
+        torch._foreach_copy_([stack[i][slot] for i, slot in enumerate(self._slots)], list(tensors))
+        return stack
+
+    def put(self, stack: Tensor, place: int, tensor: Tensor) -> None:
+        """Write one layer's tensor into its place of a stack."""
+        stack[place][self._slots[place]] = self._view(tensor).to(stack)
+
+    def versions(self) -> tuple[int, ...]:
+        """Return the version counters of the weights."""
+        return tuple(layer.weight._version for layer in self.layers)
+
+    def settle(self, input_shape: tuple[int, ...] | None) -> bool:
+        """Fix the operator and cold-start the block, once it can be; return whether the pack can be measured."""
+        if self.operator is None:
+            self.operator = self.make_operator(input_shape)
+            if self.operator is None:
+                return False
+        if self.start_RN is None:
+            kernel = self.kernel()
+            starts = [start_vectors(self.operator, RANK, kernel, self.generator) for _ in self.layers]
+            start_RN = torch.stack(starts)
+            self.start_RN = cold_start(self.operator, kernel, start_RN).v_RN
+            self.update_KN = start_RN[:, :UPDATE_RANK].clone()
+        return True
+
+    def make_operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
+        """Return the pack's operator; None for a convolution whose input size is not known."""
+        if len(self.shape) == 2:
+            return LinearOperator(*self.shape)
+        return self.layers[0].operator(input_shape)
+
+    def begin(self, degree: int) -> None:
+        """Set ``old`` to the present weights; the last step's refresh is taken over if they have not been touched."""
+        if self.new is None or self.new.versions != self.versions():
+            assert self.start_RN is not None
+            self.new = self._refresh(self.start_RN, degree)
+        self.old = self.new
+
+    def follow(self, degree: int) -> None:
+        """Set ``new`` to the present weights, with the block refreshed from that of ``old``."""
+        assert self.old is not None
+        self.new = self._refresh(self.old.block.v_RN, degree)
+
+    def keep(self, sound: Sequence[bool]) -> None:
+        """Go on from ``new`` where it is sound; the layers where it is not keep their last sound vectors.
+
+        Args:
+            sound: whether the values of each layer after the step are finite.
+        """
+        if self.new is None or self.start_RN is None:
+            return
+        if all(sound):
+            self.start_RN = self.new.block.v_RN
+            return
+        mask_l11 = torch.tensor(list(sound)).to(self.start_RN.device).reshape(-1, 1, 1)
+        self.start_RN = torch.where(mask_l11, self.new.block.v_RN, self.start_RN)
+        self.new = None
+
+    def resolvent(self, kernel: Tensor, block: TrackedBlock) -> Resolvent:
+        """Return the resolvent of the block's complement, the cheapest that is exact."""
+        assert self.operator is not None
+        if block.complete:
+            return FlatResolvent(block.s_R[..., 0])
+        if self.exact:
+            return GramResolvent.build(kernel, block)
+        return CgResolvent(self.operator, kernel, block, CG_ITERATIONS)
+
+    def standing(self) -> list[Tensor] | None:
+        """Return the refresh that the next step may start from, as plain tensors; None if there is none."""
+        if self.new is None or self.new.versions != self.versions():
+            return None
+        block = self.new.block
+        return [tensor.clone() for tensor in (block.u_RM, block.s_R, block.v_RN, self.new.row_lC)]
+
+    def stand(self, tensors: Sequence[Tensor] | None) -> None:
+        """Take back what :meth:`standing` gave, for the weights as they are now."""
+        self.old = self.new = None
+        if tensors is None or self.operator is None:
+            return
+        kernel = self.kernel()
+        u_RM, s_R, v_RN, row_lC = (tensor.to(kernel, copy=True) for tensor in tensors)
+        complete = s_R.shape[-1] == min(self.operator.inputs, self.operator.outputs)
+        self.new = Refreshed(kernel, TrackedBlock(u_RM, s_R, v_RN, complete), row_lC, self.versions())
+
+    def _refresh(self, start_RN: Tensor, degree: int) -> Refreshed:
+        assert self.operator is not None
+        kernel = self.kernel()
+        block = refresh(self.operator, kernel, start_RN, degree)
+        s_lR = block.s_R
+        off_l1M = self.operator.apply(kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * s_lR[:, :1, None]
+        residual_l1 = torch.linalg.vector_norm(off_l1M, dim=-1) / s_lR[:, :1]
+        squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
+        second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
+        row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
+        return Refreshed(kernel, block, row_lC, self.versions())
+
+    def _view(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:
+    """Sort layers into packs: matrices of one shape, small matrices of similar size, each convolution alone."""
+    together: dict[tuple[object, ...], list[int]] = {}
+    for index, layer in enumerate(layers):
+        weight = layer.weight
+        side = max(weight.shape)
+        if weight.dim() != 2:
+            key: tuple[object, ...] = (index,)
+        elif side <= PADDED_SIDE:
+            key = (weight.dtype, weight.device, 2 ** math.ceil(math.log2(max(side, 16))))
+        else:
+            key = (weight.dtype, weight.device, *weight.shape)
+        together.setdefault(key, []).append(index)
+    packs = []
+    for indices in together.values():
+        members = tuple(layers[index] for index in indices)
+        shape = tuple(max(sides) for sides in zip(*(layer.weight.shape for layer in members), strict=True))
+        packs.append(Pack(tuple(indices), members, shape, generator))
+    return tuple(packs)
