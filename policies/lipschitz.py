@@ -48,14 +48,14 @@ class Lipschitz:
 
     relative_step: float = 0.12
     horizon_power: float = 0.5
-    budget: float = 0.45
+    budget: float = 0.35
     decay_total: float = 0.6
     cooldown_start: float = 0.0
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
     overfitting_rise: float = 0.05
-    overfitting_gap: float = 2.0
+    overfitting_gap: float = 1.5
     low_gain: float = 0.9
     high_gain: float = 1.6
     healthy_gain: float = 1.2

@@ -41,7 +41,7 @@ class Overfitting:
     """
 
     rise: float = 0.05
-    gap: float = 2.0
+    gap: float = 1.5
     length: float = 0.05
     smoothing: int = 20
 

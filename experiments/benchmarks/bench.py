@@ -25,6 +25,7 @@ from lipadvisor.experiments.benchmarks.suites import (
     scale_each,
 )
 from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.experiments.benchmarks.variants import VARIANTS
 from lipadvisor.policies import Policy, named_policy
 
 __all__ = ["Bench", "Cell", "frozen_hash", "zero_tuning_policies"]
@@ -221,6 +222,10 @@ class Bench:
             for name, losses in changed.items():
                 found.setdefault(name, {})[task.name] = loss_ratio(losses, own)
         return found
+
+    def variants(self) -> dict[str, dict[str, float]]:
+        """Return ratios of the default with one part changed at a time."""
+        return self._against_baseline(lambda task: self.policies(task, VARIANTS))
 
     def horizon(self, trials: int = 16) -> dict[str, dict[str, float]]:
         """Return the ratio to the best of ``trials`` at a horizon 30 times as long."""

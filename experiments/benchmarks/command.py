@@ -8,7 +8,7 @@ import click
 
 __all__ = ["bench"]
 
-SUITES = ("zero", "grid", "init", "constants", "horizon")
+SUITES = ("zero", "grid", "init", "constants", "horizon", "variants")
 
 
 @click.group()

@@ -17,6 +17,7 @@ from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.score import table
 from lipadvisor.experiments.benchmarks.store import Results
 from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.experiments.benchmarks.variants import VARIANTS
 from lipadvisor.policies import named_policy
 
 __all__ = ["run_lists"]
@@ -47,6 +48,8 @@ def run_lists(
     torch.set_num_threads(threads)
     seeds = seeds or (3 if quick else 5)
     trials = trials or (32 if quick else 64)
+    if suite == "variants" and which != "design":
+        raise ValueError(f"--suite variants is for the design list alone (--list design), got --list {which}.")
     lists = _lists(which, quick, only, suite)
     results = Results(out / "results.json")
     work = sum(_work(task, suite, seeds, trials) for tasks in lists.values() for task in tasks)
@@ -89,6 +92,7 @@ def _work(task: Task, suite: str, seeds: int, trials: int) -> float:
         "init": 2 * seeds + trials,
         "constants": 25 * seeds,
         "horizon": 30 * (16 + 2 * seeds),
+        "variants": len(VARIANTS) * seeds + trials + seeds,
     }
     return arms[suite] * task.steps
 

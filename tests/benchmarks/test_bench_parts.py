@@ -57,7 +57,7 @@ def test_trials_stay_in_their_ranges_and_follow_the_policies_schedules():
 
 def test_ratios_are_paired_geometric_means_and_failures_count():
     assert loss_ratio([2.0, 0.5], [1.0, 1.0]) == pytest.approx(1.0)
-    assert loss_ratio([math.nan], [1.0]) == FAILED_RATIO
+    assert loss_ratio([math.nan], [1.0]) == pytest.approx(FAILED_RATIO)
     figures = summary([0.9, 1.0, 1.04, 1.2, 50.0])
     assert figures.median == 1.04
     assert figures.within_5 == pytest.approx(0.6)
@@ -113,3 +113,9 @@ def test_an_unknown_task_is_one_line(tmp_path):
     result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "nope"])
     assert result.exit_code == 1
     assert "--task must be one of" in result.output
+
+
+def test_variants_never_see_the_confirmation_list(tmp_path):
+    result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--suite", "variants"])
+    assert result.exit_code == 1
+    assert "design list alone" in result.output

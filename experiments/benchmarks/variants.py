@@ -1,0 +1,29 @@
+"""What was tried on the design list: the default with one part changed or taken out, and the older rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
+from lipadvisor.policies import Lipschitz, Policy
+
+__all__ = ["VARIANTS"]
+
+VARIANTS: dict[str, Policy[Any]] = {
+    "default": Lipschitz(),
+    "no lift of hidden layers": Lipschitz(low_gain=0.3),
+    "lift to 1.2": Lipschitz(low_gain=1.2),
+    "budget 0.15": Lipschitz(budget=0.15),
+    "budget 0.3": Lipschitz(budget=0.3),
+    "budget 0.9": Lipschitz(budget=0.9),
+    "no budget": Lipschitz(budget=1e6),
+    "step 0.06": Lipschitz(relative_step=0.06),
+    "step 0.24": Lipschitz(relative_step=0.24),
+    "same step at every horizon": Lipschitz(horizon_power=0.0),
+    "step as 1 / horizon": Lipschitz(horizon_power=1.0),
+    "no decay": Lipschitz(decay_total=0.0),
+    "decay 1.5": Lipschitz(decay_total=1.5),
+    "no early end": Lipschitz(overfitting_gap=1e9),
+    "first rule": FirstRule(),
+    "second rule": SecondRule(),
+}
