@@ -88,7 +88,7 @@ def _at_size(checkpoint: Run, images: Images, size: int, settings: Settings) -> 
     """
     model, optimizer = checkpoint.model, checkpoint.optimizer
     generator = torch.Generator().manual_seed(settings.seed + size)
-    batches, replicas = (4, 32) if settings.quick else (max(6, 512 // size), 192)
+    batches, replicas = (4, 32) if settings.quick else (max(4, 256 // size), 192)
     variance, curvature = [], []
     for _ in range(batches):
         rows = torch.randint(0, len(images.train_targets), (size,), generator=generator)

@@ -36,7 +36,7 @@ _SPLIT_BATCH = 256
 def run(settings: Settings) -> Verdict:
     """Rerun the figure."""
     images = load_images(settings.data)
-    steps = 200 if settings.quick else steps_for(images, 6000)
+    steps = 200 if settings.quick else steps_for(images, 4000)
     rates, split = _measured(settings, images, steps)
     figures = _figures(rates, split)
     write_json(settings.out / "data.json", {"steps": steps, "figures": figures, "split": split})

@@ -39,7 +39,7 @@ _AGREES = 0.6  # rank correlations
 def run(settings: Settings) -> Verdict:
     """Rerun the experiment."""
     images = load_images(settings.data)
-    steps = 60 if settings.quick else steps_for(images, 1500)
+    steps = 60 if settings.quick else steps_for(images, 1000)
     kinds = _KINDS[:3] if settings.quick else _KINDS
     logs = {f"{kind} x {gain:g}": _one(settings, images, kind, gain, steps) for kind, gain in kinds}
     rows: dict[str, Any] = {}

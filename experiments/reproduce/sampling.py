@@ -29,7 +29,7 @@ _WITHIN = 2.0  # agreement: observed over predicted standard deviation within th
 def run(settings: Settings) -> Verdict:
     """Rerun the figure."""
     images = load_images(settings.data)
-    steps, seeds = (60, 4) if settings.quick else (steps_for(images, 400), 24)
+    steps, seeds = (60, 4) if settings.quick else (steps_for(images, 300), 16)
     measured = _one(settings, images, steps, 0, "full")
     runs = [_one(settings, images, steps, seed, "norms") for seed in range(1, seeds + 1)]
     step_T = measured.array("step")

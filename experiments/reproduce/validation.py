@@ -78,7 +78,7 @@ def rebuilt_paths(settings: Settings, images: Images, setting: str, steps: int) 
 def run(settings: Settings) -> Verdict:
     """Rerun the figure."""
     images = load_images(settings.data)
-    steps = 60 if settings.quick else steps_for(images, 3000)
+    steps = 60 if settings.quick else steps_for(images, 1000)
     names = ("none", "weight_decay", "clipping") if settings.quick else tuple(REGULARIZERS)
     paths = {name: rebuilt_paths(settings, images, name, steps) for name in names}
     figures: dict[str, Any] = {name: path.figures() for name, path in paths.items()}
