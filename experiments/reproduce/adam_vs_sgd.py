@@ -37,7 +37,8 @@ def network(images: Images, spread: float, seed: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten()]
     with torch.no_grad():
         for i in range(LAYERS):
-            layer = nn.Linear(sizes[i], sizes[i + 1], bias=False)
+            with torch.random.fork_rng(devices=[]):  # building draws from the global generator
+                layer = nn.Linear(sizes[i], sizes[i + 1], bias=False)
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / sizes[i]))
             layer.weight.mul_(10.0 ** (spread * (ORDER[i] / (LAYERS - 1) - 0.5)))
             layers += [layer, nn.ReLU()]

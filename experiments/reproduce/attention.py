@@ -35,7 +35,8 @@ LENGTHS = (2, 4, 8, 16, 32, 64)
 
 
 def _module(kind: str, seed: int, scale: float = 1.0) -> nn.Module:
-    module = KINDS[kind]().double()
+    with torch.random.fork_rng(devices=[]):  # building draws from the global generator
+        module = KINDS[kind]().double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

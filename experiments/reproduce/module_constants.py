@@ -67,7 +67,8 @@ _WORST = ("LayerNorm (worst case)", "RMSNorm (worst case)", "GroupNorm (worst ca
 
 
 def _randomized(build: Callable[[], nn.Module], generator: torch.Generator, worst: bool) -> nn.Module:
-    module = build().double().eval()
+    with torch.random.fork_rng(devices=[]):  # building draws from the global generator
+        module = build().double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
