@@ -52,14 +52,16 @@ def _pooled(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int) ->
     whole = {name: scores[horizon].ratios() for name, (_, scores) in scored.items() if horizon in scores}
     constant = [whole[name]["mae_ratio"] for name, (schedule, _) in scored.items() if schedule == "constant"]
     changed = [scores[horizon].ratios(scores[horizon].changed_N) for _, scores in scored.values() if horizon in scores]
-    crossing = [one for one in changed if one["n"] >= 3]
+    crossing = [one for one in changed if one["n"] > 0]  # a few windows a run: their errors are summed over runs
+    across = sum(one["n"] * one["mae"] for one in crossing)
+    across_slope = sum(one["n"] * one["mae_slope"] for one in crossing)
     hits = np.concatenate([scores[horizon].hit_N for _, scores in scored.values() if horizon in scores])
     return {
         "mae": _mean([one["mae_ratio"] for one in whole.values()]),
         "mae_of_sums": sum(one["mae"] for one in whole.values()) / sum(one["mae_slope"] for one in whole.values()),
         "constant": _mean(constant),
         "worst": max(one["mae_ratio"] for one in whole.values()),
-        "changed": _mean([one["mae_ratio"] for one in crossing]),
+        "changed": across / across_slope if crossing else float("nan"),
         "crps": _mean([one["crps_ratio"] for one in whole.values()]),
         "coverage": float(hits.mean()),
         "least_coverage": min(one["coverage"] for one in whole.values()),
