@@ -40,6 +40,7 @@ HORIZONS = (1, 5, 20, 50)
 STAGES = {"early": 20, "middle": 200, "late": 1000}  # steps before the checkpoint
 _ONE_STEP_REPLICAS = 256  # a single step is cheap, and its mean is small beside its noise
 _REPLICAS = 64
+_RESPONSE_STRIDE = 3  # of the samples that the curvature along the path is taken from
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def _response(
             at.lr,
             BATCH,
             horizons,
+            _RESPONSE_STRIDE,
         )
         write_json(kept, {str(horizon): value for horizon, value in found.items()})
         settings.progress(f"{path.stem}: response of the steps after")

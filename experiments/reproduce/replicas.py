@@ -329,11 +329,13 @@ def bound_variances(
     lr: float,
     batch_size: int,
     horizons: Sequence[int],
+    stride: int = 1,
 ) -> dict[int, float]:
     """Return the variance of the chain's ``Z`` after each of ``horizons`` steps, contraction and sampler accounted for.
 
     Along full-batch steps from the checkpoint, by :mod:`~lipadvisor.experiments.reproduce.linear_response`. Batches
-    are drawn without replacement within a batch, independently from step to step.
+    are drawn without replacement within a batch, independently from step to step. Curvature and noise along the path
+    are those of every ``stride``-th sample.
     """
     replica = Replicas(model, optimizer, 1, inputs, targets, classes, 0)
     share = finite_population(batch_size, len(inputs)) / batch_size
@@ -345,7 +347,8 @@ def bound_variances(
     for horizon in horizons:
         twin.load_state_dict({**twin.state_dict(), **ends[horizon - 1].weights})
         covector = bound_covector(twin, inputs[:2].double())
-        found[horizon] = share * response_variance(twin, covector, path[:horizon], inputs.double(), target)
+        some = (inputs[::stride].double(), target[::stride])
+        found[horizon] = share * response_variance(twin, covector, path[:horizon], *some)
     return found
 
 
