@@ -7,6 +7,7 @@ equal weight, and its Jacobian holds their covariance, which grows with the squa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ CLAIM = (
     "scaled-cosine attention stay below constants"
 )
 DIM, HEADS = 8, 2
-KINDS = {
+KINDS: dict[str, Callable[[], nn.Module]] = {
     "dot-product": lambda: DotProductAttention(DIM, HEADS),
     "L2": lambda: L2Attention(DIM, HEADS),
     "scaled cosine": lambda: ScaledCosineAttention(DIM, HEADS, tau=4.0, eps=1e-2),
@@ -47,7 +48,7 @@ def _module(kind: str, seed: int, scale: float = 1.0) -> nn.Module:
 
 def _tokens(count: int, size: float, seed: int) -> Tensor:
     x = torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x = size * x / x.norm(dim=-1, keepdim=True)
+    x = size * torch.nn.functional.normalize(x, dim=-1)
     x[0] = 0
     return x
 

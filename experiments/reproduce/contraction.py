@@ -36,7 +36,7 @@ BATCH, TINY = 64, 1e-7
 
 def _orthogonal(G: Tensor) -> Tensor:
     """Newton and Schulz's quintic iteration on a momentum matrix, as in Muon (Jordan et al. 2024)."""
-    X = G / (G.norm() + 1e-12)
+    X: Tensor = G / (G.norm() + 1e-12)
     transposed = X.shape[0] > X.shape[1]
     X = X.T if transposed else X
     for _ in range(5):

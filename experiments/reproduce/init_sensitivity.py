@@ -125,7 +125,7 @@ def run(settings: Settings) -> Verdict:
 
 
 def _sensitivity(rows: list[dict[str, Any]]) -> float:
-    best = max(row["accuracy"] for row in rows)
+    best: float = max(row["accuracy"] for row in rows)
     return sum(best - row["accuracy"] for row in rows) / len(rows)
 
 

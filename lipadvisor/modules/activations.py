@@ -86,7 +86,7 @@ def _selu_slope(_: nn.SELU, x: Tensor) -> Tensor:
 
 
 def _prelu_slope(module: nn.PReLU, x: Tensor) -> Tensor:
-    slope = module.weight
+    slope: Tensor = module.weight
     if slope.numel() > 1:
         slope = slope.reshape(-1, *(1,) * (x.ndim - 1))
     return torch.where(x > 0, torch.ones_like(x), slope.to(x.dtype).expand_as(x))

@@ -46,7 +46,8 @@ class _Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (..., heads, N, dim/heads)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (..., heads, N, dim/heads)
+        return heads
 
     def _join(self, x: Tensor) -> Tensor:
         joined: Tensor = self.out(x.transpose(-2, -3).flatten(-2))
@@ -98,7 +99,8 @@ class L2Attention(_Attention):
     def _value_of_query(self) -> Tensor:
         """``Wq_h Wv_h'`` (heads, d, d): a query turned into the head's value."""
         Wq, Wv = (W.weight.unflatten(0, (self.heads, -1)) for W in (self.query, self.value))
-        return Wq @ Wv.transpose(-1, -2)
+        product: Tensor = Wq @ Wv.transpose(-1, -2)
+        return product
 
 
 class ScaledCosineAttention(_Attention):
@@ -147,7 +149,8 @@ def inverse_x_exp(y: float) -> float:
 
 
 def _heads(W: nn.Linear, heads: int) -> Tensor:
-    return W.weight.detach().unflatten(0, (heads, -1))
+    parts: Tensor = W.weight.detach().unflatten(0, (heads, -1))
+    return parts
 
 
 def _l2(module: L2Attention, inputs: tuple[Tensor, ...]) -> Constant:

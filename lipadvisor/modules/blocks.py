@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.attention import DotProductAttention
 from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.normalization import local_constant
-from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register
+from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register, register_all
 
 __all__ = ["DropPath", "FeedForward", "ResNetBlock", "Residual", "TransformerBlock", "chain_constant"]
 
@@ -149,7 +149,7 @@ def chain_constant(modules: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> 
     Raises:
         KeyError: a part has no entry.
     """
-    value, kinds, conditions = 1.0, set(), []
+    value, kinds, conditions = 1.0, set[Kind](), []
     x = inputs
     for module in modules:
         if find(module) is None:
@@ -216,6 +216,8 @@ register(Residual, Entry("residual", _residual, _residual_jacobian, composite=Tr
 register(DropPath, Entry("drop_path", _drop_path, _drop_path_jacobian))
 register(ResNetBlock, Entry("resnet_block", _parts("join", "activation"), _parts_jacobian("join", "activation"), True))
 register(TransformerBlock, Entry("transformer_block", _parts("steps"), _parts_jacobian("steps"), True))
-for _kind in (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.TransformerDecoderLayer, nn.TransformerDecoder):
-    register(_kind, Entry("transformer_block", local_constant, composite=True))
+register_all(
+    (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.TransformerDecoderLayer, nn.TransformerDecoder),
+    Entry("transformer_block", local_constant, composite=True),
+)
 register(nn.Transformer, Entry("transformer", local_constant, composite=True))

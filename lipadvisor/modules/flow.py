@@ -209,7 +209,7 @@ def _cotangents(
             flow.finite = bool(torch.isfinite(output.detach()).all())
             cotangent = torch.randn(output.shape, generator=generator).to(output)
             value = (output * cotangent).sum() / cotangent.norm() if loss is None else loss(output)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -259,7 +259,7 @@ def _softmaxes(model: nn.Module, flow: Flow) -> Iterator[None]:
 
 class _SoftmaxWatch(TorchDispatchMode):
     def __init__(self, running: list[str], flow: Flow) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.running, self.flow = running, flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

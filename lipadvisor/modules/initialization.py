@@ -208,7 +208,7 @@ def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tol
     before = {name: weight.detach().clone() for name, weight in matrices.items()}
     total = dict.fromkeys(matrices, 1.0)
 
-    def scale(name: str, weight: nn.Parameter) -> Callable[..., None]:
+    def scale(name: str, weight: nn.Parameter) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             bias = getattr(module, "bias", None)
             pure = output if bias is None else output - _spread(bias, output)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.operator_norm import linear_map_norm, matrix_norm
-from lipadvisor.modules.registry import Entry, register
+from lipadvisor.modules.registry import Entry, register, register_all
 
 __all__ = ["columns", "one_hot_constant"]
 
@@ -41,12 +41,13 @@ def _normalised(module: nn.Module) -> str:
     """What a parametrization of the weight guarantees for any value of its parameters."""
     if not parametrize.is_parametrized(module, "weight"):
         return ""
-    for rule in module.parametrizations["weight"]:  # type: ignore[operator, index, union-attr]
+    rules: Any = module.parametrizations
+    for rule in rules["weight"]:
         kind = type(rule).__name__
         if kind == "_SpectralNorm":
             return "spectral normalisation: 1 once its power iteration has converged"
         if kind == "_WeightNorm":
-            g = module.parametrizations["weight"].original0.detach()  # type: ignore[operator, index, union-attr]
+            g = rules["weight"].original0.detach()
             return f"weight normalisation: at most |g| = {float(g.norm()):.6g} for any direction"
     return ""
 
@@ -113,13 +114,16 @@ register(nn.Linear, Entry("linear", _dense, _dense_jacobian))
 register("Conv1D", Entry("linear", _dense))  # GPT-2's transposed dense layer
 for _kind in _CONVOLUTIONS:
     register(_kind, Entry(_kind.__name__.lower(), _operator, _operator_jacobian))
-for _kind in (nn.Embedding, nn.EmbeddingBag):
-    register(_kind, Entry("embedding", _table))
+register_all((nn.Embedding, nn.EmbeddingBag), Entry("embedding", _table))
 register(nn.Bilinear, Entry("bilinear", _bilinear))
-for _kind in (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle):
-    register(_kind, Entry("reshape", _isometry, lambda m, x: columns(m, x)))
-for _kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.Fold, nn.Unfold):
-    register(_kind, Entry("resample", _operator, _operator_jacobian))
+register_all(
+    (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    Entry("reshape", _isometry, lambda m, x: columns(m, x)),
+)
+register_all(
+    (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.Fold, nn.Unfold),
+    Entry("resample", _operator, _operator_jacobian),
+)
 for _name in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
     for _axes in (1, 2, 3):
         register(getattr(nn, f"{_name}{_axes}d"), Entry("padding", _operator, _operator_jacobian))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.operator_norm import jacobian_norm
-from lipadvisor.modules.registry import Entry, register
+from lipadvisor.modules.registry import Entry, register, register_all
 
 __all__ = ["CenterNorm", "local_constant"]
 
@@ -177,8 +177,9 @@ def local_constant(module: Any, inputs: tuple[Any, ...]) -> Constant:
         parts = [part.reshape(v.shape) for part, v in zip(z.split(sizes), variables, strict=True)]
         args = [next((p for p, v in zip(parts, variables, strict=True) if v is value), value) for value in inputs]
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            y = module(*args)
-        return y[0] if isinstance(y, tuple) else y
+            output = module(*args)
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        return y
 
     norm = jacobian_norm(function, x)
     note = "Jacobian norm on the given batch, from below"
@@ -201,7 +202,8 @@ def _blocks(x: Tensor, rows: Tensor, gammas: list[Tensor | None], eps: float, ce
         shifted = row - row.mean() if centered else row
         sigma = ((shifted**2).mean() + eps).sqrt()
         parts.append(_normalized_block(shifted / sigma, sigma, gamma, centered))
-    return torch.block_diag(*parts)
+    J: Tensor = torch.block_diag(*parts)
+    return J
 
 
 def _layer_jacobian(module: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -224,7 +226,7 @@ def _grouped_jacobian(groups: int, weight: Tensor | None, eps: float, x: Tensor)
 
 
 def _running_jacobian(module: Any, x: Tensor) -> Tensor:
-    scale = (module.running_var + module.eps).rsqrt()
+    scale: Tensor = (module.running_var + module.eps).rsqrt()
     if module.weight is not None:
         scale = scale * module.weight.detach()
     return torch.diag(scale.to(x.dtype).repeat_interleave(x.numel() // x.shape[0]))
@@ -244,8 +246,9 @@ def _instance_jacobian(module: Any, x: Tensor) -> Tensor:
 
 def _center_jacobian(module: CenterNorm, x: Tensor) -> Tensor:
     d = module.dim
-    block = module.weight.detach()[:, None] * (torch.eye(d, dtype=x.dtype) - 1.0 / d) * (d / (d - 1))
-    return torch.block_diag(*[block] * (x.numel() // d))
+    block: Tensor = module.weight.detach()[:, None] * (torch.eye(d, dtype=x.dtype) - 1.0 / d) * (d / (d - 1))
+    J: Tensor = torch.block_diag(*[block] * (x.numel() // d))
+    return J
 
 
 def _dropout_jacobian(module: Any, x: Tensor) -> Tensor:
@@ -262,15 +265,14 @@ register(
     nn.GroupNorm,
     Entry("group_norm", _group, lambda m, x: _grouped_jacobian(m.num_groups, m.weight, m.eps, x)),
 )
-for _kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
-    register(_kind, Entry("instance_norm", _instance, _instance_jacobian))
-for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-    register(_kind, Entry("batch_norm", _batch, _batch_jacobian))
+register_all(
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), Entry("instance_norm", _instance, _instance_jacobian)
+)
+register_all(
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), Entry("batch_norm", _batch, _batch_jacobian)
+)
 register(CenterNorm, Entry("center_norm", _center, _center_jacobian))
 register(nn.LocalResponseNorm, Entry("local_response_norm", local_constant))
-for _kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-    register(_kind, Entry("dropout", _dropout, _dropout_jacobian))
-for _kind in (nn.AlphaDropout, nn.FeatureAlphaDropout):
-    register(_kind, Entry("dropout", _alpha_dropout, _dropout_jacobian))
-for _kind in (nn.RNN, nn.LSTM, nn.GRU):
-    register(_kind, Entry("recurrent", local_constant))
+register_all((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), Entry("dropout", _dropout, _dropout_jacobian))
+register_all((nn.AlphaDropout, nn.FeatureAlphaDropout), Entry("dropout", _alpha_dropout, _dropout_jacobian))
+register_all((nn.RNN, nn.LSTM, nn.GRU), Entry("recurrent", local_constant))

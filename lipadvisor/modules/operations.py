@@ -244,7 +244,8 @@ def _general(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
 
             def function(x: Tensor, i: int = i) -> Tensor:
                 output = call(*args[:i], x, *args[i + 1 :], **kwargs)
-                return output[0] if isinstance(output, (tuple, list)) else output
+                y: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+                return y
 
             result[i] = jacobian_norm(function, value, steps=16, restarts=2).value * (1 + 1e-3)
     return result

@@ -129,7 +129,7 @@ def _random_like(x: Tensor, seed: int) -> Tensor:
 
 def _by_forward_mode(function: Map, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
     x = x.detach()
-    _, pullback = torch.func.vjp(function, x)
+    pullback = torch.func.vjp(function, x)[1]
 
     def apply(v: Tensor) -> Tensor:
         pushed: Tensor = torch.func.jvp(function, (x,), (v,))[1]

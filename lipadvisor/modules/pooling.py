@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.linear import columns
 from lipadvisor.modules.operator_norm import linear_map_norm
-from lipadvisor.modules.registry import Entry, register
+from lipadvisor.modules.registry import Entry, register, register_all
 
 __all__ = ["windows_per_input"]
 
@@ -125,7 +125,5 @@ for _axes in ("1d", "2d", "3d"):
     register(getattr(nn, f"AdaptiveAvgPool{_axes}"), Entry("avg_pool", _average, lambda m, x: columns(m, x)))
     register(getattr(nn, f"AdaptiveMaxPool{_axes}"), Entry("max_pool", _adaptive_maximum))
     register(getattr(nn, f"MaxUnpool{_axes}"), Entry("max_unpool", _unpool))
-for _kind in (nn.LPPool1d, nn.LPPool2d):
-    register(_kind, Entry("lp_pool", _power_average))
-for _kind in (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d):
-    register(_kind, Entry("max_pool", _fractional))
+register_all((nn.LPPool1d, nn.LPPool2d), Entry("lp_pool", _power_average))
+register_all((nn.FractionalMaxPool2d, nn.FractionalMaxPool3d), Entry("max_pool", _fractional))

@@ -6,7 +6,7 @@ torch derives on the fly) uses the entry of what it derives from unless it has i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.constant import Constant
 
-__all__ = ["Entry", "constant_of", "find", "jacobian_of", "register", "registered"]
+__all__ = ["Entry", "constant_of", "find", "jacobian_of", "register", "register_all", "registered"]
 
 ConstantRule = Callable[[Any, tuple[Tensor, ...]], Constant]
 JacobianRule = Callable[[Any, Tensor], Tensor]
@@ -59,6 +59,12 @@ def register(kind: type[nn.Module] | str, entry: Entry) -> None:
         _ENTRIES[kind] = entry
     else:
         raise TypeError(f"register(kind=...) must be a subclass of torch.nn.Module or a class name, got {kind!r}.")
+
+
+def register_all(kinds: Iterable[type[nn.Module]], entry: Entry) -> None:
+    """Register one entry for several classes."""
+    for kind in kinds:
+        register(kind, entry)
 
 
 def registered() -> tuple[tuple[str, str], ...]:

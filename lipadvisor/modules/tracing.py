@@ -162,7 +162,7 @@ class _Export(fx.Interpreter):
     def composition(self) -> Composition:
         self.run(*self._values())
         (output,) = self.program.graph_signature.user_outputs
-        node = next(node for node in self.module.graph.nodes if node.name == output)
+        node = next(node for node in self.program.graph.nodes if node.name == output)
         norms = {join.module: self.found[join.module].log for join in self.joins if join.module is not None}
         return Composition(
             tuple(self.joins), self.place.get(node, -1), tuple(norms.items()), "export", tuple(self.sources)
@@ -254,7 +254,8 @@ class _Export(fx.Interpreter):
 
     def _between(self, node: fx.Node, name: str, carriers: list[fx.Node]) -> int:
         if name in CONCATENATIONS:
-            parts = [self.place[part] for part in node.args[0] if part in self.place]  # type: ignore[union-attr]
+            listed: Any = node.args[0]
+            parts = [self.place[part] for part in listed if part in self.place]
             return self._add(Join(tuple(parts), (0.0,) * len(parts), concat=True, name=node.name))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         found = gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
