@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lipadvisor.policies
-from lipadvisor.experiments.benchmarks.baseline import Trial, tuned
+from lipadvisor.experiments.benchmarks.baseline import Trial, revalidated, tuned
 from lipadvisor.experiments.benchmarks.drive import drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
 from lipadvisor.experiments.benchmarks.progress import Progress
@@ -93,6 +93,14 @@ class Bench:
         return self.results.get(
             spec, lambda: tuned(task, trials=trials, repeats=self.seeds, steps=steps, tick=self._ticker(task, trials))
         )
+
+    def revalidated(self, task: Task) -> list[float]:
+        """Return the test losses of the harder baseline, whose selection was repeated on more seeds."""
+        spec = {"arm": "revalidated", "trials": self.trials, "seeds": self.seeds, **task_fingerprint(task)}
+        record = self.results.get(
+            spec, lambda: revalidated(task, self.baseline(task), tick=self._ticker(task, self.trials // 3))
+        )
+        return list(record["test"])
 
     def policies(self, task: Task, arms: Mapping[str, Policy[Any]], **options: Any) -> dict[str, list[float]]:
         """Return the test losses by seed of each arm, all trained together."""
@@ -183,8 +191,8 @@ class Bench:
         for task in self.tasks:
             base = self.baseline(task)["test"]
             arms = {**self.policies(task, zero_tuning_policies(self.default)), **self.foreign(task)}
-            if CANDIDATES:
-                arms["rehearsal"] = self.rehearsed(task)
+            arms["rehearsal"] = self.rehearsed(task)
+            arms["tuned, revalidated"] = self.revalidated(task)
             for arm, losses in arms.items():
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
