@@ -21,7 +21,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, of the input's shape."""
-        return x + self.second(torch.relu(self.first(x)))
+        y: Tensor = x + self.second(torch.relu(self.first(x)))
+        return y
 
 
 class _Block(nn.Module):
@@ -41,10 +42,12 @@ class _Block(nn.Module):
         query, key, value = (self._split(layer(h)) for layer in (self.query, self.key, self.value))
         score = torch.softmax(query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5, dim=-1)
         x = x + self.out((score @ value).transpose(-3, -2).flatten(-2))
-        return x + self.down(torch.relu(self.up(self.norm_2(x))))
+        y: Tensor = x + self.down(torch.relu(self.up(self.norm_2(x))))
+        return y
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        y: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        return y
 
 
 class _Transformer(nn.Module):
@@ -61,7 +64,8 @@ class _Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, 10) of images (B, 1, 8, 8)."""
         tokens = self.blocks(self.embed(x.squeeze(1)) + self.position)
-        return self.head(self.norm(tokens).mean(1))
+        logits: Tensor = self.head(self.norm(tokens).mean(1))
+        return logits
 
 
 def _mlp() -> nn.Module:

@@ -112,7 +112,8 @@ def _forecast_all(
             continue
         outcome, last = level[step + horizon], horizon - 2
         window = slice(step, step + horizon)
-        changed = bool(np.ptp(np.log(run.lr_N[window])) > np.log(_CHANGE)) or np.ptp(run.weight_decay_N[window]) > 0
+        rate, decay = np.ptp(np.log(run.lr_N[window])), np.ptp(run.weight_decay_N[window])
+        changed = bool(rate > np.log(_CHANGE) or decay > 0)
         hit = bool(made.lower[last] <= outcome <= made.upper[last])
         error_G = outcome - now - slope_G * (horizon - 1)
         rows[horizon].append((step, float(outcome - made.mean[last]), float(made.std[last]), hit, error_G, changed))

@@ -109,7 +109,8 @@ def _made(settings: Settings, images: Images, steps: int, side: int, path: Any, 
 
 def _save(path: Any, identity: str, arrays: dict[str, Array]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, identity=np.frombuffer(identity.encode(), dtype=np.uint8), **arrays)
+    content: dict[str, Any] = {"identity": np.frombuffer(identity.encode(), dtype=np.uint8), **arrays}
+    np.savez_compressed(buffer, allow_pickle=False, **content)
     write_bytes(path, buffer.getvalue())
 
 

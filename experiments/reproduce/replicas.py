@@ -164,7 +164,8 @@ class Replicas:
         step = self._step + 1
         second = self._second[name][0] * b_2 + gradient.square() * (1 - b_2)
         root = (second / (1 - b_2**step)).sqrt() + self._options["eps"]
-        return (1 - b_1) / (1 - b_1**step) / root
+        answer: Tensor = (1 - b_1) / (1 - b_1**step) / root
+        return answer
 
     def kernels(self, layer: TrackedLayer, model: nn.Module) -> Tensor:
         """Return the replicas' weights (R, ...) of ``layer``, a layer of ``model``."""

@@ -69,7 +69,7 @@ def _variances(measured: RunLog, images: Images) -> tuple[Array, Array]:
     for noise in ("exact", "independent"):
         rate = [
             factor * _INTERVAL * c.lr * c.diffusion**2
-            for c in (coefficients(terms, noise=noise) for terms in measured.terms())  # type: ignore[arg-type]
+            for c in (coefficients(terms, noise=noise) for terms in measured.terms())
         ]
         sums.append(np.concatenate(([0.0], np.cumsum(rate)[:-1])))
     return sums[0], sums[1]

@@ -113,10 +113,13 @@ def _draw(made: Figure, paths: dict[str, Paths], panel: Any) -> None:
 def _network(ax: Axes, path: Paths) -> None:
     for target in (ax, ax.inset_axes((0.52, 0.12, 0.45, 0.4))):
         span = slice(None) if target is ax else slice(0, _INSET)
-        width = {"linewidth": 1.2}
         target.plot(path.step[span], path.observed[span], color=COLOURS[7], label="observed", linewidth=3.0, alpha=0.6)
-        target.plot(path.step[span], path.predicted[span], color=COLOURS[0], label="with the finite-step term", **width)
-        target.plot(path.step[span], path.paper[span], color=COLOURS[1], label="as published", linestyle="--", **width)
+        target.plot(
+            path.step[span], path.predicted[span], color=COLOURS[0], label="with the finite-step term", linewidth=1.2
+        )
+        target.plot(
+            path.step[span], path.paper[span], color=COLOURS[1], label="as published", linestyle="--", linewidth=1.2
+        )
         if target is not ax:
             target.tick_params(labelsize=6)
             target.set_title("first 50 steps", fontsize=6.5)
