@@ -120,11 +120,11 @@ def _first(values: Any) -> Tensor | None:
 
 
 @contextmanager
-def _hooked(watched: dict[str, nn.Module], hook: Callable[..., None]) -> Iterator[None]:
-    hooks = [
-        module.register_forward_hook(functools.partial(hook, name), with_kwargs=True)
-        for name, module in watched.items()
-    ]
+def _hooked(watched: dict[str, nn.Module], after: Callable[..., None], before: Callable[..., Any]) -> Iterator[None]:
+    hooks = []
+    for name, module in watched.items():
+        hooks.append(module.register_forward_pre_hook(functools.partial(before, name), with_kwargs=True))
+        hooks.append(module.register_forward_hook(functools.partial(after, name), with_kwargs=True))
     try:
         yield
     finally:
@@ -143,16 +143,21 @@ def _tangents(
     function, zero = perturbed(model, batch, sources)
     direction = torch.randn(zero.shape, generator=generator).to(zero)
 
-    def look(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        x, y = _first((*args, *kwargs.values())), _first(output)
-        if x is None or y is None:
-            return
-        dx, dy = forward_ad.unpack_dual(x).tangent, forward_ad.unpack_dual(y).tangent
-        if dx is not None and dy is not None:
-            size = _norm(dx)
-            flow.modules[name].forward_gain = _norm(dy) / size if size > 0 else math.nan
+    arrived: dict[str, float] = {}
 
-    with torch.no_grad(), forward_ad.dual_level(), _hooked(watched, look):
+    def tangent(value: Any) -> float:
+        x = _first(value)
+        dx = None if x is None else forward_ad.unpack_dual(x).tangent
+        return 0.0 if dx is None else _norm(dx)
+
+    def look_in(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        arrived[name] = tangent((*args, *kwargs.values()))  # before the call: it may work in place
+
+    def look_out(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if arrived[name] > 0:
+            flow.modules[name].forward_gain = tangent(output) / arrived[name]
+
+    with torch.no_grad(), forward_ad.dual_level(), _hooked(watched, look_out, look_in):
         function(forward_ad.make_dual(zero, direction))
 
 
@@ -176,6 +181,9 @@ def _cotangents(
         if not x.requires_grad:
             return None
         x.register_hook(functools.partial(all_readers, name))
+        if getattr(module, "inplace", False):  # nobody else can read x: it is about to be overwritten
+            x.register_hook(functools.partial(left, name))
+            return None
         own = x.view_as(x)  # what this module alone sends back; others may read x too
         own.register_hook(functools.partial(left, name))
         return tuple(own if a is x else a for a in args), {k: own if v is x else v for k, v in kwargs.items()}
@@ -200,11 +208,7 @@ def _cotangents(
 
     handles = _watch_weights(model, flow)
     try:
-        handles += [
-            module.register_forward_pre_hook(functools.partial(look_in, name), with_kwargs=True)
-            for name, module in watched.items()
-        ]
-        with torch.enable_grad(), _hooked(watched, look_out), _softmaxes(model, flow):
+        with torch.enable_grad(), _hooked(watched, look_out, look_in), _softmaxes(model, flow):
             output = function(zero.requires_grad_(True))
             flow.finite = bool(torch.isfinite(output.detach()).all())
             cotangent = torch.randn(output.shape, generator=generator).to(output)

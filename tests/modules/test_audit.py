@@ -247,6 +247,36 @@ def test_gains_equal_the_jacobians() -> None:
     assert row["rms_out"] == pytest.approx(expected)
 
 
+def test_in_place_activations_have_gains_too() -> None:
+    def build(inplace: bool) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            conv = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=inplace), nn.Conv2d(8, 4, 3))
+            return conv.append(nn.LeakyReLU(0.1, inplace=inplace))
+
+    x = zoo._vectors(4, 3, 8, 8)
+    plain, inplace = (audit(build(flag), x, local=False).modules for flag in (False, True))
+    for column in ("forward_gain", "backward_gain", "rms_in", "rms_out", "gradient_out"):
+        assert inplace[column].tolist() == pytest.approx(plain[column].tolist(), rel=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize(("gain", "problem"), [(0.3, "vanishing"), (math.sqrt(2), None), (5.0, "explosion")])
+def test_deep_plain_networks_by_their_gain(gain: float, problem: str | None) -> None:
+    g = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(20):
+        layer = nn.Linear(32, 32)
+        layer.weight.data = torch.randn(32, 32, generator=g) * gain / math.sqrt(32)
+        layers += [layer, nn.ReLU()]
+    model, x = nn.Sequential(*layers), zoo._vectors(8, 32)
+    findings = audit(model, x, local=False).findings
+    assert [finding.problem for finding in findings] == ([] if problem is None else [problem])
+    if problem is not None:
+        assert findings[0].cure == "lsuv"
+        apply_cures(model, findings, x)
+        assert audit(model, x, local=False).findings == ()
+
+
 def test_audit_keeps_gradients_and_random_state() -> None:
     model, batch = built(zoo.mlp)
     for parameter in model.parameters():
