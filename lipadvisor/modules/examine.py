@@ -62,6 +62,12 @@ class Audit:
 
         return render(self, title)
 
+    def to_fragment(self) -> str:
+        """Return what stands on that page, for a section of another one."""
+        from lipadvisor.modules.page import fragment
+
+        return fragment(self)
+
     def table(self) -> str:
         """Return the text that the command line prints."""
         from lipadvisor.modules.page import as_text

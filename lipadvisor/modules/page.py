@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from lipadvisor.modules.examine import Audit
 
-__all__ = ["as_text", "gain_along_depth", "render"]
+__all__ = ["as_text", "fragment", "gain_along_depth", "render"]
 
 _COLUMNS = (
     ("module", "module"),
@@ -68,7 +69,8 @@ def _positive(column: Any) -> Any:
 def _svg(figure: Figure) -> str:
     FigureCanvasSVG(figure)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "audit"}):  # the same audit gives the same page
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -115,6 +117,26 @@ def as_text(audit: Audit) -> str:
     return "\n".join(lines)
 
 
+_FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
+<h3>Findings</h3>
+{% if findings %}<table>
+<tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
+{% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
+<td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+</table>{% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
+<h3>Gain along depth</h3>{{ picture | safe }}
+<h3>Advice</h3><table>
+<tr><th>about</th><th>module</th><th>advice</th><th>reason</th><th>source</th></tr>
+{% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td>{{ f.cure }}</td>
+<td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+</table>
+<h3>Modules</h3><div class="wide"><table>
+<tr>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
+{% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>{% for cell in row.cells %}<td>{{ cell }}</td>
+{% endfor %}<td><small>{{ row.condition }}</small></td></tr>
+{% endfor %}</table></div>
+"""
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <style>
@@ -126,30 +148,12 @@ th { position: sticky; top: 0; background: #fff }
 .flagged { background: #fdf1e3 } .wide { overflow-x: auto } small { color: #666 } svg { max-width: 100%; height: auto }
 </style></head><body>
 <h1>{{ title }}</h1>
-<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
-<h2>Findings</h2>
-{% if findings %}<table>
-<tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
-{% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
-<td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
-</table>{% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
-<h2>Gain along depth</h2>{{ picture | safe }}
-<h2>Advice</h2><table>
-<tr><th>about</th><th>module</th><th>advice</th><th>reason</th><th>source</th></tr>
-{% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td>{{ f.cure }}</td>
-<td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
-</table>
-<h2>Modules</h2><div class="wide"><table>
-<tr>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
-{% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>{% for cell in row.cells %}<td>{{ cell }}</td>
-{% endfor %}<td><small>{{ row.condition }}</small></td></tr>
-{% endfor %}</table></div>
-</body></html>
+{{ body | safe }}</body></html>
 """
 
 
-def render(audit: Audit, title: str) -> str:
-    """Return the page: nothing is loaded from elsewhere."""
+def fragment(audit: Audit) -> str:
+    """Return the page's content alone, without a style of its own, to stand in a section of another page."""
     flagged = {finding.module for finding in audit.findings}
     rows = [
         {
@@ -159,9 +163,8 @@ def render(audit: Audit, title: str) -> str:
         }
         for row in audit.modules.to_dict("records")
     ]
-    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    template = jinja2.Environment(autoescape=True).from_string(_FRAGMENT)
     return template.render(
-        title=title,
         summary=_summary(audit),
         findings=audit.findings,
         advice=audit.advice,
@@ -169,3 +172,8 @@ def render(audit: Audit, title: str) -> str:
         titles=[title for _, title in _COLUMNS],
         rows=rows,
     )
+
+
+def render(audit: Audit, title: str) -> str:
+    """Return the page: nothing is loaded from elsewhere."""
+    return jinja2.Environment(autoescape=True).from_string(_PAGE).render(title=title, body=fragment(audit))

@@ -230,6 +230,8 @@ def test_result_has_frame_json_html_and_text(tmp_path: Path) -> None:
     assert "<svg" in page
     assert "a &lt;title&gt;" in page
     assert "http" not in page.split("<style>")[0]
+    assert result.to_fragment() in page
+    assert "<html" not in result.to_fragment()
     assert "vanishing" in result.table()
 
 
