@@ -54,7 +54,7 @@ class Lipschitz:
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
-    overfitting_rise: float = 0.05
+    overfitting_rise: float = 0.25
     overfitting_gap: float = 1.5
     low_gain: float = 0.9
     high_gain: float = 1.6

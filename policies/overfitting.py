@@ -20,6 +20,7 @@ class OverfittingState:
     best: float | None = None  # lowest validation loss
     seen_step: int = -1  # of the last validation
     train_loss: float | None = None  # smoothed
+    risen: int = 0  # validations in a row that were above the lowest by more than the rise
     started_step: int | None = None
 
 
@@ -27,12 +28,14 @@ class OverfittingState:
 class Overfitting:
     """Anneals learning rate and weight decay once the validation loss rises while the training loss is far below it.
 
-    Both must hold: a rise of the validation loss alone is also what a large learning rate looks like, and that passes.
-    Where no validation loss is reported, nothing is done.
+    Both must hold, and for ``patience`` validations in a row: a rise of the validation loss alone is also what a large
+    learning rate looks like, or the noise of a small split, and that passes. Where no validation loss is reported,
+    nothing is done.
 
     Args:
         rise: relative rise of the validation loss above its lowest that counts, >= 0.
         gap: ratio of the validation loss to the training loss that counts, > 0.
+        patience: validations in a row that must say so, >= 1.
         length: share of the run, or of the steps taken where the horizon is unknown, in which the rate falls, > 0.
         smoothing: time constant of the mean of the training loss, steps, >= 1.
 
@@ -40,14 +43,16 @@ class Overfitting:
         ValueError: an argument is out of its range.
     """
 
-    rise: float = 0.05
+    rise: float = 0.25
     gap: float = 1.5
+    patience: int = 3
     length: float = 0.05
     smoothing: int = 20
 
     def __post_init__(self) -> None:
         require_non_negative("Overfitting", "rise", self.rise)
         require_positive("Overfitting", "gap", self.gap)
+        require_at_least_one("Overfitting", "patience", self.patience)
         require_positive("Overfitting", "length", self.length)
         require_at_least_one("Overfitting", "smoothing", self.smoothing)
 
@@ -88,7 +93,8 @@ class Overfitting:
         if validation is None or at is None or at <= state.seen_step or not math.isfinite(validation):
             return state
         if state.best is None or validation < state.best:
-            return replace(state, best=validation, seen_step=at)
+            return replace(state, best=validation, seen_step=at, risen=0)
         risen = validation > state.best + self.rise * abs(state.best)
         apart = state.train_loss is not None and validation > self.gap * state.train_loss
-        return replace(state, seen_step=at, started_step=step if risen and apart else None)
+        count = state.risen + 1 if risen and apart else 0
+        return replace(state, seen_step=at, risen=count, started_step=step if count >= self.patience else None)

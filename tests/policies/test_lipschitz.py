@@ -266,15 +266,19 @@ def overfitted(validation, train, **parameters):
 
 
 def test_a_rising_validation_loss_far_above_the_training_loss_ends_the_run_early():
-    decisions = overfitted([1.0, 0.8, 0.9, 1.0, 1.1, 1.2], 0.1)
-    assert decisions[19].knobs[0].lr == 0.1
-    assert decisions[20].reason.endswith("overfitting")
-    assert decisions[20].cooldown_started
-    assert decisions[30].knobs[0].lr < 1e-4
-    assert decisions[30].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
+    decisions = overfitted([1.0, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4], 0.1, rise=0.05, patience=3)
+    started = next(d.step for d in decisions if d.reason.endswith("overfitting"))
+    assert started == 40  # the third validation in a row above the lowest by 5 %
+    assert decisions[39].knobs[0].lr == 0.1
+    assert decisions[started].cooldown_started
+    assert decisions[started + 10].knobs[0].lr < 1e-4
+    assert decisions[started + 10].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
 
 
-@pytest.mark.parametrize(("validation", "train"), [([1.0, 0.8, 0.9, 1.2], 0.9), ([1.0, 0.9, 0.8, 0.81], 0.1)])
+@pytest.mark.parametrize(
+    ("validation", "train"),
+    [([1.0, 0.8, 0.9, 1.2], 0.9), ([1.0, 0.9, 0.8, 0.81], 0.1), ([1.0, 0.8, 1.2, 1.2, 0.9, 1.2, 1.2, 0.9], 0.1)],
+)
 def test_noise_and_a_small_gap_are_no_overfitting(validation, train):
     assert all(decision.knobs[0].lr == 0.1 for decision in overfitted(validation, train))
 
