@@ -103,7 +103,7 @@ def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
     assert any(record["spec"].get("arm") == "frozen" for record in records.values())
     stamp = (tmp_path / "results.json").stat().st_mtime_ns
     second = CliRunner().invoke(bench, options, catch_exceptions=False)
-    assert second.output == first.output
+    assert second.stdout == first.stdout
     assert (tmp_path / "results.json").stat().st_mtime_ns == stamp
     init = CliRunner().invoke(bench, [*options, "--suite", "init"], catch_exceptions=False)
     assert "suite init" in init.output
