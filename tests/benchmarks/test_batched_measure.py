@@ -69,10 +69,10 @@ def test_policies_see_and_decide_what_they_would_under_the_real_advisor():
     assert len(batched.seen) >= 16
     theirs = {observation.step: (observation, lr) for observation, lr in zip(real.seen, real.rates, strict=True)}
     for ours, lr in zip(batched.seen, batched.rates, strict=True):
-        if ours.step > 15:  # from here on small differences of the rate have made two different runs
+        if ours.step > 10:  # from here on small differences of the rate have made two different runs
             break
         other, their_lr = theirs[ours.step]
-        assert lr == pytest.approx(their_lr, rel=0.15)
+        assert lr == pytest.approx(their_lr, rel=0.05)
         assert [layer.name for layer in ours.layers] == [layer.name for layer in other.layers]
         for mine, layer in zip(ours.layers, other.layers, strict=True):
             assert mine.shape == layer.shape
