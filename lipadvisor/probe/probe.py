@@ -26,7 +26,7 @@ from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
 from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise
 from lipadvisor.probe.pack import Pack, make_packs
 from lipadvisor.probe.record import Measured, noise_covariance, read, terms
-from lipadvisor.probe.response import respond
+from lipadvisor.probe.response import Pace, respond
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.spectra import LinearOperator
 from lipadvisor.terms import Terms
@@ -34,7 +34,6 @@ from lipadvisor.terms import Terms
 __all__ = ["Probe"]
 
 LEVELS = ("norms", "drift", "full")
-MAX_STRETCHES = 16
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
 
@@ -244,7 +243,7 @@ class Probe:
                     table.append(table[0].new_full((len(pack.layers), 5), float("nan")))
                 else:
                     direction = self._direction(pack)
-                    table.append(respond(pack, direction, self._length(pack), self._stretches(pack), noise))
+                    table.append(respond(pack, direction, self._length(pack), self._pace(pack), noise))
             if self._samples:
                 self._noise_LL = noise_covariance(scalars, self._samples)
         self._values_LC = self._in_order([torch.cat(table, dim=1) for table in tables])
@@ -340,13 +339,13 @@ class Probe:
 
     def _degree(self, pack: Pack) -> int:
         """Return the degree of the refresh's filter: small steps need little."""
-        relative = self._relative(pack)
-        return 4
+        return 2 if self._relative(pack) < 0.03 else 4
 
-    def _stretches(self, pack: Pack) -> int:
-        """Return in how many stretches to follow the step: each must be short for the width of the tracked block."""
+    def _pace(self, pack: Pack) -> Pace:
+        """Return how to cut up the step: each stretch must be short for the width of the tracked block."""
         width = min(self._width_L[index] for index in pack.indices)
-        return min(MAX_STRETCHES, math.ceil(self._relative(pack) / min(max(0.4 * width, 0.01), 0.08)) or 1)
+        lr = max(self._knobs[index][0] for index in pack.indices)
+        return Pace(lr, min(max(0.4 * width, 0.01), 0.08), self._relative(pack))
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""

@@ -8,6 +8,9 @@ Shapes: ``l`` layers of the pack, ``R`` block, ``K`` changes or noise directions
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,17 +20,44 @@ from lipadvisor.spectra import LayerOperator, TrackedBlock, refresh
 from lipadvisor.spectra.change import TINY, BlockChange, bordered_corner, project_change
 from lipadvisor.spectra.curvature import split_change
 
-__all__ = ["respond", "update_norm"]
+__all__ = ["Pace", "respond", "update_norm"]
 
 
-def respond(pack: Pack, direction: Tensor, length: float | Tensor, stretches: int, noise: NoiseImages | None) -> Tensor:
+MAX_STRETCHES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a long step is cut up.
+
+    Attributes:
+        lr: largest learning rate of the pack.
+        stretch: longest relative step that is predicted in one go.
+        expected: relative step, judged by the last update: what counts where the device must not be waited for.
+    """
+
+    lr: float
+    stretch: float
+    expected: float
+
+    def stretches(self, size_l: Tensor, norm_l: Tensor) -> int:
+        """Return the number of stretches for an update of ``size`` on weights of ``norm``."""
+        relative = self.expected
+        if size_l.device.type == "cpu":
+            relative = self.lr * float((size_l / norm_l).max())
+        if not math.isfinite(relative):
+            return 1
+        return min(MAX_STRETCHES, max(1, math.ceil(relative / self.stretch)))
+
+
+def respond(pack: Pack, direction: Tensor, length: float | Tensor, pace: Pace, noise: NoiseImages | None) -> Tensor:
     """Return columns (l, 5): ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, noise's form.
 
     Args:
         pack: with ``old`` refreshed; its update's vectors are moved on.
         direction: U, (l, *kernel shape).
         length: how far along U the weights go; a tensor is (l, 1, 1).
-        stretches: in how many to follow the step, >= 1.
+        pace: how a long step is cut up.
         noise: of the batch, if it is asked for; without it its form is nan.
     """
     assert pack.old is not None
@@ -35,6 +65,7 @@ def respond(pack: Pack, direction: Tensor, length: float | Tensor, stretches: in
     assert pack.update_KN is not None
     kernel, block = pack.old.kernel, pack.old.block
     size_l, change, pack.update_KN = update_norm(pack.operator, direction, block, pack.update_KN)
+    stretches = pace.stretches(size_l, block.s_R[:, 0])
     step = length / stretches
     top_l, q_lK = _stretch(pack, kernel, block, direction, change, step, noise)
     ratio_l = top_l / block.s_R[:, 0]
@@ -93,7 +124,7 @@ def _stretch(
     split = split_change(block, image_KM, coimage_KN)
     (x_1M, z_1N), forms_lK = pack.resolvent(kernel, block).both(p_1M, y_1N, split.p_KM, split.y_KN)
     moved = kernel + direction * length
-    corner = bordered_corner(pack.operator, moved, change, corner_RR, length, x_1M, z_1N)
+    corner = bordered_corner(pack.operator, moved, block, change, corner_RR, length, x_1M, z_1N)
     finite_l = torch.isfinite(corner).all(-1).all(-1)
     top_l = torch.linalg.svdvals(torch.nan_to_num(corner, 0.0, 0.0, 0.0))[:, 0]
     return torch.where(finite_l, top_l, float("nan")), split.block_K + forms_lK

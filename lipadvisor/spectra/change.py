@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.spectra.block import TrackedBlock
+from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.operator import LayerOperator
 
 __all__ = ["TINY", "BlockChange", "bordered_corner", "project_change"]
@@ -58,6 +59,7 @@ def project_change(operator: LayerOperator, direction: Tensor, block: TrackedBlo
 def bordered_corner(
     operator: LayerOperator,
     moved: Tensor,
+    block: TrackedBlock,
     change: BlockChange,
     corner_RR: Tensor,
     length: float | Tensor,
@@ -69,16 +71,17 @@ def bordered_corner(
     Args:
         operator: geometry of the layer.
         moved: the kernel ``W + length E``.
+        block: of the weight before.
         change: of the block along E.
         corner_RR: ``S + length U'EV``.
         length: how far along E; a tensor has the leading dimensions and two ones.
-        x_1M: response on the output side, orthogonal to the block; need not be normalised.
+        x_1M: response on the output side; need not be normalised, and what lies in the block does no harm.
         z_1N: response on the input side.
     """
     # What is left of a response that fills none of the complement is rounding, and may lie anywhere: it is dropped.
     size = change.image_RM.square().sum((-2, -1), keepdim=True) + change.coimage_RN.square().sum((-2, -1), keepdim=True)
     floor_11 = size.sqrt() / corner_RR[..., :1, :1] * NEGLIGIBLE
-    x_1M, z_1N = _unit(x_1M, floor_11), _unit(z_1N, floor_11)
+    x_1M, z_1N = _unit(outside(x_1M, block.u_RM), floor_11), _unit(outside(z_1N, block.v_RN), floor_11)
     column_R1 = change.coimage_RN @ z_1N.mT * length
     row_1R = x_1M @ change.image_RM.mT * length
     last_11 = x_1M @ operator.apply(moved, z_1N).mT

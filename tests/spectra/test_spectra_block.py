@@ -122,7 +122,7 @@ def test_bordered_corner_follows_the_norm_through_a_crossing(gap: float) -> None
     corner = torch.diag(block.s_R) + length * change.corner_RR
     p, y = change.turning(block, corner)
     x, z = GramResolvent.build(W, block).solve(p, y)
-    bordered = bordered_corner(operator, W + length * E, change, corner, length, x, z)
+    bordered = bordered_corner(operator, W + length * E, block, change, corner, length, x, z)
     expected = torch.linalg.svdvals(W + length * E)[0]
     predicted = torch.linalg.svdvals(bordered)[0]
     assert abs(float((predicted / expected).log())) < 2e-5
