@@ -13,9 +13,11 @@ from lipadvisor.experiments.bars.recorded import INTERVAL, recorded_runs
 from lipadvisor.experiments.bars.schedules import Pieces, Ramp
 from lipadvisor.experiments.reproduce.images import Images, load_images
 from lipadvisor.experiments.reproduce.run_log import RunLog, kept_run
-from lipadvisor.experiments.reproduce.training import OPTIMIZERS, OptimizerKind, Recipe
-from lipadvisor.forecast import DivergenceWarning, Forecaster
+from lipadvisor.experiments.reproduce.sharpness import sharpness
+from lipadvisor.experiments.reproduce.training import OPTIMIZERS, OptimizerKind, Recipe, train
+from lipadvisor.forecast import DivergenceWarning, Forecaster, is_refused, stability_load
 from lipadvisor.policies import Status
+from lipadvisor.trajectory import read_json, write_json
 
 __all__ = ["run"]
 
@@ -35,10 +37,11 @@ def run(settings: BarSettings) -> Bar:
         for optimizer in OPTIMIZERS:
             log = _run(settings, images, network, optimizer, "ramp", _LENGTH, Ramp(_START, _RATE))
             ramps.append({"run": f"{network}-{optimizer}", **_ramp(log)})
+            curved = _sharpness(settings, images, network, optimizer)
             for factor in _JUMPS:
                 schedule = Pieces(((0, 1.0), (_START, factor)))
                 log = _run(settings, images, network, optimizer, f"jump-{factor:g}", _START + _AFTER, schedule)
-                jumps.append({"run": f"{network}-{optimizer}", "factor": factor, **_jump(log, factor)})
+                jumps.append({"run": f"{network}-{optimizer}", "factor": factor, **_jump(log, factor, curved)})
     healthy = [{"run": one.name, **_alarms(one.log)} for one in recorded_runs(settings)]
     return _bar(ramps, jumps, healthy)
 
@@ -88,8 +91,19 @@ def _ramp(log: RunLog) -> dict[str, Any]:
     return {"diverged": diverged, "lead": lead, "false": len(before), "steps": found["steps"], "late": len(early)}
 
 
-def _jump(log: RunLog, factor: float) -> dict[str, Any]:
-    """Return whether the guard refused the jump, asked just before it, and whether it did harm."""
+def _sharpness(settings: BarSettings, images: Images, network: str, optimizer: OptimizerKind) -> float:
+    """Return the largest eigenvalue of ``P H`` just before the jump; kept."""
+    path = settings.out / "sharpness" / f"{network}-{optimizer}.json"
+    if not path.exists():
+        recipe = Recipe(optimizer, _START, seed=settings.seed, level="norms", interval=10**9)
+        at = train(recipe, images, NETWORKS[network], lambda step, loss, terms: None)
+        found = sharpness(at.model, at.optimizer, images.train_inputs, images.train_targets, images.classes)
+        write_json(path, {"sharpness": found})
+    return float(read_json(path)["sharpness"])
+
+
+def _jump(log: RunLog, factor: float, curved: float) -> dict[str, Any]:
+    """Return whether the guards refused the jump, asked just before it, and whether it did harm."""
     forecaster: Forecaster | None = None
     for terms in log.terms():
         if terms.step >= _START:
@@ -98,10 +112,12 @@ def _jump(log: RunLog, factor: float) -> dict[str, Any]:
         forecaster.update(terms, coefficients(terms))
     assert forecaster is not None
     lr = float(log.columns["lr_L"][0][0]) * factor
-    refused = forecaster.forecast(10, {"lr": lr}).status == Status.UNSTABLE
+    by_update = forecaster.forecast(10, {"lr": lr}).status == Status.UNSTABLE
+    load = stability_load(log.constants["optimizer"], log.constants["momentum"], lr, curved)
     after = np.array(log.loss_T[_START + 1 :])
     harm = not (np.mean(after[-20:]) - np.mean(log.loss_T[_START - 50 : _START]) <= _HARM)
-    return {"refused": bool(refused), "harm": bool(harm)}
+    refused = by_update or is_refused(load)
+    return {"refused": bool(refused), "by_update": bool(by_update), "load": load, "harm": bool(harm)}
 
 
 def _bar(ramps: list[dict[str, Any]], jumps: list[dict[str, Any]], healthy: list[dict[str, Any]]) -> Bar:
@@ -127,7 +143,9 @@ def _bar(ramps: list[dict[str, Any]], jumps: list[dict[str, Any]], healthy: list
     lines = [
         f"{len(ramps)} ramps, {len(diverged)} diverged, {len(survivors)} survived; {calm_steps} healthy steps, "
         f"{false} false alarms",
-        f"{len(jumps)} jumps, {len(harmful)} harmful",
+        f"{len(jumps)} jumps, {len(harmful)} harmful; by the relative update alone "
+        f"{np.mean([j['by_update'] for j in harmful]) if harmful else float('nan'):.2f} caught, "
+        f"{np.mean([j['by_update'] for j in harmless]) if harmless else float('nan'):.2f} of the healthy refused",
     ]
     lines += [f"{row['run']:22} diverged at {row['diverged']}, lead {row['lead']}" for row in ramps]
     return Bar("divergence", checks, {"ramps": ramps, "jumps": jumps, "healthy": healthy}, "\n".join(lines))

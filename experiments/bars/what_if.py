@@ -24,8 +24,8 @@ from lipadvisor.policies import Status
 
 __all__ = ["PLANS", "run"]
 
-# name -> (factor on the learning rate, what decay takes off a weight per step)
-PLANS = {"lr / 4": (0.25, 0.0), "decay on": (1.0, 1e-3), "lr x 2": (2.0, 0.0), "lr x 4": (4.0, 0.0)}
+# name -> (factor on the learning rate, what decay takes off a weight per step: that of the nine settings)
+PLANS = {"lr / 4": (0.25, 0.0), "decay on": (1.0, 2.5e-4), "lr x 2": (2.0, 0.0), "lr x 4": (4.0, 0.0)}
 _LIMIT = {"lr / 4": (0.10, 0.15), "decay on": (0.10, 0.15), "lr x 2": (0.55, 0.55), "lr x 4": (0.55, 0.55)}
 _CHANGE_AT = 600
 _TRIPPED = 0.5  # nats: a plan destabilised a run whose loss rose by more, over the last steps

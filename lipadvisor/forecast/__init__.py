@@ -1,7 +1,17 @@
 """Forecasts of the log-norms under any plan of learning rates and weight decays, with calibrated bands and scores."""
 
 from lipadvisor.forecast.forecaster import Forecaster
+from lipadvisor.forecast.guard import is_refused, stability_load
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.warning import Alarm, DivergenceWarning
 
-__all__ = ["Alarm", "BandSeries", "DivergenceWarning", "Forecast", "Forecaster", "Score"]
+__all__ = [
+    "Alarm",
+    "BandSeries",
+    "DivergenceWarning",
+    "Forecast",
+    "Forecaster",
+    "Score",
+    "is_refused",
+    "stability_load",
+]

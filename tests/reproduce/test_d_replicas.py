@@ -20,6 +20,7 @@ from lipadvisor.experiments.reproduce.replicas import (
     input_shapes,
     log_norms,
 )
+from lipadvisor.experiments.reproduce.sharpness import sharpness
 from lipadvisor.experiments.reproduce.training import make_optimizer
 from lipadvisor.probe import Probe
 
@@ -155,3 +156,29 @@ def test_the_response_is_that_of_dense_matrices(momentum: float) -> None:
         covariance = step @ covariance @ step.T + share**2 * push @ noise @ push.T
     expected = float(end @ covariance[:size, :size] @ end)
     assert response_variance(model, covector, path, inputs, target) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_sharpness_is_the_largest_eigenvalue(kind: str) -> None:
+    model, inputs, targets = problem()
+    optimizer = make_optimizer(model, kind, 0.01)  # type: ignore[arg-type]
+    for _ in range(5):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    names, shapes = [n for n, _ in model.named_parameters()], [p.shape for p in model.parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = {n: part.reshape(s) for n, part, s in zip(names, flat.split(sizes), shapes, strict=True)}
+        return functional.cross_entropy(torch.func.functional_call(model, parts, (inputs,)), targets)
+
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    hessian = torch.func.hessian(loss)(flat)
+    scale = torch.ones_like(flat)
+    if kind == "adamw":
+        states = [optimizer.state[p] for p in model.parameters()]
+        scale = torch.cat([1 / ((s["exp_avg_sq"] / (1 - 0.999**5)).sqrt() + 1e-8).reshape(-1) for s in states])
+    eigenvalues = torch.linalg.eigvals(scale[:, None] * hessian).real
+    expected = float(eigenvalues[eigenvalues.abs().argmax()])
+    assert sharpness(model, optimizer, inputs, targets, 3, iterations=200) == pytest.approx(expected, rel=0.02)
