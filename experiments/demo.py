@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
+
+from torch import Tensor
 
 from lipadvisor import __version__
 from lipadvisor.experiments.arms import ARMS
@@ -21,9 +24,9 @@ from lipadvisor.experiments.settings import Settings
 from lipadvisor.experiments.source import CampaignSource
 from lipadvisor.experiments.table import comparison_table
 from lipadvisor.experiments.trial import decode_state, encode_state, train
-from lipadvisor.experiments.workloads import WORKLOADS
+from lipadvisor.experiments.workloads import WORKLOADS, Workload
 from lipadvisor.report import write_report
-from lipadvisor.trajectory import write_json
+from lipadvisor.trajectory import write_json, write_text
 
 __all__ = ["FINISHED", "INTERRUPTED", "run_demo"]
 
@@ -115,10 +118,37 @@ def _run(
 
 def _finish(settings: Settings, out: Path, facts: dict[str, Any], campaign: Campaign, stream: TextIO) -> int:
     comparison = _record(settings, out, facts, campaign, "finished")
+    _audit_models(settings, out, stream)
     report = write_report(out)
     _say(stream, "\n" + comparison_table(comparison))
     _say(stream, f"\n{campaign.done} trials in {duration(facts['seconds'])} of computing. Report: {report.resolve()}")
     return FINISHED
+
+
+def _audit_models(settings: Settings, out: Path, stream: TextIO) -> None:
+    """Leave an audit of each untrained model for the report; one that fails is said, and costs no report."""
+    from lipadvisor.modules import audit
+
+    for name in settings.workloads:
+        path, workload = out / f"audit-{name}.html", WORKLOADS[name]
+        if path.exists():
+            continue
+        try:
+            inputs, targets = next(iter(workload.batches(workload.load(), settings.seed)))
+            found = audit(
+                workload.model(settings.seed),
+                inputs,
+                loss=functools.partial(_loss_of, workload, targets),
+                total_steps=settings.steps,
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            _say(stream, f"No audit of {name}: {error}")
+        else:
+            write_text(path, found.to_fragment())
+
+
+def _loss_of(workload: Workload, targets: Tensor, output: Tensor) -> Tensor:
+    return workload.loss(output, targets)
 
 
 def _record(settings: Settings, out: Path, facts: dict[str, Any], campaign: Campaign, state: str) -> Mapping[str, Any]:

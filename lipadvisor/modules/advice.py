@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.diagnosis import Finding, post_norms
 from lipadvisor.modules.flow import Flow
-from lipadvisor.policies import Initialization
+from lipadvisor.modules.initialization import InitPlan
 
 __all__ = ["advise", "heterogeneity", "warmup_length"]
 
@@ -39,7 +39,7 @@ def advise(
     flow: Flow,
     composition: Composition,
     kinds: Mapping[str, str],
-    sizes: Mapping[str, float],
+    rescue: InitPlan,
     total_steps: int | None = None,
     beta2: float = 0.999,
     with_loss: bool = False,
@@ -50,7 +50,7 @@ def advise(
         flow: measured on a batch.
         composition: of the network's bound.
         kinds: of its modules.
-        sizes: q of its weights.
+        rescue: what the dead zone says of its weights.
         total_steps: planned, if known.
         beta2: Adam's second-moment coefficient.
         with_loss: the gradients are those of a loss, so that SGD's learning rate has a scale too.
@@ -81,7 +81,7 @@ def advise(
             float(steps),
         )
     )
-    found += _variants(kinds, posts) + _residual_weights(composition) + _initial(sizes, kinds)
+    found += _variants(kinds, posts) + _residual_weights(composition) + _initial(rescue)
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
@@ -148,15 +148,17 @@ def _residual_weights(composition: Composition) -> list[Finding]:
     return [Finding("", "residual_weight", f"alpha {alpha:.3g}", reason, "arXiv 2306.09338, sec. 5", 0.4, alpha)]
 
 
-def _initial(sizes: Mapping[str, float], kinds: Mapping[str, str]) -> list[Finding]:
-    zone = Initialization()
-    found = []
-    for name, q in sizes.items():
-        if kinds.get(name) == "embedding" or zone.low <= q <= zone.high or q <= 0:
-            continue
-        reason = f"rms(W) sqrt(fan_in) = {q:.3g} is outside [{zone.low}, {zone.high}]: the signal "
-        reason += "shrinks here" if q < zone.low else "grows here"
-        weight = 0.1 * abs(math.log(q / zone.target))
-        cure = f"scale_weight {zone.target / q:.3g}, unless a normalisation follows"
-        found.append(Finding(name, "init_scale", cure, reason, "docs/modules.md (dead zone)", weight, zone.target / q))
+def _initial(rescue: InitPlan) -> list[Finding]:
+    found = [
+        Finding(
+            name,
+            "init_scale",
+            f"scale_weight {factor:.3g}, unless a normalisation follows",
+            reason,
+            "docs/modules.md (dead zone)",
+            0.1 * abs(math.log(factor)),
+            factor,
+        )
+        for (name, factor), reason in zip(rescue.factors, rescue.reasons, strict=True)
+    ]
     return sorted(found, key=lambda finding: -finding.weight)[:MOST_LAYERS]

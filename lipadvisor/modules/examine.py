@@ -16,7 +16,7 @@ from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
 from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
 from lipadvisor.modules.flow import Flow, measure_flow
-from lipadvisor.modules.initialization import layer_sizes
+from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes
 from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.registry import find
 from lipadvisor.modules.tracing import compose, constants, leaves
@@ -128,7 +128,7 @@ def audit(
     sizes = layer_sizes(model)
     needed = warmup_length(composition, kinds, total_steps, beta2)
     findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed)
-    advice = advise(flow, composition, kinds, sizes, total_steps, beta2, loss is not None)
+    advice = advise(flow, composition, kinds, dead_zone_rescue(model), total_steps, beta2, loss is not None)
     modules = _frame(watched, kinds, found, composition, sizes, flow)
     say("done")
     return Audit(modules, findings, advice, _network(composition, flow, log_local), composition)

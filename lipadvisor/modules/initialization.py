@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.registry import constant_of, find
 from lipadvisor.modules.running import observed, run
-from lipadvisor.policies import Initialization
+from lipadvisor.policies import Initialization, Layer, Observation, Status
 
 __all__ = ["InitPlan", "Undo", "dead_zone_rescue", "depth_scaled", "layer_sizes", "lsuv", "spectral", "weight_matrices"]
 
@@ -123,17 +123,28 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
         table: rms of an embedding outside [0.05, 0.8] after the rescue. Normal embeddings of rms 1 (PyTorch's) are
             outside.
     """
-    zone = Initialization() if rule is None else rule
     if not table > 0:
         raise ValueError(f"dead_zone_rescue(table=...) must be positive, got {table}.")
-    modules, factors, reasons = dict(model.named_modules()), [], []
-    for name, q in layer_sizes(model).items():
-        is_table = isinstance(modules.get(name), _EMBEDDINGS)
-        low, high, target = (0.05, 0.8, table) if is_table else (zone.low, zone.high, zone.target)
-        if q > 0 and not low <= q <= high:
-            factors.append((name, target / q))
-            reasons.append(f"{'rms' if is_table else 'q'} = {q:.3g} lies outside [{low}, {high}]")
+    rule = Initialization() if rule is None else rule
+    modules, sizes = dict(model.named_modules()), layer_sizes(model)
+    tables = {name: q for name, q in sizes.items() if isinstance(modules.get(name), _EMBEDDINGS)}
+    matrices = {name: q for name, q in sizes.items() if name not in tables and q > 0}
+    factors = [(name, table / q) for name, q in tables.items() if q > 0 and not 0.05 <= q <= 0.8]
+    reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
+    decision, _ = rule.decide(_untrained(matrices), rule.init())
+    factors += decision.init_scale
+    reasons += [f"rms(W) sqrt(fan_in) = {sizes[name]:.3g}: {decision.reason}" for name, _ in decision.init_scale]
     return InitPlan("dead_zone", tuple(factors), tuple(reasons))
+
+
+def _untrained(sizes: Mapping[str, float]) -> Observation:
+    """What the policy looks at before step 0; of the layers it reads the gain alone."""
+    layers = tuple(
+        Layer(name, "linear", (0, 0), 0, 1.0, math.nan, math.nan, math.log(q), status=Status.NOT_MEASURED)
+        for name, q in sizes.items()
+    )
+    network = Layer("*", "network", (), -1, 1.0, math.nan, math.nan, 0.0, status=Status.NOT_MEASURED)
+    return Observation(0, None, 0.0, "unknown", 0.0, (), network, layers, status=Status.NOT_MEASURED)
 
 
 def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor] | None = None) -> InitPlan:

@@ -75,12 +75,14 @@ def _workload(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
     repeated = [row for row in facts["arms"] if row["test_losses"]]
     shown = facts["shown"] if facts["shown"] in run.meta["trials"] else None
     untuned = [row for row in facts["arms"] if not row["searched"]]
+    audit = run.path / f"audit-{name}.html"  # a fragment that the demo leaves, made by lipadvisor.modules
     return {
         **facts,
         "untuned": untuned[0] if untuned else None,
         "comparison_figure": Markup(draw_comparison(repeated, f"{name}-comparison")) if repeated else None,
         "curves_figure": Markup(draw_curves(repeated, f"{name}-curves")) if repeated else None,
         "trial": _trial(run, shown) if shown else None,
+        "audit": Markup(audit.read_text(encoding="utf-8")) if audit.exists() else None,
     }
 
 

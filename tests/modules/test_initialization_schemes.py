@@ -76,18 +76,22 @@ def test_spectral_condition_holds() -> None:
 
 def test_dead_zone_is_the_policys() -> None:
     model = network()
-    assert dead_zone_rescue(model).factors == ()  # torch's default is healthy
+    rule = Initialization(low=0.3, high=1.6, target=0.6, head_low=0.3, head_target=0.7)
+    assert dead_zone_rescue(model, rule).factors == ()  # torch's default lies inside this zone
+    body, usual = list(layer_sizes(model).items())[:-1], Initialization()
+    rescued = [name for name, _ in dead_zone_rescue(model).factors if name != "5"]
+    assert rescued == [name for name, q in body if not usual.low <= q <= usual.high]
     with torch.no_grad():
         model[0].weight.mul_(20)
         model[5].weight.mul_(0.05)
-    plan = dead_zone_rescue(model)
+    plan = dead_zone_rescue(model, rule)
     assert [name for name, _ in plan.factors] == ["0", "5"]
     plan.apply(model)
     sizes = layer_sizes(model)
-    assert sizes["0"] == pytest.approx(Initialization().target)
-    assert sizes["5"] == pytest.approx(Initialization().target)
+    assert sizes["0"] == pytest.approx(0.6)
+    assert sizes["5"] == pytest.approx(0.7)  # the head
     table = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
-    (name, factor), *rest = dead_zone_rescue(table).factors
+    (name, factor), *rest = dead_zone_rescue(table, rule).factors
     assert name == "0"
     assert not rest
     assert layer_sizes(table)["0"] * factor == pytest.approx(0.25)
