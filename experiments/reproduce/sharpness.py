@@ -8,7 +8,6 @@ from torch.func import functional_call, grad, jvp
 from torch.nn import functional
 
 from lipadvisor.experiments.reproduce.regularizers import soft_cross_entropy
-from lipadvisor.probe import optimizers
 
 __all__ = ["sharpness"]
 
@@ -37,8 +36,7 @@ def sharpness(
     target = functional.one_hot(targets, classes).to(inputs.dtype)
     roots = {}
     for name, parameter in model.named_parameters():
-        scale = optimizers.preconditioner(optimizer, parameter, 0)
-        roots[name] = torch.ones_like(parameter) if scale is None else scale.sqrt()
+        roots[name] = _preconditioner(optimizer, parameter).sqrt()
 
     def loss(at: dict[str, Tensor]) -> Tensor:
         return soft_cross_entropy(functional_call(model, at, (inputs,)), target)
@@ -56,3 +54,13 @@ def sharpness(
         value = float(sum((image[name] * vector[name]).sum() for name in vector))
         vector = image
     return value
+
+
+def _preconditioner(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
+    """Return ``P = 1 / (sqrt(vhat) + eps)`` of Adam and AdamW, ones for the others."""
+    state, options = optimizer.state.get(parameter, {}), optimizer.param_groups[0]
+    if "exp_avg_sq" not in state:
+        return torch.ones_like(parameter)
+    correction = 1.0 - float(options["betas"][1]) ** float(state["step"])
+    root: Tensor = (state["exp_avg_sq"] / correction).sqrt() + options["eps"]
+    return root.reciprocal()
