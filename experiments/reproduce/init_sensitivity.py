@@ -126,7 +126,8 @@ def run(settings: Settings) -> Verdict:
 
 def _sensitivity(rows: list[dict[str, Any]]) -> float:
     best: float = max(row["accuracy"] for row in rows)
-    return sum(best - row["accuracy"] for row in rows) / len(rows)
+    lost: float = sum(best - row["accuracy"] for row in rows) / len(rows)
+    return lost
 
 
 def _decades(rows: list[dict[str, Any]]) -> float:
