@@ -8,13 +8,18 @@ from dataclasses import dataclass
 
 __all__ = ["Budget"]
 
-FIRST_STEPS = 5  # always measured, whatever the budget: policies need them, and the debt is paid back later
+FIRST_STEPS = 10  # always measured, whatever the budget: policies need them, and the debt is paid back later
+GRACE_S = 1.0  # seconds that measuring may take in any run: on tiny models a share of the time is too little to steer by
+SPREAD = 0.1  # within them, the next measurement comes after this share of the steps taken
 _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 
 
 @dataclass(slots=True)
 class Budget:
     """Decides which steps are measured.
+
+    Measuring takes ``max_overhead`` of the run's time, or one second in all, whichever is more: a run of half a minute
+    or longer keeps to its share, and a shorter one has measurements spread evenly over the logarithm of its steps.
 
     Attributes:
         max_overhead: allowed share of the run's time, in (0, 1].
@@ -54,7 +59,7 @@ class Budget:
         if not measured:
             return max(1, self.next_step - step)
         self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
-        wait = self.interval if self.interval is not None else self._wait()
+        wait = self.interval if self.interval is not None else self._wait(step)
         self.next_step = step + wait
         return 1 if self.interval is None and step + 1 < FIRST_STEPS else wait
 
@@ -72,8 +77,11 @@ class Budget:
         for name in _SAVED:
             setattr(self, name, state[name])
 
-    def _wait(self) -> int:
+    def _wait(self, step: int) -> int:
         """Return the steps after which one more measurement fits; a debt is paid back in halves, not at once."""
         steady = self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s
         owed = ((self.measured_s + self.cost_s) / self.max_overhead - self.total_s - self.cost_s) / self.plain_s
-        return max(1, math.ceil(min(max(owed, 1.0), 2.0 * steady)))
+        wait = max(1, math.ceil(min(max(owed, 1.0), 2.0 * steady)))
+        if self.measured_s + self.cost_s <= GRACE_S:
+            wait = min(wait, max(1, math.ceil(SPREAD * step)))
+        return wait

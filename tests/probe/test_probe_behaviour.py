@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
-from lipadvisor.probe.schedule import FIRST_STEPS, Budget
+from lipadvisor.probe.schedule import FIRST_STEPS, GRACE_S, Budget
 from lipadvisor.terms import Terms
 
 
@@ -196,3 +196,15 @@ def test_the_budget_is_kept_in_the_long_run(max_overhead: float) -> None:
     assert budget.overhead <= 1.02 * max_overhead
     assert budget.overhead >= 0.8 * max_overhead
     assert measured > 10
+
+
+def test_a_short_run_of_a_tiny_model_is_still_measured_and_takes_a_second_at_most() -> None:
+    budget = Budget(0.03, None)
+    steps = []
+    for step in range(300):
+        due = budget.due(step)
+        steps += [step] if due else []
+        budget.spend(step, 0.001 + 0.01 * due, 0.01 * due, due)
+    assert 30 <= len(steps) <= 100
+    assert budget.measured_s <= GRACE_S
+    assert all(after - before <= 1 + 0.12 * before for before, after in zip(steps, steps[1:], strict=False))
