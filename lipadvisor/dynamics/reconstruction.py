@@ -14,12 +14,14 @@ __all__ = ["Reconstruction"]
 
 
 class Reconstruction:
-    """Integrates the predicted changes of every measured step, in both forms, and never looks back at the observed.
+    """Integrates the predicted changes of every measured step, in both forms, from the first measurement on.
 
     ``finite_step`` sums ``terms.change_L`` (second order along the realised step, decay included). ``paper`` sums the
     increment of [D], ``lr (drift + noise_curvature - diffusion^2 / 2)``, with the decay. A measurement predicts its own
-    step; the steps up to the next measurement, if any, are *bridged* by the mean of the two measurements' changes and
-    counted. The network's change weighs the layers' by the mean of the composition weights at both ends of the step.
+    step. Nothing predicts the steps that were not measured: over them both predictions move with the observed
+    norms (where the terms carry those after a step; else by the mean of the two measurements' changes), and the steps
+    are counted as *bridged*. So the errors are those of the measured steps, summed. The network's change weighs the
+    layers' by the mean of the composition weights at both ends of the step.
 
     A prediction that could not be measured (not finite) is replaced by that layer's last finite one, and counted.
     All values stand at the last measurement, so that predicted and observed belong to the same weights.
@@ -47,6 +49,7 @@ class Reconstruction:
         self._change_L: Array = np.zeros(count)
         self._paper_change_L: Array = np.zeros(count)
         self._weight_L: Array = np.zeros(count)
+        self._after_L: Array = np.full(count, np.nan)  # observed after the last measured step, where known
 
     def update(self, terms: Terms) -> None:
         """Take in the next measurement: bring both predictions up to it, and compare.
@@ -70,6 +73,8 @@ class Reconstruction:
         self.observed = terms.network_log_norm
         self._step, self._change_L, self._paper_change_L = terms.step, change_L, paper_L
         self._weight_L = terms.composition_L.copy()
+        known = terms.log_norm_after_L.size > 0
+        self._after_L = terms.log_norm_after_L.copy() if known else np.full(len(self.names), np.nan)
         self._compare()
 
     def shift(self, log_factor_L: Array) -> None:
@@ -78,7 +83,7 @@ class Reconstruction:
         Args:
             log_factor_L: nats, shape ``(L,)``; known exactly, so both predictions and the observed move with it.
         """
-        for values_L in (self.predicted_L, self.paper_L, self.observed_L):
+        for values_L in (self.predicted_L, self.paper_L, self.observed_L, self._after_L):
             values_L += log_factor_L
         network = float(self._weight_L @ log_factor_L)
         self.predicted += network
@@ -132,8 +137,12 @@ class Reconstruction:
     def _integrate(self, terms: Terms, change_L: Array, paper_L: Array) -> None:
         gap = terms.step - self._step - 1
         weight_L = 0.5 * (self._weight_L + terms.composition_L)
-        done_L = self._change_L + 0.5 * gap * (self._change_L + change_L)
-        paper_done_L = self._paper_change_L + 0.5 * gap * (self._paper_change_L + paper_L)
+        if gap > 0 and np.isfinite(self._after_L).all():
+            bridge_L = paper_bridge_L = terms.log_norm_L - self._after_L
+        else:
+            bridge_L = 0.5 * gap * (self._change_L + change_L)
+            paper_bridge_L = 0.5 * gap * (self._paper_change_L + paper_L)
+        done_L, paper_done_L = self._change_L + bridge_L, self._paper_change_L + paper_bridge_L
         self.predicted_L = self.predicted_L + done_L
         self.paper_L = self.paper_L + paper_done_L
         self.predicted += float(weight_L @ done_L)

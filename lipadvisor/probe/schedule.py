@@ -9,7 +9,7 @@ from dataclasses import dataclass
 __all__ = ["Budget"]
 
 FIRST_STEPS = 10  # always measured, whatever the budget: policies need them, and the debt is paid back later
-GRACE_S = 1.0  # seconds that measuring may take in any run: on tiny models a share of the time is too little to steer by
+GRACE_S = 1.0  # seconds that measuring may take in any run: on tiny models a share of the time is too little
 SPREAD = 0.1  # within them, the next measurement comes after this share of the steps taken
 _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 

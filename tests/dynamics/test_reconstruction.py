@@ -50,6 +50,20 @@ def test_gaps_are_bridged_and_counted(random_terms: RandomTerms) -> None:
     np.testing.assert_allclose(got.predicted_L, path[-1].log_norm_L, rtol=2e-3)
 
 
+def test_over_steps_that_were_not_measured_the_predictions_move_with_the_observed(random_terms: RandomTerms) -> None:
+    path = _path(random_terms, 101)
+    wrong = 0.01  # of each prediction
+    measured = [
+        replace(t, change_L=t.change_L + wrong, log_norm_after_L=path[t.step + 1].log_norm_L) for t in path[:-1:10]
+    ]
+    got = Reconstruction(path[0].names)
+    for terms in measured:
+        got.update(terms)
+    assert (got.measured, got.bridged) == (9, 81)
+    np.testing.assert_allclose(got.predicted_L, measured[-1].log_norm_L + 9 * wrong, atol=1e-12)
+    assert got.error == pytest.approx(np.expm1(3 * 9 * wrong))
+
+
 def test_a_change_that_is_not_finite_is_replaced_and_counted(random_terms: RandomTerms) -> None:
     path = _path(random_terms, 20, smooth=True)
     path[7] = replace(path[7], change_L=np.array([np.nan, -0.01, 0.005]))

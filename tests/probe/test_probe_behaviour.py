@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -207,4 +208,4 @@ def test_a_short_run_of_a_tiny_model_is_still_measured_and_takes_a_second_at_mos
         budget.spend(step, 0.001 + 0.01 * due, 0.01 * due, due)
     assert 30 <= len(steps) <= 100
     assert budget.measured_s <= GRACE_S
-    assert all(after - before <= 1 + 0.12 * before for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after - before <= 1 + 0.12 * before for before, after in itertools.pairwise(steps))
