@@ -78,7 +78,7 @@ def train(context: TrialContext) -> Mapping[str, Any]:
         while done < steps:
             inputs, targets = next(batches)
             loss = workload.loss(model(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             advisor.step(loss)

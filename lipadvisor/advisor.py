@@ -214,7 +214,7 @@ class Advisor:
     @property
     def skipped_layers(self) -> tuple[tuple[str, str], ...]:
         """Layers that are not measured: name and reason."""
-        return tuple(self._probe.skipped)
+        return tuple((one.name, one.reason) for one in self._probe.skipped)
 
     def close(self) -> None:
         """Take every hook out, put the user's own weight decay back, and write what is still in memory."""

@@ -35,14 +35,17 @@ def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruct
         ahead_L, paper_ahead_L = np.nan_to_num(change_L), np.nan_to_num(paper_L)
 
     def with_network(values_L: Array, network: float) -> list[float]:
-        return [*map(float, values_L), float(network)]
+        return [*map(float, values_L), network]
+
+    def sum_of(values_L: Array) -> float:
+        return float(np.sum(weight_L * values_L))
 
     return {
-        "predicted": with_network(reconstruction.predicted_L + ahead_L, reconstruction.predicted + weight_L @ ahead_L),
+        "predicted": with_network(reconstruction.predicted_L + ahead_L, reconstruction.predicted + sum_of(ahead_L)),
         "predicted_paper": with_network(
-            reconstruction.paper_L + paper_ahead_L, reconstruction.paper + weight_L @ paper_ahead_L
+            reconstruction.paper_L + paper_ahead_L, reconstruction.paper + sum_of(paper_ahead_L)
         ),
-        "change": with_network(change_L, weight_L @ change_L),
+        "change": with_network(change_L, sum_of(change_L)),
         "curvature": with_network(terms.curvature_L, rates.finite_step),
         "interval": with_network(np.full(len(terms.names), float(terms.interval)), terms.interval),
     }

@@ -20,7 +20,7 @@ from lipadvisor.experiments.reproduce.kept import keep
 
 __all__ = ["run"]
 
-CLAIM = "[J] sec. 6: unequal layer norms hurt SGD, at any learning rate, more than they hurt Adam"
+CLAIM = "[J]: unequal layer norms hurt SGD, at any learning rate, more than they hurt Adam"
 SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0)  # decades between the largest and the smallest factor
 RATES = {
     "SGD": tuple(10.0**e for e in (-4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5)),

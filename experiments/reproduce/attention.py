@@ -21,7 +21,7 @@ from lipadvisor.modules import DotProductAttention, L2Attention, ScaledCosineAtt
 __all__ = ["run"]
 
 CLAIM = (
-    "[J] sec. 3: the Jacobian of dot-product attention grows without bound with inputs and weights; L2 and "
+    "[J]: the Jacobian of dot-product attention grows without bound with inputs and weights; L2 and "
     "scaled-cosine attention stay below constants"
 )
 DIM, HEADS = 8, 2

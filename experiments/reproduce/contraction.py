@@ -26,7 +26,7 @@ from lipadvisor.modules import DropPath, Residual, constant_of, local_lipschitz
 __all__ = ["run"]
 
 CLAIM = (
-    "[J] sec. 5: weight decay makes the update map contract, DropPath the forward map; [J]'s open question is the "
+    "[J]: weight decay makes the update map contract, DropPath the forward map; [J]'s open question is the "
     "update map's own factor"
 )
 DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0)  # lr * wd * 100: per cent that a step takes off

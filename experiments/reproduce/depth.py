@@ -17,7 +17,7 @@ from lipadvisor.modules import DotProductAttention, ResNetBlock, TransformerBloc
 __all__ = ["run"]
 
 CLAIM = (
-    "[J] sec. 3-4: the bound grows exponentially with depth; skips keep gradients alive at depths where a plain "
+    "[J]: the bound grows exponentially with depth; skips keep gradients alive at depths where a plain "
     "stack of sigmoids has lost them"
 )
 DEPTHS = (2, 4, 8, 16, 32, 64, 96)

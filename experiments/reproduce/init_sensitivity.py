@@ -22,7 +22,7 @@ from lipadvisor.modules import ResNetBlock, TransformerBlock
 
 __all__ = ["run"]
 
-CLAIM = "[J] sec. 5: a ResNet trains from a wider range of initialization scales than a Transformer"
+CLAIM = "[J]: a ResNet trains from a wider range of initialization scales than a Transformer"
 FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RATES = (3e-4, 1e-3, 3e-3)
 BATCH = 64

@@ -28,7 +28,7 @@ from lipadvisor.modules import (
 
 __all__ = ["run"]
 
-CLAIM = "[J] sec. 3: modules have the Lipschitz constants of the table; none is exceeded, and the exact ones are met"
+CLAIM = "[J]: modules have the Lipschitz constants of the table; none is exceeded, and the exact ones are met"
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(8, 6), (8,)),
     "Conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 6)),

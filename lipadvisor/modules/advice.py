@@ -65,9 +65,7 @@ def advise(
         if total_steps and lr.value:
             decay = 2 * TOTAL_DECAY / (lr.value * total_steps)
             reason = f"{TOTAL_DECAY} nats of shrinking in all over {total_steps} steps of a cosine from that rate"
-            found.append(
-                Finding("", "weight_decay", f"decay {decay:.3g}", reason, "arXiv 2306.09338, sec. 5", 0.5, decay)
-            )
+            found.append(Finding("", "weight_decay", f"decay {decay:.3g}", reason, "arXiv 2306.09338", 0.5, decay))
     steps = warmup_length(composition, kinds, total_steps, beta2)
     posts = post_norms(composition, kinds)
     found.append(
@@ -76,7 +74,7 @@ def advise(
             "warmup",
             f"warmup {steps}",
             f"{len(posts)} normalisations on the residual stream" if posts else "no normalisation on the skip path",
-            "arXiv 1910.04209, sec. 5; arXiv 2002.04745",
+            "arXiv 1910.04209; arXiv 2002.04745",
             1.0 if posts else 0.3,
             float(steps),
         )
@@ -95,7 +93,7 @@ def _family(spread: float, adaptive: bool, attends: bool) -> Finding:
         "optimizer",
         "adaptive (AdamW)" if adaptive else "SGD with momentum serves as well",
         f"|G|/|W| differs by {spread:.2f} nats (standard deviation) between layers{why}",
-        "arXiv 2306.09338, sec. 6 (Adam, and unequal layers)",
+        "arXiv 2306.09338 (Adam, and unequal layers)",
         spread,
         spread,
     )
@@ -120,7 +118,7 @@ def _rate(flow: Flow, adaptive: bool, with_loss: bool) -> Finding | None:
         "learning_rate",
         f"{which} lr {lr:.3g}",
         reason,
-        "Weyl; arXiv 2306.09338, sec. 5; docs/modules.md",
+        "Weyl; arXiv 2306.09338; docs/modules.md",
         0.8,
         lr,
     )
@@ -145,7 +143,7 @@ def _residual_weights(composition: Composition) -> list[Finding]:
         return []
     alpha = len(joins) ** -0.5
     reason = f"{len(joins)} residual joins: weights of 1/sqrt(joins) keep the bound's growth below e per unit of K"
-    return [Finding("", "residual_weight", f"alpha {alpha:.3g}", reason, "arXiv 2306.09338, sec. 5", 0.4, alpha)]
+    return [Finding("", "residual_weight", f"alpha {alpha:.3g}", reason, "arXiv 2306.09338", 0.4, alpha)]
 
 
 def _initial(rescue: InitPlan) -> list[Finding]:

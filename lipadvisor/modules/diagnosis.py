@@ -149,7 +149,7 @@ def diagnose(
     if warmup_steps is not None and warmup_steps < needed_warmup:
         found += _warmup(post_norms(composition, kinds), warmup_steps, needed_warmup)
     if not flow.finite and not found:
-        found.append(Finding("", "non_finite", "lsuv", "the output is not finite", "arXiv 2306.09338, sec. 4", 99.0))
+        found.append(Finding("", "non_finite", "lsuv", "the output is not finite", "arXiv 2306.09338", 99.0))
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
@@ -170,7 +170,7 @@ def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
                     "init_scale",
                     f"scale_weight {usual / q:.3g}",
                     f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times the median {usual:.3g} of the network",
-                    "arXiv 2306.09338, sec. 5 (initialization)",
+                    "arXiv 2306.09338 (initialization)",
                     math.log(q / usual),
                     usual / q,
                 )
@@ -207,7 +207,7 @@ def _attention(flow: Flow) -> list[Finding]:
             f"scale_query_key {target / attention.spread:.3g}",
             f"scores have standard deviation {attention.spread:.3g} and entropy {attention.entropy:.2f} of log n; "
             "scaled-cosine or L2 attention, or normalised queries and keys, keep them bounded",
-            "arXiv 2306.09338, sec. 3 (attention); arXiv 2303.06296 (entropy collapse)",
+            "arXiv 2306.09338 (attention); arXiv 2303.06296 (entropy collapse)",
             math.log(attention.spread),
             target / attention.spread,
         )
@@ -229,7 +229,7 @@ def _gradients(
     start, end = flow.modules[readers[0]], flow.modules[readers[-1]]
     left = start.gradient_in / end.gradient_in if end.gradient_in > 0 else math.nan
     grown = end.rms_in / max(start.rms_in, 1e-30)
-    source = "arXiv 2306.09338, sec. 4 (backward principle)"
+    source = "arXiv 2306.09338 (backward principle)"
     if left < VANISHED:
         return _vanished(flow, line, constants, kinds, sizes, left, source)
     if left > EXPLODED or grown > EXPLODED:
@@ -282,5 +282,5 @@ def _warmup(names: tuple[str, ...], planned: int, needed: int) -> list[Finding]:
         f"{len(names)} normalisations stand on the residual stream, the plan warms up for {planned} steps: near the "
         "output gradients are large at initialization, and the first full steps undo it"
     )
-    source = "arXiv 2306.09338, sec. 5 (warmup); arXiv 2002.04745, Thm 1"
+    source = "arXiv 2306.09338 (warmup); arXiv 2002.04745, Thm 1"
     return [Finding(names[0], "post_norm", f"warmup {needed}", reason, source, math.log(1 + len(names)), float(needed))]
