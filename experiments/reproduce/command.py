@@ -22,7 +22,7 @@ __all__ = ["reproduce"]
 @click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes.")
 @click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
 def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool) -> None:
-    """Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
+    r"""Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
 
     An interrupted run resumes with the same command.
 
