@@ -2,6 +2,8 @@
 
 from lipadvisor.policies import laws
 from lipadvisor.policies.annealing import Annealing
+from lipadvisor.policies.attended import Attended, OrderBox, OrderFile, Orders, attended
+from lipadvisor.policies.attention import AttentionGuard
 from lipadvisor.policies.chain import Chain, Refiner, chain
 from lipadvisor.policies.combine import clamp, cooldown, every, hold_when, pin, rate_limit, shadow
 from lipadvisor.policies.contract import (
@@ -17,6 +19,9 @@ from lipadvisor.policies.contract import (
     hold,
     restore_state,
 )
+from lipadvisor.policies.freeze import Freeze, Veto, freeze, veto
+from lipadvisor.policies.greedy import Greedy
+from lipadvisor.policies.groups import PerGroup, per_group
 from lipadvisor.policies.guard import Guard, guard
 from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz import Lipschitz
@@ -24,8 +29,10 @@ from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.named import POLICIES, named_policy
 from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.plateau import Plateau
+from lipadvisor.policies.portfolio import Portfolio, portfolio
 from lipadvisor.policies.replay import replay
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
+from lipadvisor.policies.spectral_cap import SpectralCap, UpdateCap
 from lipadvisor.policies.spectral_rate import SpectralRate
 from lipadvisor.policies.warmup_end import WarmupEnd
 from lipadvisor.policies.weight_decay import TotalDecay
@@ -33,11 +40,15 @@ from lipadvisor.policies.weight_decay import TotalDecay
 __all__ = [
     "POLICIES",
     "Annealing",
+    "Attended",
+    "AttentionGuard",
     "Band",
     "Chain",
     "Constant",
     "Cosine",
     "Decision",
+    "Freeze",
+    "Greedy",
     "Guard",
     "Initialization",
     "Knobs",
@@ -47,30 +58,43 @@ __all__ = [
     "LipschitzBudget",
     "Observation",
     "OneCycle",
+    "OrderBox",
+    "OrderFile",
+    "Orders",
     "Overfitting",
+    "PerGroup",
     "Plateau",
     "Policy",
+    "Portfolio",
     "Refiner",
+    "SpectralCap",
     "SpectralRate",
     "Status",
     "Step",
     "TotalDecay",
+    "UpdateCap",
+    "Veto",
     "WarmupEnd",
     "WarmupStableDecay",
     "as_json",
+    "attended",
     "chain",
     "clamp",
     "cooldown",
     "every",
+    "freeze",
     "from_json",
     "guard",
     "hold",
     "hold_when",
     "laws",
     "named_policy",
+    "per_group",
     "pin",
+    "portfolio",
     "rate_limit",
     "replay",
     "restore_state",
     "shadow",
+    "veto",
 ]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lipadvisor.policies.checks import require_fraction, require_positive
+from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_positive
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 
 __all__ = ["Guard", "GuardState", "guard"]
@@ -21,6 +21,8 @@ class GuardState:
     lr: tuple[tuple[int, float], ...] = ()  # last good learning rate of each group
     warmup_ended: bool = False
     cooldown_started: bool = False
+    rollbacks: int = 0
+    last_change: int = 0  # step of the last change of ``scale``
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,14 @@ class Guard:
     shrink: float = 1.0 / 3.0
     lowest: float = 1e-3
     title: str = ""
+    regrow_steps: int | None = None
 
     def __post_init__(self) -> None:
         for argument in ("shrink", "lowest"):
             require_positive("guard", argument, getattr(self, argument))
             require_fraction("guard", argument, getattr(self, argument))
+        if self.regrow_steps is not None:
+            require_at_least_one("guard", "regrow_steps", self.regrow_steps)
 
     @property
     def name(self) -> str:
@@ -52,6 +57,9 @@ class Guard:
             return self._rollback(observation, state)
         decision, inner = self.policy.decide(observation, state.inner)
         scale = state.scale
+        change = state.last_change
+        if scale < 1.0 and self._may_regrow(observation.step, state):
+            scale, change = min(1.0, scale / self.shrink), observation.step
         if scale < 1.0:  # the decay per step, lr * weight_decay, stays
             knobs = tuple(
                 Knobs(k.group, k.lr * scale, None if k.weight_decay is None else k.weight_decay / scale)
@@ -62,7 +70,9 @@ class Guard:
             decision = replace(decision, knobs=knobs, reason=f"{decision.reason}+guard:shrunk")
         seen = dict(state.lr)
         seen.update((k.group, k.lr) for k in decision.knobs if k.lr is not None)
-        after = GuardState(inner, scale, tuple(seen.items()), decision.warmup_ended, decision.cooldown_started)
+        after = GuardState(
+            inner, scale, tuple(seen.items()), decision.warmup_ended, decision.cooldown_started, state.rollbacks, change
+        )
         return decision if decision.policy == self.name else replace(decision, policy=self.name), after
 
     def _rollback(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:
@@ -82,18 +92,29 @@ class Guard:
             rollback=True,
             read=(("guard_scale", scale),),
         )
-        return decision, replace(state, scale=scale, lr=lr)
+        after = replace(state, scale=scale, lr=lr, rollbacks=state.rollbacks + 1, last_change=observation.step)
+        return decision, after
+
+    def _may_regrow(self, step: int, state: GuardState) -> bool:
+        """Return whether the last trouble is long enough ago; after each rollback it takes twice as long."""
+        if self.regrow_steps is None:
+            return False
+        return step - state.last_change >= self.regrow_steps << min(max(state.rollbacks - 1, 0), 30)
 
 
-def guard(policy: Policy[Any], *, shrink: float = 1.0 / 3.0, lowest: float = 1e-3) -> Guard:
+def guard(
+    policy: Policy[Any], *, shrink: float = 1.0 / 3.0, lowest: float = 1e-3, regrow_steps: int | None = None
+) -> Guard:
     """Return ``policy`` with a rollback where the training loss is not finite.
 
     Args:
         policy: what to wrap.
         shrink: factor on the learning rate after each rollback, in (0, 1].
         lowest: factor that is not gone below, in (0, 1].
+        regrow_steps: steps without trouble after which the factor grows back by one ``shrink``, >= 1, twice as many
+            after each further rollback; by default it never does.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    return Guard(policy, shrink, lowest)
+    return Guard(policy, shrink, lowest, regrow_steps=regrow_steps)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lipadvisor.policies.contract import Policy
+from lipadvisor.policies.greedy import Greedy
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.plateau import Plateau
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
+from lipadvisor.policies.spectral_cap import SpectralCap
 
 __all__ = ["POLICIES", "named_policy"]
 
@@ -21,6 +23,8 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "one_cycle": OneCycle,
     "step": Step,
     "plateau": Plateau,
+    "greedy": Greedy,
+    "spectral_cap": SpectralCap,
     "lipschitz": Lipschitz,
 }
 
