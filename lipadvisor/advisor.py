@@ -49,6 +49,7 @@ from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
 
 __all__ = ["Advisor"]
 
+DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
 LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 _log = logging.getLogger("lipadvisor")
 _OWNS = {
@@ -71,7 +72,8 @@ class Advisor:
         policy: a policy, or the name of one (``lipadvisor policies`` lists them).
         mode: ``"takeover"`` owns learning rate and weight decay (what the optimizer was given does not matter);
             ``"cap"`` never exceeds the user's learning rate; ``"shadow"`` decides and records, and touches nothing.
-        max_overhead: share of the training time that measuring may take, in (0, 1].
+        max_overhead: share of the training time that measuring may take, in (0, 1]; one second in all is always
+            granted, so that short runs of tiny models can be steered too.
         interval: steps between measurements; ``None`` adapts it to ``max_overhead``.
         seed: of the advisor's own generator; no global random state is touched.
         include: globs of layer names to measure.
@@ -135,7 +137,9 @@ class Advisor:
         self._decision: Decision | None = None
         self._step, self._tau = 0, 0.0
         self._validation: tuple[int, float] | None = None
-        self._lr_in_step = 0.0
+        self._lr_in_step = self._acting_s = 0.0
+        self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
+        self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
         self._updated = self._started = self._closed = False
         self._decide_s = 0.0
         self._handles = [
@@ -155,8 +159,9 @@ class Advisor:
                 so that the device is never waited for.
 
         Returns:
-            The decision for the next step; ``None`` if the optimizer took no step since the last call (a gradient
-            scaler skipped it), or if an error of the advisor's own was caught.
+            The decision in force for the next step, made now or, where this step was not measured, a few steps ago (a
+            200th of the run at most); ``None`` if the optimizer took no step since the last call (a gradient scaler
+            skipped it), or if an error of the advisor's own was caught.
         """
         if self._closed:
             raise RuntimeError("Advisor.step() was called after close().")
@@ -294,18 +299,20 @@ class Advisor:
     def _prepare_update(self) -> None:
         self._start(())
         self._probe.before_update()
+        begun = time.perf_counter()
         self._applier.before_update()
-        lr = self._applier.in_force()[0]
+        self._in_step = self._applier.in_force()
+        lr = self._in_step[0]
         self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
+        self._acting_s = time.perf_counter() - begun
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
         self._errors.guard(self._finish_update)
 
     def _finish_update(self) -> None:
-        lr, weight_decay = self._applier.in_force()
         self._applier.after_update()
-        self._probe.after_update(lr, weight_decay)
+        self._probe.after_update(*self._in_step)
 
     # -- the line ----------------------------------------------------------------------------------------------------
 
@@ -333,11 +340,15 @@ class Advisor:
         begun = time.perf_counter()
         if self._last is None:
             raise RuntimeError("the advisor did not start; see the first error in the log")
-        step, knobs = self._step, self._applier.knobs()
+        step = self._step
         self._step += 1
         self._tau += self._lr_in_step
         terms = self._probe.collect(step)
-        overhead = self._probe.overhead
+        if loss is None or math.isfinite(loss):
+            self._snapshot.keep(step)
+            if terms is None and self._decision is not None and self._step % self._stride:
+                return self._go_on(begun, self._decision)
+        knobs, overhead = self._applier.knobs(), self._probe.overhead
         if terms is None:
             self._last = refreshed(
                 self._last, step=self._step, tau=self._tau, knobs=knobs, loss=loss, overhead=overhead
@@ -347,14 +358,17 @@ class Advisor:
         if self._validation is not None:
             at, value = self._validation
             self._last = dataclasses.replace(self._last, validation_loss=value, validation_step=at)
-        if loss is None or math.isfinite(loss):
-            self._snapshot.keep(step)
         decision, applied = self._decide(self._last)
         changed = self._decision is None or decision.reason != self._decision.reason
         if terms is not None or changed or decision.rollback or applied.refused:
             self._record(decision, applied)
+        return self._go_on(begun, decision)
+
+    def _go_on(self, begun: float, decision: Decision) -> Decision:
+        """Account for the time since ``begun``, and prepare the next step under ``decision``."""
         self._decision = decision
-        self._probe.charge(time.perf_counter() - begun)
+        self._probe.charge(time.perf_counter() - begun + self._acting_s)
+        self._acting_s = 0.0
         self._probe.arm(self._step)
         return decision
 
