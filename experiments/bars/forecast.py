@@ -29,7 +29,7 @@ def run(settings: BarSettings) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
     figures: dict[str, Any] = {}
     table = [
-        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'CRPS':>6} {'coverage':>8} "
+        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'no rise':>8} {'CRPS':>6} {'coverage':>8} "
         f"{'least':>6} {'forecasts':>9}"
     ]
     for horizon in HORIZONS:
@@ -37,6 +37,7 @@ def run(settings: BarSettings) -> Bar:
         figures[str(horizon)] = found
         table.append(
             f"{horizon:5d} {found['mae']:6.2f} {found['constant']:8.2f} {found['worst']:9.2f} {found['changed']:8.2f} "
+            f"{found['changed_without_rises']:8.2f} "
             f"{found['crps']:6.2f} {found['coverage']:8.3f} {found['least_coverage']:6.2f} {found['n']:9.0f}"
         )
         checks += _checks(horizon, found)
@@ -51,22 +52,37 @@ def run(settings: BarSettings) -> Bar:
 def _pooled(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int) -> dict[str, float]:
     whole = {name: scores[horizon].ratios() for name, (_, scores) in scored.items() if horizon in scores}
     constant = [whole[name]["mae_ratio"] for name, (schedule, _) in scored.items() if schedule == "constant"]
-    changed = [scores[horizon].ratios(scores[horizon].changed_N) for _, scores in scored.values() if horizon in scores]
-    crossing = [one for one in changed if one["n"] > 0]  # a few windows a run: their errors are summed over runs
-    across = sum(one["n"] * one["mae"] for one in crossing)
-    across_slope = sum(one["n"] * one["mae_slope"] for one in crossing)
     hits = np.concatenate([scores[horizon].hit_N for _, scores in scored.values() if horizon in scores])
     return {
         "mae": _mean([one["mae_ratio"] for one in whole.values()]),
         "mae_of_sums": sum(one["mae"] for one in whole.values()) / sum(one["mae_slope"] for one in whole.values()),
         "constant": _mean(constant),
         "worst": max(one["mae_ratio"] for one in whole.values()),
-        "changed": across / across_slope if crossing else float("nan"),
+        "changed": _across(scored, horizon, rises=True),
+        "changed_without_rises": _across(scored, horizon, rises=False),
         "crps": _mean([one["crps_ratio"] for one in whole.values()]),
         "coverage": float(hits.mean()),
         "least_coverage": min(one["coverage"] for one in whole.values()),
         "n": float(len(hits)),
     }
+
+
+def _across(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int, rises: bool) -> float:
+    """Return the summed error over the summed error of each run's best slope, in windows across a change.
+
+    Args:
+        scored: schedule and scores of each run.
+        horizon: steps ahead.
+        rises: whether runs whose learning rate was doubled count too.
+    """
+    found = [
+        scores[horizon].ratios(scores[horizon].changed_N)
+        for schedule, scores in scored.values()
+        if horizon in scores and (rises or schedule != "rise")
+    ]
+    found = [one for one in found if one["n"] > 0]
+    slope = sum(one["n"] * one["mae_slope"] for one in found)
+    return sum(one["n"] * one["mae"] for one in found) / slope if found else float("nan")
 
 
 def _mean(ratios: list[float]) -> float:
