@@ -29,8 +29,8 @@ def run(settings: BarSettings) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
     figures: dict[str, Any] = {}
     table = [
-        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'no rise':>8} {'CRPS':>6} {'coverage':>8} "
-        f"{'least':>6} {'forecasts':>9}"
+        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'no rise':>8} {'CRPS':>6} "
+        f"{'coverage':>8} {'least':>6} {'forecasts':>9}"
     ]
     for horizon in HORIZONS:
         found = _pooled(scored, horizon)
