@@ -299,8 +299,8 @@ class Advisor:
     def _prepare_update(self) -> None:
         self._start(())
         self._probe.before_update()
-        begun = time.perf_counter()
         self._applier.before_update()
+        begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
         self._in_step = self._applier.in_force()
         lr = self._in_step[0]
         self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
