@@ -18,8 +18,8 @@ _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 class Budget:
     """Decides which steps are measured.
 
-    Measuring takes ``max_overhead`` of the run's time, or one second in all, whichever is more: a run of half a minute
-    or longer keeps to its share, and a shorter one has measurements spread evenly over the logarithm of its steps.
+    Measuring takes ``max_overhead`` of the run's time and one second in all on top: a long run keeps to its share, and
+    a short one of a tiny model has measurements spread evenly over the logarithm of its steps.
 
     Attributes:
         max_overhead: allowed share of the run's time, in (0, 1].
