@@ -76,15 +76,11 @@ class Annealing:
         if observation.total_steps is None:
             state = self._listen(observation, state)
         started, share = self.share(observation, state)
-        knobs = tuple(Knobs(k.group, k.lr * share) for k in decision.knobs if k.lr is not None and share < 1.0)
-        return Decision(
-            step=observation.step,
-            policy=self.name,
-            reason="cooldown" if started else PASS,
-            knobs=knobs,
-            cooldown_started=started,
-            read=(("s", share),),
-        ), state
+        wanted = decision.knobs if share < 1.0 else ()
+        knobs = tuple([Knobs(k.group, k.lr * share) for k in wanted if k.lr is not None])
+        reason = "cooldown" if started else PASS
+        read = (("s", share),)
+        return Decision(observation.step, self.name, reason, knobs, (), (), False, started, False, read), state
 
     def share(self, observation: Observation, state: AnnealingState) -> tuple[bool, float]:
         """Return whether the cooldown has started, and the factor, in (0, 1]."""

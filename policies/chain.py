@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 
-__all__ = ["PASS", "Chain", "ChainState", "Refiner", "chain", "merge"]
+__all__ = ["NOTHING", "PASS", "Chain", "ChainState", "Refiner", "chain", "merge"]
 
 PASS = "pass"  # reason of a refiner that leaves the decision as it is
+
+# What a refiner returns that adds nothing: the step and the name of a part are not looked at, and making a decision is
+# the largest cost in a chain.
+NOTHING = Decision(step=-1, policy="", reason=PASS)
 
 State = TypeVar("State")
 
@@ -30,7 +34,8 @@ class Refiner(Protocol[State]):
     def refine(self, observation: Observation, decision: Decision, state: State) -> tuple[Decision, State]:
         """Return what this part adds to ``decision``, and the next state.
 
-        Knobs that are given replace those of ``decision``; the reason ``"pass"`` stands for nothing to add.
+        Knobs that are given replace those of ``decision``; the reason ``"pass"`` stands for nothing to add, and
+        ``NOTHING`` for no addition of any kind. Step and name of what is returned are not looked at.
         """
         ...
 
@@ -70,17 +75,17 @@ class Chain:
     def decide(self, observation: Observation, state: ChainState) -> tuple[Decision, ChainState]:
         """Return the members' merged decision and their next states."""
         merged: Decision | None = None
-        states = []
+        name, states = self.name, []
         for member, memory in zip(self.members, state.members, strict=True):
             if merged is not None and hasattr(member, "refine"):
                 part, memory = member.refine(observation, merged, memory)
             else:
                 part, memory = member.decide(observation, memory)
             states.append(memory)
-            merged = replace(part, policy=self.name) if merged is None else merge(merged, part)
+            merged = part if merged is None else merge(merged, part, name)
         if merged is None:
             raise AssertionError("a chain has at least one member")
-        return merged, ChainState(tuple(states))
+        return _renamed(merged, name), ChainState(tuple(states))
 
 
 def chain(*members: Policy[Any] | Refiner[Any], name: str = "") -> Chain:
@@ -98,17 +103,25 @@ def chain(*members: Policy[Any] | Refiner[Any], name: str = "") -> Chain:
     return Chain(tuple(members), name)
 
 
-def merge(decision: Decision, part: Decision) -> Decision:
-    """Return ``decision`` refined by ``part``: what ``part`` sets wins, what it leaves alone stays."""
+def merge(decision: Decision, part: Decision, name: str | None = None) -> Decision:
+    """Return ``decision`` refined by ``part``: what ``part`` sets wins, what it leaves alone stays.
+
+    Args:
+        decision: what stands so far.
+        part: what is added.
+        name: of the policy in whose name the merged decision is made; by default that of ``decision``.
+    """
+    if part is NOTHING:
+        return decision
     if part.reason == PASS:
         reason = decision.reason
     elif decision.reason == PASS:
         reason = part.reason
     else:
         reason = f"{decision.reason}+{part.reason}"
-    return Decision(  # built outright: dataclasses.replace costs three times as much, and this runs for every part
+    return Decision(  # built outright: dataclasses.replace costs twice as much, and this runs for every part
         decision.step,
-        decision.policy,
+        decision.policy if name is None else name,
         reason,
         _merge_knobs(decision.knobs, part.knobs) if part.knobs else decision.knobs,
         _merge_pairs(decision.init_scale, part.init_scale),
@@ -121,11 +134,32 @@ def merge(decision: Decision, part: Decision) -> Decision:
     )
 
 
+def _renamed(decision: Decision, name: str) -> Decision:
+    """Return ``decision`` in the name of the whole."""
+    if decision.policy == name:
+        return decision
+    return Decision(
+        decision.step,
+        name,
+        decision.reason,
+        decision.knobs,
+        decision.init_scale,
+        decision.weight_scale,
+        decision.warmup_ended,
+        decision.cooldown_started,
+        decision.rollback,
+        decision.read,
+        decision.source,
+    )
+
+
 def _merge_knobs(first: tuple[Knobs, ...], second: tuple[Knobs, ...]) -> tuple[Knobs, ...]:
     groups = {knobs.group: knobs for knobs in first}
     for knobs in second:
         earlier = groups.get(knobs.group)
-        if earlier is not None:
+        if earlier is not None and (
+            knobs.lr is None or (knobs.weight_decay is None and earlier.weight_decay is not None)
+        ):
             knobs = Knobs(
                 knobs.group,
                 earlier.lr if knobs.lr is None else knobs.lr,

@@ -68,11 +68,10 @@ class Guard:
                 for k in decision.knobs
             )
             decision = replace(decision, knobs=knobs, reason=f"{decision.reason}+guard:shrunk")
-        seen = dict(state.lr)
-        seen.update((k.group, k.lr) for k in decision.knobs if k.lr is not None)
-        after = GuardState(
-            inner, scale, tuple(seen.items()), decision.warmup_ended, decision.cooldown_started, state.rollbacks, change
-        )
+        lr = tuple([(k.group, k.lr) for k in decision.knobs if k.lr is not None])
+        if len(lr) < len(state.lr):
+            lr = tuple({**dict(state.lr), **dict(lr)}.items())
+        after = GuardState(inner, scale, lr, decision.warmup_ended, decision.cooldown_started, state.rollbacks, change)
         return decision if decision.policy == self.name else replace(decision, policy=self.name), after
 
     def _rollback(self, observation: Observation, state: GuardState) -> tuple[Decision, GuardState]:

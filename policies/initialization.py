@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lipadvisor.policies.chain import PASS
+from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.schedules import NoState
@@ -59,12 +59,14 @@ class Initialization:
 
     def decide(self, observation: Observation, state: NoState) -> tuple[Decision, NoState]:
         """Return the scale of each layer to rescue at step 0; nothing to add later."""
-        return self.refine(observation, Decision(observation.step, self.name, PASS), state)
+        nothing = Decision(observation.step, self.name, PASS)
+        part, state = self.refine(observation, nothing, state)
+        return nothing if part is NOTHING else part, state
 
     def refine(self, observation: Observation, decision: Decision, state: NoState) -> tuple[Decision, NoState]:
         """Return the scale of each layer to rescue at step 0; nothing to add later."""
         if observation.step != 0:
-            return Decision(observation.step, self.name, PASS), state
+            return NOTHING, state
         scales, read = [], []
         last = len(observation.layers) - 1
         for index, layer in enumerate(observation.layers):

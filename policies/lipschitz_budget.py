@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from lipadvisor.policies.chain import PASS
+from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import (
     require_at_least_one,
     require_fraction,
@@ -84,31 +84,28 @@ class LipschitzBudget:
     ) -> tuple[Decision, LipschitzBudgetState]:
         """Return the learning rates of ``decision``, cut where the growth to come exceeds the head room."""
         if observation.step <= 0:
-            return Decision(observation.step, self.name, PASS), state
+            return NOTHING, state
         level = observation.network.log_norm
         if not math.isfinite(level):
             return Decision(observation.step, self.name, "hold:budget_non_finite"), state
         ahead = self._ahead(observation)
         state = self._learn(observation, ahead, state)
         if state.reference is None or state.measured_step < 0:
-            return Decision(observation.step, self.name, PASS), state
+            return NOTHING, state
         head = max(1e-3, self._allowed(observation, ahead, state.weight) - (level - state.reference))
         spread = math.sqrt(state.variance * ahead)
         need = max(0.0, state.growth) * ahead + self.deviations * spread
         factor = 1.0 if need <= head else max(self.lowest, head / need)
-        knobs = tuple(Knobs(k.group, k.lr * factor) for k in decision.knobs if k.lr is not None and factor < 1.0)
-        return Decision(
-            step=observation.step,
-            policy=self.name,
-            reason="budget" if factor < 1.0 else PASS,
-            knobs=knobs,
-            read=(
-                ("budget_head", head),
-                ("growth", state.growth * ahead),
-                ("growth_std", spread),
-                ("budget_factor", factor),
-            ),
-        ), state
+        wanted = decision.knobs if factor < 1.0 else ()
+        knobs = tuple([Knobs(k.group, k.lr * factor) for k in wanted if k.lr is not None])
+        reason = "budget" if factor < 1.0 else PASS
+        read = (
+            ("budget_head", head),
+            ("growth", state.growth * ahead),
+            ("growth_std", spread),
+            ("budget_factor", factor),
+        )
+        return Decision(observation.step, self.name, reason, knobs, (), (), False, False, False, read), state
 
     def _allowed(self, observation: Observation, ahead: float, weight: float) -> float:
         """Return the growth allowed so far, nats above the reference."""
@@ -128,7 +125,7 @@ class LipschitzBudget:
         if reference is None:
             reference = self._reference(observation)
         steps = observation.measured_step - state.measured_step
-        lr = max((k.lr for k in observation.knobs if k.lr is not None), default=0.0)
+        lr = max([k.lr for k in observation.knobs if k.lr is not None], default=0.0)
         growth = lr * network.drift
         if steps <= 0 or network.status is Status.NOT_MEASURED or not abs(growth) < LARGEST_GROWTH:
             return replace(state, reference=reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from lipadvisor.policies.chain import PASS
+from lipadvisor.policies.chain import NOTHING
 from lipadvisor.policies.checks import require_at_least_one, require_non_negative, require_positive
 from lipadvisor.policies.contract import Decision, Knobs, Observation
 from lipadvisor.policies.schedules import progress
@@ -71,7 +71,7 @@ class Overfitting:
         """Return the learning rates of ``decision``, annealed once overfitting was seen; the decay falls with them."""
         state = self._listen(observation, state)
         if state.started_step is None:
-            return Decision(observation.step, self.name, PASS), state
+            return NOTHING, state
         total = observation.total_steps or state.started_step
         length = max(1.0, self.length * total)
         share = 0.5 * (
@@ -88,7 +88,7 @@ class Overfitting:
         if loss is not None and math.isfinite(loss):
             before = state.train_loss
             mean = loss if before is None else before + (loss - before) / self.smoothing
-            state = replace(state, train_loss=mean)
+            state = OverfittingState(state.best, state.seen_step, mean, state.risen)
         validation, at = observation.validation_loss, observation.validation_step
         if validation is None or at is None or at <= state.seen_step or not math.isfinite(validation):
             return state

@@ -99,7 +99,7 @@ def warmup_share(step: int, warmup_steps: float) -> float:
 
 def same_knobs(observation: Observation, lr: float, weight_decay: float | None) -> tuple[Knobs, ...]:
     """Return the same learning rate and weight decay for every group of ``observation``."""
-    return tuple(Knobs(knobs.group, lr, weight_decay) for knobs in observation.knobs)
+    return tuple([Knobs(knobs.group, lr, weight_decay) for knobs in observation.knobs])
 
 
 def progress(step: float, start: float, end: float) -> float:

@@ -168,14 +168,13 @@ LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 def total_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
     """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all."""
-    largest, found, scaled = 0.0, None, 0.0
-    for layer in layers:
-        ratio = layer.update_ratio
-        if not 0.0 < ratio < math.inf:  # false for nan
-            continue
-        if ratio > largest:
-            scaled = scaled * (largest / ratio) ** 2 + 1.0  # in units of the largest: nothing overflows
-            largest, found = ratio, layer
-        else:
-            scaled += (ratio / largest) ** 2
-    return found, math.log(largest) + 0.5 * math.log(scaled) if found is not None else -math.inf
+    highest = math.inf
+    usable = [ratio for layer in layers if 0.0 < (ratio := layer.update_ratio) < highest]  # false for nan
+    if not usable:
+        return None, -math.inf
+    largest = max(usable)
+    found = next(layer for layer in layers if layer.update_ratio == largest)
+    total = math.hypot(*usable)
+    if not 1e-300 < total < math.inf:  # in units of the largest nothing overflows
+        return found, math.log(largest) + math.log(math.hypot(*[r / largest for r in usable]))
+    return found, math.log(total)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lipadvisor.policies.chain import PASS
+from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import require_at_least_one, require_fraction
 from lipadvisor.policies.contract import Decision, Observation
 
 __all__ = ["WarmupEnd", "WarmupEndState"]
+
+OVER = replace(NOTHING, warmup_ended=True)  # all there is to add, once it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ class WarmupEnd:
     ) -> tuple[Decision, WarmupEndState]:
         """Return whether the warmup is over; knobs are left alone."""
         if state.ended:
-            return Decision(observation.step, self.name, PASS, warmup_ended=True), state
-        lr = max((k.lr for k in decision.knobs if k.lr is not None), default=0.0)
+            return OVER, state
+        lr = max([k.lr for k in decision.knobs if k.lr is not None], default=0.0)
         if lr > state.highest_lr * (1.0 + self.tolerance):
-            return Decision(observation.step, self.name, PASS), WarmupEndState(lr, observation.step)
+            return NOTHING, WarmupEndState(lr, observation.step)
         ended = state.highest_lr > 0.0 and observation.step - state.highest_step >= self.patience
         reason = "warmup_end" if ended else PASS
         after = WarmupEndState(state.highest_lr, state.highest_step, ended)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lipadvisor.policies.annealing import Annealing
+from lipadvisor.policies.annealing import Annealing, AnnealingState
 from lipadvisor.policies.chain import PASS
 from lipadvisor.policies.checks import require_at_least_one, require_non_negative
 from lipadvisor.policies.contract import Decision, Knobs, Observation
@@ -12,6 +12,7 @@ from lipadvisor.policies.schedules import NoState
 
 __all__ = ["TotalDecay"]
 
+NOT_STARTED = AnnealingState()
 MOST_PER_STEP = 0.1  # a step never shrinks a weight by more than this share
 
 
@@ -57,9 +58,10 @@ class TotalDecay:
         if steps is None:
             shrink = self.total / self.unknown_steps
         else:
-            _, share = self.annealing.share(observation, self.annealing.init())
+            _, share = self.annealing.share(observation, NOT_STARTED)
             mean_share = 0.5 * (1.0 + self.annealing.start_fraction)
             shrink = min(self.total / max(steps, 1), self.per_step) * share / mean_share
         shrink = min(shrink, MOST_PER_STEP)
-        knobs = tuple(Knobs(k.group, None, shrink / k.lr) for k in decision.knobs if k.lr is not None and k.lr > 0.0)
-        return Decision(observation.step, self.name, PASS, knobs, read=(("decay_per_step", shrink),)), state
+        knobs = tuple([Knobs(k.group, None, shrink / k.lr) for k in decision.knobs if k.lr is not None and k.lr > 0.0])
+        read = (("decay_per_step", shrink),)
+        return Decision(observation.step, self.name, PASS, knobs, (), (), False, False, False, read), state
