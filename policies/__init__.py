@@ -19,6 +19,7 @@ from lipadvisor.policies.contract import (
     hold,
     restore_state,
 )
+from lipadvisor.policies.forecast_budget import ForecastBudget
 from lipadvisor.policies.freeze import Freeze, Veto, freeze, veto
 from lipadvisor.policies.greedy import Greedy
 from lipadvisor.policies.groups import PerGroup, per_group
@@ -30,6 +31,7 @@ from lipadvisor.policies.named import POLICIES, named_policy
 from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.plateau import Plateau
 from lipadvisor.policies.portfolio import Portfolio, portfolio
+from lipadvisor.policies.predictive import Predictive
 from lipadvisor.policies.replay import replay
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
 from lipadvisor.policies.spectral_cap import SpectralCap, UpdateCap
@@ -47,6 +49,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Decision",
+    "ForecastBudget",
     "Freeze",
     "Greedy",
     "Guard",
@@ -66,6 +69,7 @@ __all__ = [
     "Plateau",
     "Policy",
     "Portfolio",
+    "Predictive",
     "Refiner",
     "SpectralCap",
     "SpectralRate",

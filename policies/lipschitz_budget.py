@@ -107,6 +107,10 @@ class LipschitzBudget:
         )
         return Decision(observation.step, self.name, reason, knobs, (), (), False, False, False, read), state
 
+    def healthy(self, observation: Observation) -> tuple[float, float]:
+        """Return Z of a healthy start, nats, and the sum of the composition weights: what a budget is counted by."""
+        return self._reference(observation), _total_weight(observation)
+
     def _allowed(self, observation: Observation, ahead: float, weight: float) -> float:
         """Return the growth allowed so far, nats above the reference."""
         total = observation.total_steps

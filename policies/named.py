@@ -10,6 +10,7 @@ from lipadvisor.policies.contract import Policy
 from lipadvisor.policies.greedy import Greedy
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.plateau import Plateau
+from lipadvisor.policies.predictive import Predictive
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
 from lipadvisor.policies.spectral_cap import SpectralCap
 
@@ -26,6 +27,7 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "greedy": Greedy,
     "spectral_cap": SpectralCap,
     "lipschitz": Lipschitz,
+    "predictive": Predictive,
 }
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lipadvisor.policies
 from lipadvisor.experiments.benchmarks.baseline import Trial, revalidated, tuned
 from lipadvisor.experiments.benchmarks.drive import drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
+from lipadvisor.experiments.benchmarks.frozen import frozen_hash
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.rehearsal import CANDIDATES, rehearse
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
@@ -18,6 +18,8 @@ from lipadvisor.experiments.benchmarks.score import loss_ratio
 from lipadvisor.experiments.benchmarks.store import Results, source_hash, task_fingerprint
 from lipadvisor.experiments.benchmarks.suites import (
     INIT_SCALES,
+    INTERVAL_STARTS,
+    INTERVALS,
     LR_FACTORS,
     WEIGHT_DECAY_FACTORS,
     perturbed_constants,
@@ -26,9 +28,9 @@ from lipadvisor.experiments.benchmarks.suites import (
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import Policy, named_policy
+from lipadvisor.policies import Policy, Predictive, named_policy
 
-__all__ = ["Bench", "Cell", "frozen_hash", "zero_tuning_policies"]
+__all__ = ["Bench", "Cell", "zero_tuning_policies"]
 
 _DRIVE_FILES = ("drive.py", "measure.py", "operators.py")
 _MOST_MEMBERS = 64  # trained at once
@@ -38,12 +40,6 @@ _HORIZON = 30  # factor of the horizon suite
 def zero_tuning_policies(default: str = "lipschitz") -> dict[str, Policy[Any]]:
     """Return the arms that run through the contract, none of them tuned."""
     return {default: named_policy(default), "first_rule": FirstRule(), "second_rule": SecondRule()}
-
-
-def frozen_hash(policy: Policy[Any]) -> str:
-    """Return the hash of a policy's constants and of all policies' source."""
-    folder = Path(str(lipadvisor.policies.__file__)).parent
-    return f"{policy!r} {source_hash(*sorted(folder.glob('*.py')))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +86,21 @@ class Bench:
         """Return the tuned baseline's record."""
         trials = self.trials if trials is None else trials
         spec = {"arm": "tuned", "trials": trials, "seeds": self.seeds, **task_fingerprint(task, steps)}
-        return self.results.get(
-            spec, lambda: tuned(task, trials=trials, repeats=self.seeds, steps=steps, tick=self._ticker(task, trials))
+        length = task.steps if steps is None else steps
+        return self._get(
+            spec,
+            2 * trials * length,
+            lambda: tuned(task, trials=trials, repeats=self.seeds, steps=steps, tick=self._ticker(task, trials)),
         )
 
-    def revalidated(self, task: Task) -> list[float]:
-        """Return the test losses of the harder baseline, whose selection was repeated on more seeds."""
+    def revalidated(self, task: Task, record: Mapping[str, Any]) -> list[float]:
+        """Return the test losses of the harder baseline: the selection of ``record`` repeated on more seeds."""
         spec = {"arm": "revalidated", "trials": self.trials, "seeds": self.seeds, **task_fingerprint(task)}
-        record = self.results.get(
-            spec, lambda: revalidated(task, self.baseline(task), tick=self._ticker(task, self.trials // 3))
+        members = self.trials // 3
+        again = self._get(
+            spec, 2 * members * task.steps, lambda: revalidated(task, record, tick=self._ticker(task, members))
         )
-        return list(record["test"])
+        return list(again["test"])
 
     def policies(self, task: Task, arms: Mapping[str, Policy[Any]], **options: Any) -> dict[str, list[float]]:
         """Return the test losses by seed of each arm, all trained together."""
@@ -115,11 +115,13 @@ class Bench:
         suite: str = "zero",
         steps: int | None = None,
         scale_each_decades: float = 0.0,
+        decide_every: int | None = None,
     ) -> dict[str, list[float]]:
         """Return the test losses of ``cells``, by label and in order; only those not yet known are run."""
+        every = self.decide_every if decide_every is None else decide_every
         common = {
             "suite": suite,
-            "decide_every": self.decide_every,
+            "decide_every": every,
             "validate_every": validate_every(task, steps),
             "drive": source_hash(*(Path(__file__).parent / name for name in _DRIVE_FILES)),
             "each": scale_each_decades,
@@ -127,6 +129,7 @@ class Bench:
         }
         specs = [{"policy": frozen_hash(c.policy), "seed": c.seed, "scale": c.scale, **common} for c in cells]
         missing = [index for index, spec in enumerate(specs) if not self.results.has(spec)]
+        self.progress.skip((len(cells) - len(missing)) * (task.steps if steps is None else steps))
         for start in range(0, len(missing), _MOST_MEMBERS):
             part = missing[start : start + _MOST_MEMBERS]
             chosen = [cells[index] for index in part]
@@ -137,9 +140,9 @@ class Bench:
                 [cell.seed for cell in chosen],
                 steps=steps,
                 perturb=scale_each(scale_each_decades) if scale_each_decades else all_scaled,
-                decide_every=self.decide_every,
+                decide_every=every,
                 validate_every=validate_every(task, steps),
-                function_every=self.decide_every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
+                function_every=every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
                 tick=self._ticker(task, len(part)),
             )
             for place, index in enumerate(part):
@@ -157,8 +160,9 @@ class Bench:
         for name in FOREIGN:
             for seed in range(self.seeds):
                 spec = {"arm": name, "seed": seed, **task_fingerprint(task)}
-                record = self.results.get(
+                record = self._get(
                     spec,
+                    4 * task.steps,
                     lambda n=name, s=seed: train_foreign(task, n, s, self._ticker(task, 4)),  # type: ignore[misc]
                 )
                 found.setdefault(name, []).append(record["test"])
@@ -173,8 +177,9 @@ class Bench:
             "seeds": self.seeds,
             **task_fingerprint(task),
         }
-        record = self.results.get(
+        record = self._get(
             spec,
+            self.seeds * task.steps,
             lambda: rehearse(
                 task, self.default, range(self.seeds), decide_every=self.decide_every,
                 validate_every=validate_every(task),
@@ -189,10 +194,11 @@ class Bench:
         """Return the ratio to the tuned baseline by arm and task, nothing perturbed."""
         found: dict[str, dict[str, float]] = {}
         for task in self.tasks:
-            base = self.baseline(task)["test"]
+            record = self.baseline(task)
+            base = record["test"]
             arms = {**self.policies(task, zero_tuning_policies(self.default)), **self.foreign(task)}
             arms["rehearsal"] = self.rehearsed(task)
-            arms["tuned, revalidated"] = self.revalidated(task)
+            arms["tuned, revalidated"] = self.revalidated(task, record)
             for arm, losses in arms.items():
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
@@ -246,6 +252,25 @@ class Bench:
                 found.setdefault(arm, {})[task.name] = loss_ratio(values, base)
         return found
 
+    def interval(self) -> dict[str, dict[str, float]]:
+        """Return ratios to the default deciding as often as it may, of decisions that are far apart.
+
+        At each interval the reactive default stands against the same line with its budget held by forecast; from
+        PyTorch's initialization, and from one three times as large, where early decisions matter.
+        """
+        policy = named_policy(self.default)
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            frequent = self.cells(task, _starts({"": policy}, self.seeds), suite="interval")
+            for every in INTERVALS:
+                arms: dict[str, Policy[Any]] = {"reactive": policy, "forecast": Predictive(interval=every)}
+                cells = _starts(arms, self.seeds)
+                for label, losses in self.cells(task, cells, suite="interval", decide_every=every).items():
+                    arm, start = label.split(" ")
+                    ratio = loss_ratio(losses, frequent[f" {start}"])
+                    found.setdefault(f"{arm} {every}", {})[f"{task.name} init {start}"] = ratio
+        return found
+
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _against_baseline(self, run: Callable[[Task], dict[str, list[float]]]) -> dict[str, dict[str, float]]:
@@ -256,6 +281,12 @@ class Bench:
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
 
+    def _get(self, spec: Mapping[str, Any], units: float, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the record of ``spec``; what was there already is counted as work done."""
+        if self.results.has(spec):
+            self.progress.skip(units)
+        return self.results.get(spec, compute)
+
     def _ticker(self, task: Task, members: int) -> Callable[[int], None]:
         return lambda step: self.progress.add(members, task.name)
 
@@ -263,6 +294,16 @@ class Bench:
 def validate_every(task: Task, steps: int | None = None) -> int:
     """Return the steps between the validation losses that policies are shown: on small tables, twenty times a run."""
     return max(1, (task.steps if steps is None else steps) // 20) if task.small_table else 0
+
+
+def _starts(arms: Mapping[str, Policy[Any]], seeds: int) -> list[Cell]:
+    """Return a cell for each arm, start and seed; the label is ``arm xscale``."""
+    return [
+        Cell(f"{arm} x{scale:g}", policy, seed, scale)
+        for arm, policy in arms.items()
+        for scale in INTERVAL_STARTS
+        for seed in range(seeds)
+    ]
 
 
 def _tuned_cells(best: Trial) -> Iterable[Cell]:

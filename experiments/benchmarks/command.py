@@ -8,7 +8,7 @@ import click
 
 __all__ = ["bench"]
 
-SUITES = ("zero", "grid", "init", "constants", "horizon", "variants")
+SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval")
 
 
 @click.group()
@@ -18,7 +18,9 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
-@click.option("--suite", type=click.Choice(SUITES), default="zero", show_default=True, help="What is perturbed.")
+@click.option(
+    "--suite", type=click.Choice(SUITES), default="zero", show_default=True, help="What is perturbed; see above."
+)
 @click.option(
     "--list",
     "which",
@@ -48,8 +50,26 @@ def policies(
 ) -> None:
     """Run policies without tuning against the best of 64 tuned trials; write results, table and figure to --out.
 
-    An interrupted bench goes on where it was: every record is kept in OUT/results.json under the hash of what made it.
-    """
+    An interrupted bench goes on where it was: every record is kept in OUT/results.json under the hash of what made it
+    (constants and source of the policy, task, seed), so what has not changed is never run twice. OUT/SUITE.md is the
+    table that is printed, OUT/SUITE.svg the performance profile.
+
+    \b
+    Suites:
+      zero       nothing perturbed: policies, Schedule-Free, Prodigy, rehearsal
+      grid       learning rate x init scale x weight decay off by large factors
+      init       each matrix off by its own 10^U(-1, 1)
+      constants  each internal constant wrong by 8, against the policy as it is
+      horizon    two tasks at 30 times their length
+      variants   one part changed at a time (design list alone)
+      interval   decisions 50 to 400 steps apart, reactive against forecast
+
+    \b
+    Examples:
+      lipadvisor bench policies --quick
+      lipadvisor bench policies --list design --suite variants
+      lipadvisor bench policies --task wine --task patches --out runs/mine
+    """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     from lipadvisor.experiments.benchmarks.report import run_lists
 
     try:
@@ -65,6 +85,9 @@ def policies(
             decide_every=every,
             threads=threads,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException(f"interrupted; the same command goes on from {out / 'results.json'}.") from None
     click.echo(text)
+    click.echo(f"Wrote {out / suite}.md, {out / suite}.svg and {out / 'results.json'}.", err=True)

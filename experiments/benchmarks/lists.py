@@ -11,7 +11,7 @@ from lipadvisor.experiments.benchmarks import networks as net
 from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.task import Task
 
-__all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "QUICK", "TASKS"]
+__all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "INTERVAL_TASKS", "QUICK", "TASKS"]
 
 _LENGTH = 16  # characters in a window of text
 
@@ -90,4 +90,5 @@ QUICK = frozenset(
     {"mlp_digits", "deep_plain", "low_noise", "autoencoder", "label_noise", "diabetes", "wine"}
     | {"deep_tanh", "patches", "friedman", "spirals", "breast_cancer", "small_friedman"}
 )  # of both lists, those that take seconds
+INTERVAL_TASKS = frozenset({"mlp_digits", "autoencoder", "low_noise"})  # of the design list, 400 to 1,200 steps
 HORIZON_TASKS = frozenset({"autoencoder", "patches"})  # run 30 times as long by the horizon suite

@@ -13,7 +13,10 @@ __all__ = ["profile_figure"]
 
 
 def profile_figure(
-    panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | os.PathLike[str], highest: float = 2.0
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    path: str | os.PathLike[str],
+    highest: float = 2.0,
+    against: str = "the best of 64 tuned trials",
 ) -> Path:
     """Draw one panel a list of tasks, one curve an arm; write SVG or PNG by the file's ending.
 
@@ -21,6 +24,7 @@ def profile_figure(
         panels: ratios by panel, arm and task.
         path: of the file.
         highest: right end of the axis of ratios, > 1.
+        against: what the ratios are to, in words.
 
     Returns:
         The path written.
@@ -37,7 +41,7 @@ def profile_figure(
         ax.set_xscale("log")
         ax.set_xticks([0.5, 0.7, 1.0, 1.2, 1.5, 2.0], ["0.5", "0.7", "1", "1.2", "1.5", "2"])
         ax.minorticks_off()
-        ax.set_xlabel("test loss, ratio to the best of 64 tuned trials")
+        ax.set_xlabel(f"test loss, ratio to {against}")
         ax.set_title(title)
     axes[0].set_ylabel("share of tasks")
     axes[0].legend(fontsize=7, loc="lower right")

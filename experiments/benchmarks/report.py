@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lipadvisor.experiments.benchmarks.bench import Bench, frozen_hash, zero_tuning_policies
+from lipadvisor.experiments.benchmarks.bench import Bench, zero_tuning_policies
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN
-from lipadvisor.experiments.benchmarks.lists import CONFIRMATION, DESIGN, HORIZON_TASKS, QUICK, TASKS
+from lipadvisor.experiments.benchmarks.frozen import frozen_hash
+from lipadvisor.experiments.benchmarks.lists import (
+    CONFIRMATION,
+    DESIGN,
+    HORIZON_TASKS,
+    INTERVAL_TASKS,
+    QUICK,
+    TASKS,
+)
 from lipadvisor.experiments.benchmarks.profile_figure import profile_figure
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.score import table
 from lipadvisor.experiments.benchmarks.store import Results
+from lipadvisor.experiments.benchmarks.suites import (
+    INIT_SCALES,
+    INTERVAL_STARTS,
+    INTERVALS,
+    LR_FACTORS,
+    WEIGHT_DECAY_FACTORS,
+    perturbed_constants,
+)
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
 from lipadvisor.policies import named_policy
@@ -51,9 +68,12 @@ def run_lists(
     if suite == "variants" and which != "design":
         raise ValueError(f"--suite variants is for the design list alone (--list design), got --list {which}.")
     lists = _lists(which, quick, only, suite)
+    if not lists:
+        raise ValueError(f"no task is left by --list {which}, --task {' '.join(only) or 'any'} and --suite {suite}.")
     results = Results(out / "results.json")
-    work = sum(_work(task, suite, seeds, trials) for tasks in lists.values() for task in tasks)
+    work = sum(_work(task, suite, seeds, trials, policy) for tasks in lists.values() for task in tasks)
     progress = Progress(work)
+    _announce(lists, seeds, trials, results)
     panels: dict[str, dict[str, dict[str, float]]] = {}
     notes = []
     for title, tasks in lists.items():
@@ -63,10 +83,25 @@ def run_lists(
             results, tasks, seeds=seeds, trials=trials, decide_every=decide_every, default=policy, progress=progress
         )
         panels[title] = getattr(bench, suite)()
+    progress.close()
     text = "\n".join([*(table(arms, f"{title}, suite {suite}") for title, arms in panels.items()), *notes])
     _write_whole(out / f"{suite}.md", text)
-    profile_figure(panels, out / f"{suite}.svg")
+    against = f"the best of {trials} tuned trials" if suite not in AGAINST_ITSELF else f"{policy} as it is"
+    profile_figure(panels, out / f"{suite}.svg", against=against)
     return text
+
+
+AGAINST_ITSELF = frozenset({"constants", "interval"})  # suites that compare the policy with itself
+
+
+def _announce(lists: Mapping[str, Sequence[Task]], seeds: int, trials: int, results: Results) -> None:
+    """Say what is about to run, and where it is kept."""
+    plan = ", ".join(f"{len(tasks)} {title} tasks" for title, tasks in lists.items())
+    known = f", {len(results.records)} records there already" if results.records else ""
+    sys.stderr.write(f"{plan}; {seeds} seeds, baselines of {trials} trials; records in {results.path}{known}\n")
+
+
+SUITE_TASKS = {"horizon": HORIZON_TASKS, "interval": INTERVAL_TASKS}  # the others run on whole lists
 
 
 def _lists(which: str, quick: bool, only: Sequence[str], suite: str) -> dict[str, tuple[Task, ...]]:
@@ -76,23 +111,25 @@ def _lists(which: str, quick: bool, only: Sequence[str], suite: str) -> dict[str
     def wanted(task: Task) -> bool:
         if only:
             return task.name in only
-        if suite == "horizon":
-            return task.name in HORIZON_TASKS
+        if suite in SUITE_TASKS:
+            return task.name in SUITE_TASKS[suite]
         return task.name in QUICK or not quick
 
     kept = {name: tuple(task for task in tasks if wanted(task)) for name, tasks in chosen.items()}
     return {name: tasks for name, tasks in kept.items() if tasks}
 
 
-def _work(task: Task, suite: str, seeds: int, trials: int) -> float:
-    """Return the member-steps that a task takes, roughly."""
+def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> float:
+    """Return the member-steps that a task takes: what the bench counts while it runs."""
+    baseline = 2 * trials
     arms: Mapping[str, float] = {
-        "zero": (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 1) * seeds + trials + seeds,
-        "grid": 5 + 105 + trials + seeds,
-        "init": 2 * seeds + trials,
-        "constants": 25 * seeds,
-        "horizon": 30 * (16 + 2 * seeds),
-        "variants": len(VARIANTS) * seeds + trials + seeds,
+        "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 1) * seeds,
+        "grid": baseline + len(INIT_SCALES) * (1 + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
+        "init": baseline + seeds,
+        "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,
+        "horizon": 30 * (2 * 16 + seeds),
+        "variants": baseline + len(VARIANTS) * seeds,
+        "interval": (1 + 2 * len(INTERVALS)) * len(INTERVAL_STARTS) * seeds,
     }
     return arms[suite] * task.steps
 

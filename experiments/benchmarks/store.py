@@ -21,13 +21,16 @@ class Results:
 
     Args:
         path: of the JSON file; made with its folders on the first record.
+
+    Raises:
+        ValueError: there is a file of that name, but it holds no records.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.records: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            self.records = json.loads(self.path.read_text(encoding="utf-8"))["records"]
+            self.records = _records(self.path)
 
     def get(self, spec: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the record of ``spec``, computed and stored if it is not there."""
@@ -58,6 +61,16 @@ class Results:
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(json.dumps({"version": 1, "records": self.records}, indent=1), encoding="utf-8")
         os.replace(part, self.path)
+
+
+def _records(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        records: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["records"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no records of a bench ({error}); move it away, or choose another --out."
+        ) from error
+    return records
 
 
 def content_key(spec: Mapping[str, Any]) -> str:

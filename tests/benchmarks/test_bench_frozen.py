@@ -1,0 +1,92 @@
+"""What records are kept under, how far a bench says it is, and what it says when it cannot go on."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from click.testing import CliRunner
+
+from lipadvisor.experiments.benchmarks import bench as bench_module
+from lipadvisor.experiments.benchmarks.bench import Bench
+from lipadvisor.experiments.benchmarks.command import SUITES, bench
+from lipadvisor.experiments.benchmarks.frozen import frozen_hash, source_files
+from lipadvisor.experiments.benchmarks.lists import DESIGN, INTERVAL_TASKS, TASKS
+from lipadvisor.experiments.benchmarks.progress import Progress
+from lipadvisor.experiments.benchmarks.report import _work
+from lipadvisor.experiments.benchmarks.rules import FirstRule
+from lipadvisor.experiments.benchmarks.store import Results
+from lipadvisor.policies import Cosine, Lipschitz, every
+
+
+def test_the_hash_is_of_the_constants_and_of_what_the_policy_is_made_of():
+    names = {path.stem for path in source_files(Lipschitz())}
+    assert names >= {"lipschitz", "spectral_rate", "lipschitz_budget", "guard", "chain", "contract"}
+    assert not names & {"greedy", "portfolio", "attended", "plateau"}
+    assert {path.stem for path in source_files(every(Cosine(), 3))} >= {"combine", "schedules"}
+    assert "rules" in {path.stem for path in source_files(FirstRule())}
+    assert frozen_hash(Lipschitz()) == frozen_hash(Lipschitz())
+    assert frozen_hash(Lipschitz(budget=0.3)) != frozen_hash(Lipschitz())
+
+
+def test_progress_counts_what_was_there_without_taking_it_for_speed():
+    stream = io.StringIO()
+    progress = Progress(100.0, stream, every_s=0.0)
+    progress.skip(50.0)
+    assert progress.share == 0.5
+    progress.add(25.0, "task")
+    assert stream.getvalue().startswith(" 75%  0:00 left  task")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["zero", "init", "grid", "constants", "variants"])
+def test_the_work_announced_is_the_work_counted(tmp_path, suite):
+    task = TASKS["wine"]
+    progress = Progress(1.0, io.StringIO(), every_s=1e9)
+    first = Bench(Results(tmp_path / "r.json"), [task], seeds=1, trials=4, progress=progress)
+    getattr(first, suite)()
+    announced = _work(task, suite, 1, 4, "lipschitz")
+    assert progress._done == pytest.approx(announced, rel=0.25)
+    again = Progress(1.0, io.StringIO(), every_s=1e9)
+    known = Bench(Results(tmp_path / "r.json"), [task], seeds=1, trials=4, progress=again)
+    getattr(known, suite)()
+    assert again._worked == 0.0
+    assert again._done == pytest.approx(announced, rel=0.25)
+
+
+def test_the_interval_suite_compares_forecast_with_reactive(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_module, "INTERVALS", (40,))
+    found = Bench(Results(tmp_path / "r.json"), [TASKS["wine"]], seeds=1).interval()
+    assert set(found) == {"reactive 40", "forecast 40"}
+    assert set(found["reactive 40"]) == {"wine init x1", "wine init x3"}
+    assert all(ratio > 0.0 for ratios in found.values() for ratio in ratios.values())
+    assert {task.name for task in DESIGN} >= INTERVAL_TASKS
+
+
+def test_a_broken_results_file_is_one_line_and_stays(tmp_path):
+    (tmp_path / "results.json").write_text("[1, 2")
+    result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "wine"])
+    assert result.exit_code == 1
+    assert "holds no records of a bench" in result.output
+    assert (tmp_path / "results.json").read_text() == "[1, 2"
+
+
+def test_no_task_left_is_one_line(tmp_path):
+    result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "wine", "--list", "confirmation"])
+    assert result.exit_code == 1
+    assert "no task is left by --list confirmation" in result.output
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "zero", interrupted)
+    result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "wine", "--threads", "1"])
+    assert result.exit_code == 1
+    assert "the same command goes on from" in result.output
+
+
+def test_help_names_every_suite():
+    text = CliRunner().invoke(bench, ["policies", "--help"]).output
+    assert all(f"  {suite} " in text for suite in SUITES)
