@@ -42,6 +42,8 @@ class ForecastBudget:
         budget: nats per unit of composition weight (per matrix, in a plain chain), > 0.
         first_share: share of the budget that is free from the start, in [0, 1].
         deviations: standard deviations of the forecast that must fit too, >= 0.
+        softness: power of the cut that is made, in (0, 1]. 1 makes it whole, which is too much: the growth of a moment
+            does not go on for a long interval, and the rate falls with the annealing besides.
         lowest: smallest factor on the learning rate, in (0, 1].
         healthy_gain: gain ``rms(W) sqrt(fan_in)`` of a healthy layer, > 0.
 
@@ -53,15 +55,17 @@ class ForecastBudget:
     budget: float = 0.35
     first_share: float = 0.2
     deviations: float = 2.0
+    softness: float = 0.5
     lowest: float = 0.05
     healthy_gain: float = 1.2
 
     def __post_init__(self) -> None:
         owner = "ForecastBudget"
         require_at_least_one(owner, "interval", self.interval)
-        for argument in ("budget", "lowest", "healthy_gain"):
+        for argument in ("budget", "softness", "lowest", "healthy_gain"):
             require_positive(owner, argument, getattr(self, argument))
         require_fraction(owner, "first_share", self.first_share)
+        require_fraction(owner, "softness", self.softness)
         require_fraction(owner, "lowest", self.lowest)
         require_non_negative(owner, "deviations", self.deviations)
 
@@ -93,7 +97,8 @@ class ForecastBudget:
         linear, quadratic, source = self._forecast(observation, before)
         if not (math.isfinite(linear) and math.isfinite(quadratic)):
             return Decision(step, self.name, "hold:forecast_non_finite"), state
-        factor = min(1.0, max(self.lowest, largest_rate(linear, quadratic, head) / wished))
+        fitting = min(1.0, largest_rate(linear, quadratic, head) / wished)
+        factor = max(self.lowest, fitting**self.softness)
         wanted = decision.knobs if factor < 1.0 else ()
         knobs = tuple([Knobs(k.group, k.lr * factor) for k in wanted if k.lr is not None])
         read = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lipadvisor.experiments.benchmarks.suites import (
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import Policy, Predictive, named_policy
+from lipadvisor.policies import Lipschitz, Policy, Predictive, named_policy
 
 __all__ = ["Bench", "Cell", "zero_tuning_policies"]
 
@@ -255,7 +255,8 @@ class Bench:
     def interval(self) -> dict[str, dict[str, float]]:
         """Return ratios to the default deciding as often as it may, of decisions that are far apart.
 
-        At each interval the reactive default stands against the same line with its budget held by forecast; from
+        At each interval stand, in the same line, the reactive budget, the one planned by forecast, and the reactive one
+        told to look as far ahead as the interval is long: what the last gains is no merit of the forecast. From
         PyTorch's initialization, and from one three times as large, where early decisions matter.
         """
         policy = named_policy(self.default)
@@ -264,6 +265,8 @@ class Bench:
             frequent = self.cells(task, _starts({"": policy}, self.seeds), suite="interval")
             for every in INTERVALS:
                 arms: dict[str, Policy[Any]] = {"reactive": policy, "forecast": Predictive(interval=every)}
+                if isinstance(policy, Lipschitz):
+                    arms["told"] = replace(policy, lookahead=min(1.0, every / task.steps))
                 cells = _starts(arms, self.seeds)
                 for label, losses in self.cells(task, cells, suite="interval", decide_every=every).items():
                     arm, start = label.split(" ")

@@ -90,5 +90,7 @@ QUICK = frozenset(
     {"mlp_digits", "deep_plain", "low_noise", "autoencoder", "label_noise", "diabetes", "wine"}
     | {"deep_tanh", "patches", "friedman", "spirals", "breast_cancer", "small_friedman"}
 )  # of both lists, those that take seconds
-INTERVAL_TASKS = frozenset({"mlp_digits", "autoencoder", "low_noise"})  # of the design list, 400 to 1,200 steps
+INTERVAL_TASKS = frozenset(
+    {"mlp_digits", "autoencoder", "low_noise"} | {"deep_tanh", "friedman", "spirals"}
+)  # of both lists, those of 400 to 1,200 steps that take seconds
 HORIZON_TASKS = frozenset({"autoencoder", "patches"})  # run 30 times as long by the horizon suite

@@ -129,7 +129,7 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
         "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,
         "horizon": 30 * (2 * 16 + seeds),
         "variants": baseline + len(VARIANTS) * seeds,
-        "interval": (1 + 2 * len(INTERVALS)) * len(INTERVAL_STARTS) * seeds,
+        "interval": (1 + 3 * len(INTERVALS)) * len(INTERVAL_STARTS) * seeds,
     }
     return arms[suite] * task.steps
 

@@ -56,7 +56,7 @@ def planned(observation, wish=0.1, **parameters):
 def test_the_plan_fits_growth_and_spread_into_the_budget_at_the_end_of_the_interval():
     lr, steps, budget = 0.1, 100, 0.35
     head = budget * (0.2 + 0.8 * (500 + steps) / 1000)
-    decision = planned(grown(500, drift=0.1, diffusion=0.005, finite_step=0.05, lr=lr), interval=steps)
+    decision = planned(grown(500, drift=0.1, diffusion=0.005, finite_step=0.05, lr=lr), interval=steps, softness=1.0)
     x = decision.knobs[0].lr
     growth = x * steps * 0.1 + x * x * steps * 0.05 / lr + 2.0 * (0.005 / math.sqrt(lr)) * x * math.sqrt(steps)
     assert growth == pytest.approx(head)
@@ -67,6 +67,12 @@ def test_what_fits_is_left_alone_and_the_cut_has_a_floor():
     assert planned(grown(500, drift=0.01)).knobs[0].lr == 0.1
     assert planned(grown(500, drift=-5.0)).knobs[0].lr == 0.1
     assert planned(grown(500, drift=1e5)).knobs[0].lr == pytest.approx(0.05 * 0.1)
+
+
+def test_a_soft_cut_is_the_root_of_the_whole_one():
+    seen = grown(500, drift=0.1)
+    whole, soft = (planned(seen, softness=power).knobs[0].lr for power in (1.0, 0.5))
+    assert soft / 0.1 == pytest.approx(math.sqrt(whole / 0.1))
 
 
 def test_a_longer_interval_is_planned_more_carefully():
@@ -80,7 +86,7 @@ def test_calibrated_bands_are_read_and_others_are_not():
     band = Band(100, 2.0, 0.5, 1.2, 2.8)
     seen = grown(500, drift=1e-6, bands=(band,))
     head = 0.35 * (0.2 + 0.8 * 0.6)
-    decision = planned(seen, interval=100, deviations=2.0)
+    decision = planned(seen, interval=100, deviations=2.0, softness=1.0)
     assert decision.reason.endswith("forecast:bands")
     assert decision.knobs[0].lr == pytest.approx(0.1 * head / 3.0)
     for doubtful in (replace(band, status=Status.UNCALIBRATED), replace(band, mean=math.nan), replace(band, horizon=1)):
