@@ -61,7 +61,7 @@ def run_lists(
     unknown = sorted(set(only) - set(TASKS))
     if unknown:
         raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {unknown[0]!r}.")
-    tested = named_policy(policy)
+    tested = {name: named_policy(name) for name in ((policy, "predictive") if suite == "interval" else (policy,))}
     torch.set_num_threads(threads)
     seeds = seeds or (3 if quick else 5)
     trials = trials or (32 if quick else 64)
@@ -75,13 +75,18 @@ def run_lists(
     progress = Progress(work)
     _announce(lists, seeds, trials, results)
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    notes = []
-    for title, tasks in lists.items():
-        if title == "confirmation":
-            notes.append(_freeze(results, policy, frozen_hash(tested)))
-        bench = Bench(
+    benches = {
+        title: Bench(
             results, tasks, seeds=seeds, trials=trials, decide_every=decide_every, default=policy, progress=progress
         )
+        for title, tasks in lists.items()
+    }
+    if suite not in NO_BASELINE:
+        progress.skip(sum(bench.known_baselines() for bench in benches.values()))
+    notes = []
+    for title, bench in benches.items():
+        if title == "confirmation":
+            notes += [_freeze(results, name, frozen_hash(constants)) for name, constants in tested.items()]
         panels[title] = getattr(bench, suite)()
     progress.close()
     text = "\n".join([*(table(arms, f"{title}, suite {suite}") for title, arms in panels.items()), *notes])
@@ -92,6 +97,9 @@ def run_lists(
 
 
 AGAINST_ITSELF = frozenset({"constants", "interval"})  # suites that compare the policy with itself
+
+
+NO_BASELINE = AGAINST_ITSELF | {"horizon"}  # suites without the baseline of the task's own length
 
 
 def _announce(lists: Mapping[str, Sequence[Task]], seeds: int, trials: int, results: Results) -> None:
