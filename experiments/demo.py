@@ -178,9 +178,10 @@ def _record(settings: Settings, out: Path, facts: dict[str, Any], campaign: Camp
 def _header(settings: Settings, facts: Mapping[str, Any]) -> dict[str, str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray", "optuna", "numpy"))
     measured = (
-        "every step; in the baselines' searches, whose schedules read no measurement, within a tenth of the time"
+        "every step; in the baselines' searches, whose schedules read no measurement, within a tenth of the "
+        "time and a second on top"
         if settings.max_overhead is None
-        else f"within {settings.max_overhead:.0%} of a trial's time"
+        else f"within {settings.max_overhead:.0%} of a trial's time and a second on top"
     )
     return {
         "What ran": f"{', '.join(settings.arms)} on {', '.join(settings.workloads)}",

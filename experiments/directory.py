@@ -94,6 +94,8 @@ def _refuse_foreign(path: Path) -> None:
 
 def _clear(path: Path) -> None:
     """Remove what a comparison writes, and nothing else that lies there; the record of whose it is goes last."""
+    for audit in path.glob("audit-*.html"):
+        audit.unlink()
     for name in reversed(_OWN):
         item = path / name
         if item.is_dir() and not item.is_symlink():

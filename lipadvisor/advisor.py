@@ -49,6 +49,7 @@ from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
 
 __all__ = ["Advisor"]
 
+GIVE_UP = 5  # steps in a row with errors of the advisor's own, after which the user has the knobs back
 DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
 LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 _log = logging.getLogger("lipadvisor")
@@ -84,9 +85,10 @@ class Advisor:
         snapshot_every: steps between the copies that a rollback goes back to; ``None`` for none, ``"auto"`` for 100
             on models of up to 5 million parameters and none above.
         on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
-            ``errors``, and the knobs stay as they are; ``"raise"`` raises it.
+            ``errors``; after five steps in a row with errors the user's knobs are put back; ``"raise"`` raises it.
 
     Raises:
+        TypeError: the model, the optimizer or the policy is none.
         ValueError: an argument is out of range, no layer can be measured, or the optimizer lacks the model's weights.
     """
 
@@ -109,8 +111,9 @@ class Advisor:
         snapshot_every: int | Literal["auto"] | None = "auto",
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        check_arguments(total_steps, mode, snapshot_every, on_error, out, sink)
-        self.policy: Policy[Any] = named_policy(policy) if isinstance(policy, str) else policy
+        policy = named_policy(policy) if isinstance(policy, str) else policy
+        check_arguments(model, optimizer, policy, total_steps, mode, snapshot_every, on_error, out, sink)
+        self.policy: Policy[Any] = policy
         self.mode, self.total_steps = mode, total_steps
         self._errors = FailOpen(raises=on_error == "raise")
         self._loss = LossReader()
@@ -140,7 +143,8 @@ class Advisor:
         self._lr_in_step = self._acting_s = 0.0
         self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
-        self._updated = self._started = self._closed = False
+        self._updated = self._started = self._closed = self._gave_up = False
+        self._failed = self._errors_seen = 0
         self._decide_s = 0.0
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -165,13 +169,25 @@ class Advisor:
         """
         if self._closed:
             raise RuntimeError("Advisor.step() was called after close().")
+        if self._gave_up:
+            return None
         if not self._updated:
             self.skipped_steps += 1
             self._errors.guard(self._rearm)
             return None
         self._updated = False
         decision = self._errors.guard(lambda: self._advance(self._loss.read(loss)))
+        self._give_up_after_errors()
         return decision if isinstance(decision, Decision) else None
+
+    def _give_up_after_errors(self) -> None:
+        """Hand the knobs back to the user once ``GIVE_UP`` steps in a row have failed."""
+        self._failed = self._failed + 1 if self._errors.count > self._errors_seen else 0
+        self._errors_seen = self._errors.count
+        if self._failed >= GIVE_UP:
+            self._gave_up = True
+            self._applier.release()
+            _log.error("lipadvisor failed in %d steps in a row and gives the optimizer's knobs back", GIVE_UP)
 
     def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None) -> Forecast:
         """Forecast the log-norms of the layers and of the network.
@@ -294,7 +310,8 @@ class Advisor:
             self._errors.guard(lambda: self._start(args, kwargs))
 
     def _before_update(self, *_: Any) -> None:
-        self._errors.guard(self._prepare_update)
+        if not self._gave_up:
+            self._errors.guard(self._prepare_update)
 
     def _prepare_update(self) -> None:
         self._start(())
@@ -308,7 +325,8 @@ class Advisor:
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
-        self._errors.guard(self._finish_update)
+        if not self._gave_up:
+            self._errors.guard(self._finish_update)
 
     def _finish_update(self) -> None:
         self._applier.after_update()

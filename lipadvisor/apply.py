@@ -148,8 +148,8 @@ class Applier:
         own = self._decouples()
         for index, group in enumerate(self.optimizer.param_groups):
             lr[index] = _number(group["lr"])
-            if self.mode == "cap" and index in self._lr:
-                lr[index] = min(lr[index], self._lr[index])
+            if index in self._lr:  # in takeover whatever stands in the group is overwritten before it is used
+                lr[index] = self._lr[index] if self.mode == "takeover" else min(lr[index], self._lr[index])
             theirs = _number(group.get("weight_decay", 0.0)) if own or group.get("decoupled_weight_decay") else 0.0
             weight_decay[index] = self._weight_decay.get(index, theirs)
         return lr, weight_decay
@@ -173,6 +173,15 @@ class Applier:
         self.after_update()
         for index in self._weight_decay:
             _set(self.optimizer.param_groups[index], "weight_decay", self._user[index][1])
+        self._lr.clear()
+        self._weight_decay.clear()
+
+    def release(self) -> None:
+        """Give everything back as the user had it, the learning rate included: the advisor can no longer steer."""
+        self.after_update()
+        for index, (lr, weight_decay) in enumerate(self._user if self.mode == "takeover" else ()):
+            _set(self.optimizer.param_groups[index], "lr", lr)
+            _set(self.optimizer.param_groups[index], "weight_decay", weight_decay)
         self._lr.clear()
         self._weight_decay.clear()
 

@@ -1,19 +1,25 @@
-"""Keeps an advisor's own errors from stopping a training, and lets them be seen."""
+"""Keeps an advisor's own errors from stopping a training, and lets them be seen; keeps its arithmetic its own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
+
+import torch
 
 __all__ = ["FailOpen"]
 
 T = TypeVar("T")
+_DEVICES = ("cpu", "cuda")
 _log = logging.getLogger("lipadvisor")
 
 
 class FailOpen:
     """Runs actions; an exception is logged with its traceback the first time, and counted every time.
+
+    Actions run outside the user's autocast: what an advisor computes on the user's tensors keeps their precision.
 
     Args:
         raises: raise instead, for tests and development.
@@ -26,7 +32,11 @@ class FailOpen:
     def guard(self, action: Callable[[], T]) -> T | None:
         """Return what ``action`` returns, ``None`` if it failed."""
         try:
-            return action()
+            with ExitStack() as stack:
+                for device in _DEVICES:
+                    if torch.is_autocast_enabled(device):
+                        stack.enter_context(torch.autocast(device, enabled=False))
+                return action()
         except Exception:
             if self.raises:
                 raise

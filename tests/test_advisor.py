@@ -416,3 +416,90 @@ def test_the_checkpoint_is_small_and_loads_without_unpickling() -> None:
     file.seek(0)
     torch.load(file, weights_only=True)
     assert file.tell() < 5_000_000
+
+
+def test_bfloat16_autocast_does_not_reach_the_advisors_own_arithmetic() -> None:
+    model = network()
+    optimizer = optimizer_of("adamw", model)
+    losses = []
+    with advised(model, optimizer) as advisor:
+        for x, y in batches(60):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+            losses.append(loss.item())
+        frame = advisor.trajectory.observations.query("layer == '*'")
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.isfinite(frame.log_norm).all()
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_in_takeover_a_scheduler_before_the_advisors_step_changes_nothing(kind: str) -> None:
+    ends, rates = [], []
+    for scheduled in (False, True):
+        model = network()
+        optimizer = optimizer_of(kind, model)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60, eta_min=3.0)
+        with advised(model, optimizer) as advisor:
+            for x, y in batches(30):
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                if scheduled:
+                    scheduler.step()
+                optimizer.zero_grad()
+                advisor.step(loss)
+            rates.append(advisor.trajectory.observations.query("layer == '*'").lr)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
+    assert rates[0].equals(rates[1])
+
+
+def test_after_errors_in_a_row_the_user_has_the_knobs_back(caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    optimizer = optimizer_of("adamw", model, lr=0.02)
+    with Advisor(model, optimizer, 50, policy=FailsLater()) as advisor, caplog.at_level(logging.ERROR):
+        for x, y in batches(20):
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+        assert advisor.errors == 5
+        assert optimizer.param_groups[0]["lr"] == 0.02
+        assert optimizer.param_groups[0]["weight_decay"] == 0.01
+    assert "gives the optimizer's knobs back" in caplog.text
+
+
+@dataclass(frozen=True)
+class FailsLater:
+    name: str = "fails_later"
+
+    def init(self) -> tuple[()]:
+        return ()
+
+    def decide(self, observation: Observation, state: tuple[()]) -> tuple[Decision, tuple[()]]:
+        if observation.step > 3:
+            raise RuntimeError("broken")
+        return Decision(observation.step, self.name, "tiny", (Knobs(0, 1e-6, 0.0),)), state
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", 3), ("optimizer", "sgd"), ("policy", None), ("policy", 3)])
+def test_what_is_no_model_optimizer_or_policy_is_named(name: str, value: object) -> None:
+    model = network()
+    arguments: dict[str, object] = {"model": model, "optimizer": optimizer_of("sgd", model), "policy": "lipschitz"}
+    arguments[name] = value
+    with pytest.raises(TypeError, match=name):
+        Advisor(total_steps=10, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan])
+def test_a_learning_rate_that_is_none_is_an_error(value: float) -> None:
+    model = network()
+    optimizer = optimizer_of("sgd", model)
+    optimizer.param_groups[0]["lr"] = value
+    with pytest.raises(ValueError, match="lr of group 0"):
+        Advisor(model, optimizer, 10)

@@ -41,7 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tune": {"policies", "trajectory"},
 }  # fmt: skip
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
-TORCH = {"spectra", "probe", "modules", "advisor", "apply", "snapshot", "checkpoint", "loss", "experiments"}
+TORCH = {
+    "spectra", "probe", "modules", "advisor", "apply", "arguments", "snapshot", "checkpoint", "fail_open", "loss",
+    "experiments",
+}  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}
 

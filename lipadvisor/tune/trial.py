@@ -79,8 +79,10 @@ class TrialContext:
         self._setup = setup
         self._folder = setup.directory / CHECKPOINTS / trial
         self.start_step, self._state = _read_checkpoint(self._folder, setup.state_format)
+        # The checkpoint's own step was recorded before it; what follows is done, and recorded, again.
+        first = self.start_step + 1 if self.start_step else 0
         self._client = HubClient(
-            setup.hub, trial, start_step=self.start_step, config=config, max_backlog_rows=setup.max_backlog_rows
+            setup.hub, trial, start_step=first, config=config, max_backlog_rows=setup.max_backlog_rows
         )
         self.attempt = self._client.attempt
 
