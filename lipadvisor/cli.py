@@ -235,6 +235,8 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _chosen(run: Run, trial: str | None) -> str:
     names = run.trials
+    if not names:
+        raise ValueError(f"{run.path} holds no trial: nothing has been recorded there yet.")
     if trial is None and len(names) == 1:
         return names[0]
     if trial not in names:

@@ -44,6 +44,8 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
     """
     directory = Path(run)
     read = load_run(directory)
+    if not read.trials:
+        raise ValueError(f"{directory} holds no trial: nothing has been recorded there yet.")
     comparison = directory / COMPARISON_FILE
     facts = read_json(comparison) if comparison.exists() else {"workloads": []}
     return write_text(directory / REPORT_FILE if out is None else Path(out), _render(read, facts))

@@ -75,8 +75,6 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         nested = sorted(str(found.parent) for found in directory.glob(f"*/{FOLDER}"))
         hint = f" Runs below it: {', '.join(nested[:5])}." if nested else ""
         raise FileNotFoundError(f"{directory} is not a run: it has no folder {FOLDER!r}.{hint}")
-    if not any(found.is_dir() for found in root.iterdir()):
-        raise FileNotFoundError(f"{directory} is a run without any trial yet: its folder {FOLDER!r} is empty.")
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     trials: dict[str, Any] = {}
     for folder in sorted(found for found in root.iterdir() if found.is_dir()):
