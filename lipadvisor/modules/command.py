@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,47 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
+def _called(text: str) -> Any:
+    made = load_factory(text)
+    try:
+        return made()
+    except Exception as error:  # the factory is the caller's: it may fail in any way
+        raise ValueError(f"{text!r} raised {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """What was raised, and where, in a line."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+
+
+def _check_call(model: Any, batch: Any) -> None:
+    """Call the model once as the audit will.
+
+    Raises:
+        ValueError: it cannot be called so.
+    """
+    import torch
+
+    from lipadvisor.modules.running import observed, run
+
+    try:
+        with observed(model), torch.no_grad():
+            run(model, batch)
+    except Exception as error:
+        raise ValueError(f"the model cannot be called with this batch: {_line(error)}") from error
+
+
 def _model_and_batch(factory: str, batch: str | None, shape: tuple[int, ...] | None, vocabulary: int | None) -> Any:
     import torch
 
-    made = load_factory(factory)()
+    made = _called(factory)
     model, given = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{factory!r} must return a torch.nn.Module or (module, batch), got {type(model).__name__}.")
     if batch is not None:
-        return model, load_factory(batch)()
+        return model, _called(batch)
     if shape is not None:
         generator = torch.Generator().manual_seed(0)
         if vocabulary is not None:
@@ -119,20 +152,24 @@ def audit(
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     try:
         model, example = _model_and_batch(factory, batch, _shape(shape), vocabulary)
+        _check_call(model, example)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     from lipadvisor.modules.examine import audit as examine
     from lipadvisor.trajectory.whole_files import write_text
 
-    result = examine(
-        model,
-        example,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        local=local,
-        seed=seed,
-        progress=_Progress(),
-    )
+    try:
+        result = examine(
+            model,
+            example,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            local=local,
+            seed=seed,
+            progress=_Progress(),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if html is not None:
         write_text(html, result.to_html(f"Audit of {factory}"))
         click.echo(f"{html}", err=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
-from lipadvisor.modules.flow import Flow
+from lipadvisor.modules.flow import Flow, ModuleFlow
 
 __all__ = ["Finding", "diagnose", "post_norms", "stream", "trunk"]
 
@@ -21,9 +21,12 @@ QUERIES = ("q", "query", "q_proj", "q_lin", "to_q", "wq")
 KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
 PACKED = ("c_attn", "qkv", "in_proj", "query_key_value")  # queries, keys and values in one weight
 
-SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 6 (heads tied to a table apart)
-OUTPUT_OUTLIER = 1.0  # times min(1, median output rms): a large weight on a small input does no harm
+SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 3 (heads tied to a table apart)
+OUTPUT_OUTLIER = 1.0  # times min(1, median output rms), or a larger output than input: else it does no harm
+TABLE_OUTLIER = 5.0  # rms of an embedding; torch's own start, 1, is the largest in use
+TIED_OUTLIER = 4.0  # rms of the logits of a head tied to a table: the first loss is then far above guessing
 VANISHED = 1e-3  # of the gradient is left at the trunk's start
+STARVED = 3e-3  # |G|/|W| on the trunk against its last weight; pooling shrinks gradients, but not those of weights
 EXPLODED = 1e4  # times larger at the trunk's start, or so much larger an activation at its end
 COLLAPSED_ENTROPY = 0.6  # of log n; untrained attention is above 0.9
 COLLAPSED_SPREAD = 4.0  # standard deviation of the scores; untrained attention has at most about 1
@@ -130,6 +133,7 @@ def diagnose(
     kinds: Mapping[str, str],
     warmup_steps: int | None = None,
     needed_warmup: int = 0,
+    tied: Mapping[str, str] | None = None,
 ) -> tuple[Finding, ...]:
     """Return what keeps the model from training, the worst first; empty for a healthy model.
 
@@ -141,10 +145,12 @@ def diagnose(
         kinds: of its modules.
         warmup_steps: planned; ``None`` where no plan is known, and then none is judged.
         needed_warmup: what would be right for a post-norm network.
+        tied: heads that share the weight of a table, with the table's name.
     """
     scores = _attention(flow)
     collapsed = {finding.module for finding in scores}
     found = [finding for finding in _sizes(flow, sizes) if not _makes_scores(finding.module, collapsed)]
+    found += _tables(flow, sizes, kinds, tied or {})
     found += scores + _gradients(flow, composition, constants, kinds, sizes)
     if warmup_steps is not None and warmup_steps < needed_warmup:
         found += _warmup(post_norms(composition, kinds), warmup_steps, needed_warmup)
@@ -163,7 +169,8 @@ def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
     found = []
     for name, q in measured.items():
         output = _output(flow, name)
-        if q > SIZE_OUTLIER * usual and (not math.isfinite(output) or output > OUTPUT_OUTLIER * typical):
+        harmful = not output <= min(OUTPUT_OUTLIER * typical, _input(flow, name))  # so is what is not a number
+        if q > SIZE_OUTLIER * usual and harmful:
             found.append(
                 Finding(
                     name,
@@ -178,11 +185,41 @@ def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
     return found
 
 
-def _output(flow: Flow, name: str) -> float:
-    """Rms of what the weight's module gives; for a weight inside a larger module, of what that gives."""
+def _tables(flow: Flow, sizes: Mapping[str, float], kinds: Mapping[str, str], tied: Mapping[str, str]) -> list[Finding]:
+    """Embeddings that drown every branch, or that, used as the head as well, give logits far from zero."""
+    tables = {name: sizes[name] for name, kind in kinds.items() if kind == "embedding" and name in sizes}
+    usual = [q for q in tables.values() if 0 < q <= 1]
+    factors = {
+        name: ((statistics.median(usual) if usual else 1.0) / q, f"rms = {q:.3g}; branches add about 1 or less to it")
+        for name, q in tables.items()
+        if q > TABLE_OUTLIER
+    }
+    for head, name in tied.items():
+        logits = flow.modules[head].rms_out if head in flow.modules else math.nan
+        if logits > TIED_OUTLIER:
+            factors[name] = (1 / logits, f"it is the head as well, and the logits have rms {logits:.3g}")
+    source = "arXiv 2306.09338 (initialization)"
+    return [
+        Finding(name, "init_scale", f"scale_weight {factor:.3g}", reason, source, -math.log(factor), factor)
+        for name, (factor, reason) in factors.items()
+    ]
+
+
+def _met(flow: Flow, name: str) -> ModuleFlow:
+    """The weight's module; for a weight inside a larger module, that one."""
     while name and name not in flow.modules:
         name = name.rpartition(".")[0]
-    return flow.modules[name].rms_out if name in flow.modules else math.nan
+    return flow.modules.get(name, ModuleFlow())
+
+
+def _output(flow: Flow, name: str) -> float:
+    return _met(flow, name).rms_out
+
+
+def _input(flow: Flow, name: str) -> float:
+    """Rms of what reaches it; unbounded where it was not seen, so that it decides nothing."""
+    size = _met(flow, name).rms_in
+    return math.inf if math.isnan(size) else size
 
 
 def _makes_scores(weight: str, attentions: set[str]) -> bool:
@@ -230,7 +267,7 @@ def _gradients(
     left = start.gradient_in / end.gradient_in if end.gradient_in > 0 else math.nan
     grown = end.rms_in / max(start.rms_in, 1e-30)
     source = "arXiv 2306.09338 (backward principle)"
-    if left < VANISHED:
+    if left < VANISHED and _starved(flow, line):
         return _vanished(flow, line, constants, kinds, sizes, left, source)
     if left > EXPLODED or grown > EXPLODED:
         inner = [n for n in flow.modules if n in sizes]
@@ -238,6 +275,12 @@ def _gradients(
         reason = f"along the network gradients grow {left:.2g} times backward and activations {grown:.2g} times forward"
         return [Finding(worst, "explosion", "lsuv", reason, source, abs(_log(max(left, grown))))]
     return []
+
+
+def _starved(flow: Flow, line: list[str]) -> bool:
+    """Whether some weight of the trunk gets next to no gradient for its size; true where none can be compared."""
+    ratios = [w.gradient / w.frobenius for n in line if (w := flow.weights.get(n)) is not None and w.frobenius > 0]
+    return len(ratios) < 2 or not min(ratios) >= STARVED * ratios[-1]
 
 
 def _vanished(

@@ -16,9 +16,10 @@ from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
 from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
 from lipadvisor.modules.flow import Flow, measure_flow
-from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes
+from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes, tied_heads
 from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.registry import find
+from lipadvisor.modules.running import arguments
 from lipadvisor.modules.tracing import compose, constants, leaves
 
 __all__ = ["Audit", "audit"]
@@ -103,8 +104,14 @@ def audit(
         progress: called with a line of text now and then.
 
     Raises:
-        ValueError: an argument is out of range.
+        TypeError: ``model`` is no module.
+        ValueError: an argument is out of range, the batch is empty, or no module that it reaches is known.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"audit(model=...) must be a torch.nn.Module, got {type(model).__name__}.")
+    args, kwargs = arguments(batch)
+    if any(isinstance(value, Tensor) and value.numel() == 0 for value in (*args, *kwargs.values())):
+        raise ValueError("audit(batch=...) must hold at least one sample, got an empty tensor.")
     if not 0 < beta2 < 1:
         raise ValueError(f"audit(beta2=...) must be in (0, 1), got {beta2}.")
     for name, value, least in (("warmup_steps", warmup_steps, 0), ("total_steps", total_steps, 1)):
@@ -113,6 +120,8 @@ def audit(
     say = progress or (lambda line: None)
     say("constants of modules")
     found = constants(model, batch, lambda name: say(f"constant of {name}"))
+    if not found:
+        raise ValueError(f"audit(model=...) must call a known module; {type(model).__name__} has none; see register().")
     say("composing the bound")
     composition = compose(model, batch, found)
     say("gains forward and backward")
@@ -127,7 +136,7 @@ def audit(
     kinds = {name: entry.name for name, module in watched.items() if (entry := find(module)) is not None}
     sizes = layer_sizes(model)
     needed = warmup_length(composition, kinds, total_steps, beta2)
-    findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed)
+    findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed, tied_heads(model))
     advice = advise(flow, composition, kinds, dead_zone_rescue(model), total_steps, beta2, loss is not None)
     modules = _frame(watched, kinds, found, composition, sizes, flow)
     say("done")

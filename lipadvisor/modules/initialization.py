@@ -20,7 +20,17 @@ from lipadvisor.modules.registry import constant_of, find
 from lipadvisor.modules.running import observed, run
 from lipadvisor.policies import Initialization, Layer, Observation, Status
 
-__all__ = ["InitPlan", "Undo", "dead_zone_rescue", "depth_scaled", "layer_sizes", "lsuv", "spectral", "weight_matrices"]
+__all__ = [
+    "InitPlan",
+    "Undo",
+    "dead_zone_rescue",
+    "depth_scaled",
+    "layer_sizes",
+    "lsuv",
+    "spectral",
+    "tied_heads",
+    "weight_matrices",
+]
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -93,6 +103,17 @@ def weight_matrices(model: nn.Module, embeddings: bool = False) -> dict[str, nn.
     return found
 
 
+def tied_heads(model: nn.Module) -> dict[str, str]:
+    """Return every linear module that shares its weight with an embedding, with the name the weight goes by."""
+    names = {id(weight): name for name, weight in weight_matrices(model, embeddings=True).items()}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS)}
+    return {
+        name: names[id(module.weight)]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) in tables and id(module.weight) in names
+    }
+
+
 def _fan_in(module: nn.Module | None, weight: Tensor) -> int:
     if type(module).__name__ == "Conv1D":
         return weight.shape[0]
@@ -133,7 +154,10 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
     decision, _ = rule.decide(_untrained(matrices), rule.init())
     factors += decision.init_scale
-    reasons += [f"rms(W) sqrt(fan_in) = {sizes[name]:.3g}: {decision.reason}" for name, _ in decision.init_scale]
+    reasons += [
+        f"rms(W) sqrt(fan_in) = {sizes[name]:.3g} lies outside the zone (policy: {decision.reason})"
+        for name, _ in decision.init_scale
+    ]
     return InitPlan("dead_zone", tuple(factors), tuple(reasons))
 
 
@@ -222,14 +246,15 @@ def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tol
     def scale(name: str, weight: nn.Parameter) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             bias = getattr(module, "bias", None)
-            pure = output if bias is None else output - _spread(bias, output)
+            bias = None if bias is None else _spread(bias, module, output)
+            pure = output if bias is None else output - bias
             size = float(pure.float().square().mean().sqrt())
             if not (size > 0 and math.isfinite(size)) or abs(size / target - 1) <= tolerance:
                 return output
             factor = target / size
             weight.mul_(factor)
             total[name] *= factor
-            return pure * factor + (0 if bias is None else _spread(bias, output))
+            return pure * factor + (0 if bias is None else bias)
 
         return hook
 
@@ -255,8 +280,8 @@ def _quiet(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
-def _spread(bias: Tensor, output: Tensor) -> Tensor:
-    """A bias in the shape in which it was added: last axis for linear layers, axis 1 for convolutions."""
-    if output.shape[-1] == len(bias) and output.ndim != 4:
-        return bias
-    return bias.reshape(1, -1, *(1,) * (output.ndim - 2))
+def _spread(bias: Tensor, module: nn.Module, output: Tensor) -> Tensor:
+    """A bias in the shape in which it was added: axis 1 for convolutions, the last axis for all others."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return bias.reshape(-1, *(1,) * module.weight[0, 0].ndim)
+    return bias

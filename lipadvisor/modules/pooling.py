@@ -102,7 +102,7 @@ def _power_average(module: Any, inputs: tuple[Tensor, ...]) -> Constant:
     p, source = float(module.norm_type), "|x|_p <= k^(1/p - 1/2) |x|_2 for p < 2, and <= |x|_2 beyond"
     if p < 1 or (p % 2 and p != 1):
         return Constant(math.inf, Kind.UPPER, "a signed sum under a root", source)
-    axes = 1 if isinstance(module, nn.LPPool1d) else 2
+    axes = 1 if isinstance(module, nn.LPPool1d) else 2 if isinstance(module, nn.LPPool2d) else 3
     kernel = [_at(module.kernel_size, axis) for axis in range(axes)]
     strides = [_at(module.stride or module.kernel_size, axis) for axis in range(axes)]
     overlap = math.prod(math.ceil(k / s) for k, s in zip(kernel, strides, strict=True))
@@ -125,5 +125,5 @@ for _axes in ("1d", "2d", "3d"):
     register(getattr(nn, f"AdaptiveAvgPool{_axes}"), Entry("avg_pool", _average, lambda m, x: columns(m, x)))
     register(getattr(nn, f"AdaptiveMaxPool{_axes}"), Entry("max_pool", _adaptive_maximum))
     register(getattr(nn, f"MaxUnpool{_axes}"), Entry("max_unpool", _unpool))
-register_all((nn.LPPool1d, nn.LPPool2d), Entry("lp_pool", _power_average))
+register_all((nn.LPPool1d, nn.LPPool2d, nn.LPPool3d), Entry("lp_pool", _power_average))
 register_all((nn.FractionalMaxPool2d, nn.FractionalMaxPool3d), Entry("max_pool", _fractional))

@@ -51,9 +51,9 @@ def register(kind: type[nn.Module] | str, entry: Entry) -> None:
         entry: how such a module is read.
 
     Raises:
-        TypeError: ``kind`` is neither.
+        TypeError: ``kind`` is neither, or an empty name.
     """
-    if isinstance(kind, str):
+    if isinstance(kind, str) and kind:
         _BY_CLASS_NAME[kind] = entry
     elif isinstance(kind, type) and issubclass(kind, nn.Module):
         _ENTRIES[kind] = entry

@@ -81,6 +81,27 @@ def blow_up(name: str) -> Callable[[nn.Module], None]:
     return spoil
 
 
+def enlarge_table(name: str, factor: float) -> Callable[[nn.Module], None]:
+    def spoil(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.get_parameter(f"{name}.weight").mul_(factor)
+
+    return spoil
+
+
+def language(tokens: float, tied: bool) -> Callable[[], tuple[nn.Module, Any]]:
+    """Pre-norm blocks between a table of the given rms and a head, which may be that table."""
+
+    def build() -> tuple[nn.Module, Any]:
+        table, head = nn.Embedding(zoo.VOCABULARY, 32), nn.Linear(32, zoo.VOCABULARY, bias=False)
+        nn.init.normal_(table.weight, std=tokens)
+        if tied:
+            head.weight = table.weight
+        return nn.Sequential(table, TransformerBlock(32), TransformerBlock(32), nn.LayerNorm(32), head), zoo._tokens()
+
+    return build
+
+
 def untouched(model: nn.Module) -> None:
     pass
 
@@ -122,6 +143,19 @@ BROKEN = (
     Broken("resnet_conv", zoo.own_resnet, enlarge("1.join.branch.3"), ("1.join.branch.3",), *SCALE),
     Broken("encoder_feed", zoo.encoder, enlarge("layers.1.linear1"), ("layers.1.linear1",), *SCALE),
     Broken("gpt2_feed", zoo.gpt2, enlarge("transformer.h.1.mlp.c_fc"), ("transformer.h.1.mlp.c_fc",), *SCALE),
+    Broken(
+        "gpt2_end_of_branch", zoo.gpt2, enlarge("transformer.h.1.attn.c_proj"), ("transformer.h.1.attn.c_proj",), *SCALE
+    ),
+    Broken(
+        "llama_end_of_branch",
+        zoo.llama,
+        enlarge("model.layers.0.mlp.down_proj"),
+        ("model.layers.0.mlp.down_proj",),
+        *SCALE,
+    ),
+    Broken("table", language(1.0, tied=False), enlarge_table("0", 50), ("0",), *SCALE),
+    Broken("table_tied", language(0.02, tied=True), enlarge_table("0", 50), ("0",), *SCALE),
+    Broken("gpt2_table", zoo.gpt2, enlarge_table("transformer.wte", 50), ("transformer.wte",), *SCALE),
     Broken("sigmoid_8", sigmoids(8, 32), untouched, tuple(str(i) for i in range(1, 17, 2)), *SIGMOID),
     Broken("sigmoid_10", sigmoids(10, 64), untouched, tuple(str(i) for i in range(1, 21, 2)), *SIGMOID),
     Broken("sigmoid_12", sigmoids(12, 48), untouched, tuple(str(i) for i in range(1, 25, 2)), *SIGMOID),
@@ -135,6 +169,13 @@ BROKEN = (
         "post_bert", zoo.bert, untouched, ("bert.encoder.layer.0.attention.output.LayerNorm",), *WARMUP, **NO_WARMUP
     ),
     Broken("logits_own", zoo.own_transformer, blow_up("1.steps.0.branch.1"), ("1.steps.0.branch.1",), *LOGITS),
+    Broken(
+        "logits_by_queries",
+        zoo.own_transformer,
+        enlarge_table("2.steps.0.branch.1.query", 100),
+        ("2.steps.0.branch.1",),
+        *LOGITS,
+    ),
     Broken("logits_torch", zoo.encoder, blow_up("layers.2.self_attn"), ("layers.2.self_attn",), *LOGITS),
     Broken("logits_gpt2", zoo.gpt2, blow_up("transformer.h.0.attn"), ("transformer.h.0.attn",), *LOGITS),
     Broken("logits_vit", zoo.vit, blow_up("vit.layers.1.attention"), ("vit.layers.1.attention",), *LOGITS),
@@ -308,7 +349,53 @@ def test_a_loss_gives_sgd_a_learning_rate() -> None:
     assert lr * decay * 1000 / 2 == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_usual_tables_are_no_alarm(tied: bool) -> None:
+    for size in (0.02, 0.3) if tied else (0.02, 1.0):
+        model, batch = built(language(size, tied))
+        assert audit(model, batch, local=False).findings == ()
+
+
+def test_pooling_is_not_taken_for_vanishing() -> None:
+    """A mean over the image shrinks the gradient of each place, but a filter's gradient sums over the places."""
+
+    def build() -> tuple[nn.Module, Any]:
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+        for _ in range(4):
+            layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, zoo.CLASSES)), zoo._images()
+
+    model, batch = built(build)
+    result = audit(model, batch, local=False)
+    assert result.network["backward_spread"] > math.log(1000)
+    assert result.findings == ()
+
+
+def test_scores_that_cannot_be_scaled_are_refused() -> None:
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha, self.beta = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (60 * self.alpha(x) @ self.beta(x).mT).softmax(-1) @ x
+
+    model, batch = built(lambda: (nn.Sequential(Strange(), nn.Linear(32, 4)), zoo._vectors(4, 8, 32)))
+    findings = audit(model, batch, local=False).findings
+    assert findings[0].problem == "attention_logits"
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="queries and keys of '0'"):
+        apply_cures(model, findings, batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match=r"audit\(model=...\)"):
+        audit(3, torch.ones(1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="known module"):
+        audit(nn.Sequential(), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="at least one sample"):
+        audit(nn.Linear(2, 2), torch.ones(0, 2))
     model, batch = built(zoo.mlp)
     for arguments, message in (
         ({"beta2": 1.0}, r"audit\(beta2=...\)"),

@@ -22,6 +22,8 @@ def batch():
 number = 3
 def wrong():
     return 4
+def failing():
+    raise OSError("no such data")
 """
 
 
@@ -66,12 +68,15 @@ def test_batches(folder: Path) -> None:
         (("models_for_audit:wrong",), "torch.nn.Module"),
         (("models_for_audit:plain",), "returns no batch"),
         (("models_for_audit:plain", "--input", "4,-6"), "--input must be"),
+        (("models_for_audit:plain", "--input", "4,7"), "cannot be called with this batch: RuntimeError"),
+        (("models_for_audit:tokens", "--input", "2,5", "--vocabulary", "500"), "cannot be called with this batch"),
+        (("models_for_audit:failing",), "'models_for_audit:failing' raised OSError: no such data (models_for_audit.py"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: tuple[str, ...], message: str) -> None:
     result = called(*arguments)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in " ".join(result.stderr.split())
 
 
 def test_load_factory_takes_attributes(folder: Path) -> None:

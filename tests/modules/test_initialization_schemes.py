@@ -125,3 +125,20 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv1d(10, 6, 3), (4, 10, 8)), (nn.Linear(5, 7), (4, 3, 2, 5)), (nn.Conv3d(2, 3, 1), (2, 2, 3, 3, 3))],
+)
+def test_lsuv_scales_the_weight_beside_any_bias(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """As many places as channels, or channels last: the bias still stands where the layer adds it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.normal_(generator=generator)
+        layer.bias.normal_(std=50.0, generator=generator)
+    x = torch.randn(shape, generator=generator)
+    lsuv(layer, x).apply(layer)
+    with torch.no_grad():
+        layer.bias.zero_()
+        assert float(layer(x).square().mean().sqrt()) == pytest.approx(1.0, abs=0.06)
