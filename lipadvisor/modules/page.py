@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -70,8 +71,10 @@ def _svg(figure: Figure) -> str:
     FigureCanvasSVG(figure)
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "audit"}):  # the same audit gives the same page
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawn = text.getvalue()[text.getvalue().index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawn)  # inline in HTML it needs none, and the page names no address
 
 
 def _number(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import lipadvisor
 from lipadvisor.modules.command import audit, load_factory
 
 MODEL = """
@@ -81,3 +82,9 @@ def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: tuple[str, ...
 
 def test_load_factory_takes_attributes(folder: Path) -> None:
     assert load_factory("models_for_audit:nn.ReLU")().training
+
+
+def test_the_page_names_no_address_elsewhere() -> None:
+    found = lipadvisor.audit(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4))
+    assert "<svg" in found.to_html()
+    assert "http" not in found.to_html().replace("https://arxiv.org", "")
