@@ -12,6 +12,9 @@ from lipadvisor.modules.command import audit, load_factory
 MODEL = """
 from torch import nn
 import torch
+import torch
+from torch import nn
+import lipadvisor
 def plain():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
 def pair():
