@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 import lipadvisor
 from lipadvisor.modules.command import audit, load_factory
@@ -12,9 +14,6 @@ from lipadvisor.modules.command import audit, load_factory
 MODEL = """
 from torch import nn
 import torch
-import torch
-from torch import nn
-import lipadvisor
 def plain():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
 def pair():
