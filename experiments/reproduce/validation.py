@@ -111,7 +111,8 @@ def _draw(made: Figure, paths: dict[str, Paths], panel: Any) -> None:
 
 
 def _network(ax: Axes, path: Paths) -> None:
-    for target in (ax, ax.inset_axes((0.52, 0.12, 0.45, 0.4))):
+    left = 0.52 if path.observed[-1] > path.observed[0] else 0.12  # where the curve is not
+    for target in (ax, ax.inset_axes((left, 0.12, 0.45, 0.4))):
         span = slice(None) if target is ax else slice(0, _INSET)
         target.plot(path.step[span], path.observed[span], color=COLOURS[7], label="observed", linewidth=3.0, alpha=0.6)
         target.plot(
