@@ -18,7 +18,7 @@ fast: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typed
+	rm -rf build
 	$(BIN)/python -m pip install -q --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p lipadvisor
 
@@ -40,6 +40,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 # Writes the lock. The torch that pip installs is the one named here.
 constraints: $(VENV)/.dev
 	$(BIN)/python -m pip install -q uv
+	mkdir -p build
 	echo "torch==2.13.0" > build/torch.txt
 	$(BIN)/uv pip compile --universal --all-extras --upgrade -c build/torch.txt -o constraints.txt pyproject.toml
 

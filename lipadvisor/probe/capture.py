@@ -95,7 +95,7 @@ class Capture:
                     turn = 0 if not calls else calls[-1].round + (calls[-1].grad_B is not None)
                     call = _Call(arguments[0].detach(), turn)
                     calls.append(call)
-                    output.register_hook(_receiver(call))  # type: ignore[no-untyped-call]
+                    output.register_hook(_receiver(call))
             self.spent_s += time.perf_counter() - started
 
         return forward

@@ -50,10 +50,12 @@ def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | Non
     seconds = pack.gather([state[key] for state, key in zip(states, keys, strict=True)], fill=1.0)
     corrections = [1.0 - float(g["betas"][1]) ** float(s["step"]) for g, s in zip(groups, states, strict=True)]
     if len(set(corrections)) == 1 and len({g["eps"] for g in groups}) == 1:
-        return (seconds * (1.0 / corrections[0])).sqrt_().add_(groups[0]["eps"]).reciprocal_()
+        inverse: Tensor = (seconds * (1.0 / corrections[0])).sqrt_().add_(groups[0]["eps"]).reciprocal_()
+        return inverse
     columns = torch.tensor([[1.0 / c for c in corrections], [g["eps"] for g in groups]], dtype=seconds.dtype)
     inverse_l, eps_l = columns.to(seconds.device, non_blocking=True).reshape(2, -1, *[1] * (seconds.dim() - 1))
-    return (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
+    preconditioner: Tensor = (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
+    return preconditioner
 
 
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
@@ -71,7 +73,8 @@ def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, grou
         if options["momentum"] == 0.0 or buffer is None:
             return weight.grad * sign
         if options["nesterov"]:
-            return (weight.grad + buffer * options["momentum"]) * sign
+            ahead: Tensor = (weight.grad + buffer * options["momentum"]) * sign
+            return ahead
         direction: Tensor = buffer * sign
         return direction
     if name in ("adam", "adamw") and "exp_avg" in state:

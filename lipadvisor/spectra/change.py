@@ -91,4 +91,5 @@ def bordered_corner(
 def _unit(x_1K: Tensor, floor_11: Tensor) -> Tensor:
     """Return the row at length 1; zeros where it is not longer than ``floor``."""
     length_11 = torch.linalg.vector_norm(x_1K, dim=-1, keepdim=True)
-    return x_1K * ((length_11 > floor_11) / length_11.clamp_min(TINY))
+    scale_11: Tensor = (length_11 > floor_11) / length_11.clamp_min(TINY)
+    return x_1K * scale_11

@@ -123,7 +123,8 @@ class GramResolvent:
         """Return the second line of q (K,): half of a solve is enough for a square."""
         root_K = torch.linalg.solve_triangular(self.factor, self._right(p_KM, y_KN).mT, upper=False)
         rest_K = (y_KN if self.left else p_KM).square().sum(-1)
-        return (root_K.square().sum(-2) + rest_K) / self._sigma().squeeze(-1)
+        form_K: Tensor = (root_K.square().sum(-2) + rest_K) / self._sigma().squeeze(-1)
+        return form_K
 
     def both(self, p_1M: Tensor, y_1N: Tensor, p_KM: Tensor, y_KN: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return the response to one change and the second line of q of others."""
