@@ -207,7 +207,10 @@ def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) ->
     Args:
         model: whose weights are read.
         branches: ``{name of a branch's last matrix: number of joins}``; without it, the last matrix in the branch of
-            every :class:`~lipadvisor.modules.Residual`.
+            every :class:`~lipadvisor.modules.Residual`. A model that adds its branches in its own ``forward`` needs it.
+
+    Raises:
+        ValueError: no ``branches`` are given and the model has no ``Residual``, or a name has no weight matrix.
 
     References:
         Radford et al. 2019 (GPT-2), section 2.3; Zhang, Dauphin, Ma: Fixup, arXiv 1901.09321.
@@ -218,7 +221,13 @@ def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) ->
             if isinstance(module, Residual):
                 inside = [n for n in weight_matrices(model) if n.startswith(f"{name}.branch." if name else "branch.")]
                 last += inside[-1:]
+        if not last:
+            rule = "must name the last matrix of each branch where the model has no lipadvisor.modules.Residual"
+            raise ValueError(f"depth_scaled(branches=...) {rule}, got None.")
         branches = dict.fromkeys(last, len(last))
+    unknown = sorted(set(branches) - set(weight_matrices(model)))
+    if unknown:
+        raise ValueError(f"depth_scaled(branches=...) must name weight matrices of the model, got {unknown[0]!r}.")
     factors = tuple((name, joins**-0.5) for name, joins in branches.items() if joins > 1)
     return InitPlan("depth_scaled", factors, tuple(f"one of {branches[name]} residual joins" for name, _ in factors))
 

@@ -142,3 +142,9 @@ def test_lsuv_scales_the_weight_beside_any_bias(layer: nn.Module, shape: tuple[i
     with torch.no_grad():
         layer.bias.zero_()
         assert float(layer(x).square().mean().sqrt()) == pytest.approx(1.0, abs=0.06)
+
+
+@pytest.mark.parametrize("branches", [None, {"7": 3}])
+def test_depth_scaled_says_where_it_finds_no_branch(branches: dict[str, int] | None) -> None:
+    with pytest.raises(ValueError, match="branches"):
+        depth_scaled(nn.Sequential(nn.Linear(4, 4)), branches)
