@@ -101,7 +101,8 @@ class TrialContext:
         """Report a few scalars to Tune (at each evaluation, not at each step) and keep a checkpoint.
 
         Args:
-            metrics: Numbers or short texts by name, ``step`` (steps taken so far) among them.
+            metrics: Numbers or short texts by name, ``step`` (steps taken so far) among them; with a checkpoint, the
+                rows up to and including that step have been recorded.
             checkpoint_state: What :meth:`restore` gives back if the trial is started again; ``None`` keeps the
                 checkpoint there is.
 

@@ -57,11 +57,11 @@ def train(context):
     assert step == context.start_step
     while step < STEPS:
         log_norm += context.config["drift"]
-        observation = seen(step, log_norm)
+        step += 1
+        observation = seen(step, log_norm)  # a row of step n: n steps have been taken
         recorder.add_observation(observation)
         decision, state = policy.decide(observation, state)
         recorder.add_decision(decision)
-        step += 1
         if step % 10 == 0:
             checkpoint = {"step": step, "log_norm": log_norm, "state": state}
             context.report({"step": step, "loss": log_norm}, checkpoint_state=checkpoint)
@@ -131,10 +131,10 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 90
 def whole(run: Run, trial: str) -> None:
     observations = run.trial(trial).observations
     network = observations[observations["layer"] == "*"]
-    assert network["step"].tolist() == list(range(40)), trial
-    assert network["log_norm"].tolist() == [0.5 * (step + 1) for step in range(40)], trial
+    assert network["step"].tolist() == list(range(1, 41)), trial
+    assert network["log_norm"].tolist() == [0.5 * step for step in range(1, 41)], trial
     decisions = run.trial(trial).decisions
-    assert decisions["step"].tolist() == list(range(40))
+    assert decisions["step"].tolist() == list(range(1, 41))
     assert decisions["lr_proposed"].tolist() == [0.5**step for step in range(40)]
 
 
@@ -166,7 +166,7 @@ def test_a_run_is_stopped_and_killed_and_gone_on_with(tmp_path: Path) -> None:
     whole(run, "a")
     whole(run, "b")
     assert set(run.trial("b").observations["attempt"]) == {1, 2}
-    assert run.trial("b").observations.query("attempt == 2")["step"].min() == 20
+    assert run.trial("b").observations.query("attempt == 2")["step"].min() == 21
     assert set(run.decisions["source"]) <= {"hub", "local:late"}
     assert (run.decisions["source"] == "hub").mean() > 0.5
     stopped_at = {name: json.loads(path.read_text())["step"] for name, path in zip("cd", checkpoints, strict=True)}
