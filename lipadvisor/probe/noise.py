@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lipadvisor.probe.pack import Pack
-from lipadvisor.spectra import LinearOperator
+from lipadvisor.spectra import Conv2dOperator, LinearOperator
 
-__all__ = ["NoiseImages", "batch_noise"]
+__all__ = ["NoiseImages", "batch_noise", "own_batch"]
 
 STACKED = (
     65_536  # entries of one layer's inputs up to which the layers of a pack are stacked; beyond it is memory traffic
@@ -129,3 +129,29 @@ def _convolution(pack: Pack, batch: Batch, scale: Tensor | None, weights_KB: Ten
         coimages.append(operator.adjoint(noise, u_1M))
     image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
     return NoiseImages((scalars_B,), image_KM, coimage_KN, factor / len(weights_KB))
+
+
+def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batch:
+    """Return one layer's batch with the samples first; stand-ins where there is none.
+
+    No gradient, no noise: zeros. A gradient whose samples are not known: not-a-numbers.
+
+    Args:
+        pack: settled.
+        place: of the layer in it.
+        batch: what the layer saw, if that is known.
+        samples: M.
+    """
+    layer, operator = pack.layers[place], pack.operator
+    if batch is not None and (batch[0].shape[0] == samples or isinstance(operator, Conv2dOperator)):
+        return batch
+    if batch is not None and batch[0].shape[0] % samples == 0:  # places flattened into the batch
+        inputs, grads = batch
+        return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
+    sides: tuple[tuple[int, ...], tuple[int, ...]] = ((1, layer.shape[1]), (1, layer.shape[0]))
+    if isinstance(operator, Conv2dOperator):
+        sides = (operator.input_shape, operator.output_shape)
+    like = layer.weight.detach()
+    like = like if like.dtype == torch.float64 else like.float()
+    fill = 0.0 if layer.weight.grad is None else float("nan")
+    return like.new_full((samples, *sides[0]), fill), like.new_full((samples, *sides[1]), fill)

@@ -29,7 +29,7 @@ from lipadvisor.spectra import (
     start_vectors,
 )
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "make_packs"]
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
@@ -224,3 +224,13 @@ def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tu
         shape = tuple(max(sides) for sides in zip(*(layer.weight.shape for layer in members), strict=True))
         packs.append(Pack(tuple(indices), members, shape, generator))
     return tuple(packs)
+
+
+def bound_row(weight: Tensor) -> Tensor:
+    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound."""
+    weight = weight if weight.dtype == torch.float64 else weight.float()
+    s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
+    taps = math.prod(weight.shape[2:])
+    second = s_R[1] if len(s_R) > 1 else torch.zeros_like(s_R[0])
+    loose = torch.ones_like(second)
+    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, second * 0.0, weight.square().sum(), loose])[None]

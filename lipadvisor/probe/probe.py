@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise
-from lipadvisor.probe.pack import Pack, make_packs
+from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch
+from lipadvisor.probe.pack import Pack, bound_row, make_packs
 from lipadvisor.probe.record import Measured, noise_covariance, read, terms
 from lipadvisor.probe.response import Pace, respond
 from lipadvisor.probe.schedule import Budget
-from lipadvisor.spectra import LinearOperator
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
@@ -251,7 +250,7 @@ class Probe:
     def _row(self, pack: Pack, before: bool) -> Tensor:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
         state = pack.old if before else pack.new
-        return _bound_row(pack.layers[0].weight.detach()) if state is None else state.row_lC
+        return bound_row(pack.layers[0].weight.detach()) if state is None else state.row_lC
 
     def _in_order(self, tables: Sequence[Tensor]) -> Tensor:
         """Return the packs' rows as one table in the layers' order."""
@@ -274,32 +273,13 @@ class Probe:
         for number, pack in enumerate(self._packs):
             if pack.old is None:
                 continue
-            own = [self._own_batch(pack, place, batches[index]) for place, index in enumerate(pack.indices)]
+            own = [own_batch(pack, place, batches[index], self._samples) for place, index in enumerate(pack.indices)]
             signs_KB = signs_KB.to(own[0][0], non_blocking=True)
             noise = batch_noise(pack, own, optimizers.preconditioner(self._optimizer, pack), signs_KB)
             noises[number] = noise
             for index, scalar_B in zip(pack.indices, noise.scalars, strict=True):
                 scalars[index] = scalar_B
         return noises, scalars
-
-    def _own_batch(self, pack: Pack, place: int, batch: Batch | None) -> Batch:
-        """Return one layer's batch with the samples first; stand-ins where there is none.
-
-        No gradient, no noise: zeros. A gradient whose samples are not known: not-a-numbers.
-        """
-        layer, samples = pack.layers[place], self._samples
-        matrix = isinstance(pack.operator, LinearOperator)
-        if batch is not None and (batch[0].shape[0] == samples or not matrix):
-            return batch
-        if batch is not None and batch[0].shape[0] % samples == 0:  # places flattened into the batch
-            inputs, grads = batch
-            return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
-        fill = 0.0 if layer.weight.grad is None else float("nan")
-        assert pack.operator is not None
-        rows, columns = layer.shape if matrix else (pack.operator.outputs, pack.operator.inputs)
-        like = layer.weight.detach()
-        like = like if like.dtype == torch.float64 else like.float()
-        return stand_in(like, samples, columns, pack, fill), stand_in(like, samples, rows, pack, fill)
 
     def _direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
@@ -410,18 +390,3 @@ class Probe:
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
         self._budget.load_state_dict(state["budget"])
-
-
-def stand_in(like: Tensor, samples: int, width: int, pack: Pack, fill: float) -> Tensor:
-    """Return a batch of one place for a layer that saw none."""
-    return like.new_full((samples, 1, width), fill)
-
-
-def _bound_row(weight: Tensor) -> Tensor:
-    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound."""
-    weight = weight if weight.dtype == torch.float64 else weight.float()
-    s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
-    taps = math.prod(weight.shape[2:])
-    second = s_R[1] if len(s_R) > 1 else torch.zeros_like(s_R[0])
-    loose = torch.ones_like(second)
-    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, second * 0.0, weight.square().sum(), loose])[None]

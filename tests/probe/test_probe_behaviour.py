@@ -131,6 +131,38 @@ def test_a_bad_step_is_marked_and_the_next_good_one_is_sound() -> None:
     assert np.isfinite(good.noise_LL).all()
 
 
+class Uneven(nn.Module):
+    """A convolution that is called twice, and one of each kind that a step does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.idle = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 2, 3)
+        self.spare, self.head = nn.Linear(20, 7), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.twice(torch.tanh(self.twice(x.unflatten(1, (1, 4, 5)))))
+        if not self.training:
+            self.idle(maps), self.spare(x)
+        return self.head(maps.flatten(1))
+
+
+def test_layers_that_a_step_uses_twice_or_not_at_all_leave_the_others_sound() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Uneven()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, interval=1, example_input=batch(0)[0])
+    terms = train(model, optimizer, probe, range(2))[-1]
+    assert terms is not None
+    names = dict(zip(terms.names, range(4), strict=True))
+    assert terms.noise_LL[names["head"], names["head"]] > 0
+    for name in ("idle", "spare"):
+        assert terms.noise_LL[names[name], names[name]] == 0
+        assert terms.change_L[names[name]] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(terms.noise_LL[names["twice"], names["twice"]])  # which sample is whose is not known
+    assert np.isfinite(terms.change_L).all()
+
+
 def test_spectrum_of_a_convolution_needs_its_input_size() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
