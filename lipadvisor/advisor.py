@@ -73,8 +73,8 @@ class Advisor:
         policy: a policy, or the name of one (``lipadvisor policies`` lists them).
         mode: ``"takeover"`` owns learning rate and weight decay (what the optimizer was given does not matter);
             ``"cap"`` never exceeds the user's learning rate; ``"shadow"`` decides and records, and touches nothing.
-        max_overhead: share of the training time that measuring may take, in (0, 1]; one second of the run is
-            granted on top, so that short runs of tiny models can be steered too.
+        max_overhead: share of the training time that measuring may take, in (0, 1]; half a second in all is
+            granted in any case, so that short runs of tiny models can be steered too.
         interval: steps between measurements; ``None`` adapts it to ``max_overhead``.
         seed: of the advisor's own generator; no global random state is touched.
         include: globs of layer names to measure.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 __all__ = ["Budget"]
 
 FIRST_STEPS = 10  # always measured, whatever the budget: policies need them, and the debt is paid back later
-GRACE_S = 1.0  # seconds that measuring may take in any run: on tiny models a share of the time is too little
-SPREAD = 0.1  # within them, the next measurement comes after this share of the steps taken
+GRACE_S = 0.5  # seconds that measuring may take in any run: on tiny models a share of the time is too little
+FIRST_S = 0.1  # seconds of the run from which on they are spread over the logarithm of its time
 _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 
 
@@ -18,8 +18,9 @@ _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 class Budget:
     """Decides which steps are measured.
 
-    Measuring takes ``max_overhead`` of the run's time and one second in all on top: a long run keeps to its share, and
-    a short one of a tiny model has measurements spread evenly over the logarithm of its steps.
+    Measuring takes the larger of ``max_overhead`` of the run's time and half a second in all: a run of ``0.5 /
+    max_overhead`` seconds (17 by default) or more keeps to its share, and a shorter one of a tiny model has its half
+    second spread over the logarithm of its time.
 
     Attributes:
         max_overhead: allowed share of the run's time, in (0, 1].
@@ -59,7 +60,7 @@ class Budget:
         if not measured:
             return max(1, self.next_step - step)
         self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
-        wait = self.interval if self.interval is not None else self._wait(step)
+        wait = self.interval if self.interval is not None else self._wait()
         self.next_step = step + wait
         return 1 if self.interval is None and step + 1 < FIRST_STEPS else wait
 
@@ -77,11 +78,18 @@ class Budget:
         for name in _SAVED:
             setattr(self, name, state[name])
 
-    def _wait(self, step: int) -> int:
-        """Return the steps after which one more measurement fits; a debt is paid back in halves, not at once."""
-        steady = self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s
-        owed = ((self.measured_s + self.cost_s) / self.max_overhead - self.total_s - self.cost_s) / self.plain_s
-        wait = max(1, math.ceil(min(max(owed, 1.0), 2.0 * steady)))
-        if self.measured_s + self.cost_s <= GRACE_S:
-            wait = min(wait, max(1, math.ceil(SPREAD * step)))
-        return wait
+    def _wait(self) -> int:
+        """Return the steps after which one more measurement fits."""
+        spent_s = self.measured_s + self.cost_s
+        owed = (self._time_for(spent_s) - self.total_s - self.cost_s) / self.plain_s
+        if FIRST_STEPS * self.cost_s > 0.5 * GRACE_S:  # the first steps' debt is paid back in halves, not at once
+            owed = min(owed, 2.0 * self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s)
+        return max(1, math.ceil(owed))
+
+    def _time_for(self, spent_s: float) -> float:
+        """Return the seconds a run must have lasted for ``spent_s`` of them to be within its allowance."""
+        share_s = spent_s / self.max_overhead
+        if spent_s > GRACE_S:
+            return share_s
+        full = math.log1p(GRACE_S / self.max_overhead / FIRST_S)
+        return min(share_s, FIRST_S * math.expm1(full * spent_s / GRACE_S))
