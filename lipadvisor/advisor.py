@@ -223,6 +223,11 @@ class Advisor:
         return self._probe.overhead
 
     @property
+    def measurements(self) -> int:
+        """Steps measured so far."""
+        return 0 if self._prediction is None else self._prediction.measurements
+
+    @property
     def errors(self) -> int:
         """The advisor's own errors so far, caught so that the training goes on."""
         return self._errors.count
@@ -338,20 +343,26 @@ class Advisor:
         """Measure the initial spectrum, let the policy rescale the initialization and set the first knobs."""
         if self._started:
             return
-        self._started = True
+        self._started, begun = True, time.perf_counter()
         if args or kwargs:
             self._probe.trace(*args, **(kwargs or {}))
         terms = self._probe.spectrum()
         self._prediction = Prediction(terms)
-        first = initial_observation(terms, self.total_steps, self._applier.knobs())
-        self._last = first
-        decision, applied = self._decide(first)
+        knobs = self._applier.knobs()
+        self._last = initial_observation(terms, self.total_steps, knobs)
+        decision, applied = self._decide(self._last)
         if decision.init_scale and self.mode == "takeover":
+            # The run starts from the new weights: the policy too, so that a replay of the recorded run sees the same.
             terms = self._probe.spectrum()
-            first = initial_observation(terms, self.total_steps, self._applier.knobs())
-        self._last = first
-        self._recorder.add_observation(first, initial_columns(terms))
+            self._last = initial_observation(terms, self.total_steps, knobs)
+            self._state = self.policy.init()
+            again, then = self._decide(self._last, rescaled=True)
+            applied = dataclasses.replace(then, before=applied.before, refused=applied.refused + then.refused)
+            reason = "; ".join(dict.fromkeys(part for part in (decision.reason, again.reason) if part))
+            decision = dataclasses.replace(again, init_scale=decision.init_scale, reason=reason)
+        self._recorder.add_observation(self._last, initial_columns(terms))
         self._record(decision, applied)
+        self._probe.charge(time.perf_counter() - begun)
         self._probe.arm(0)
 
     def _advance(self, loss: float | None) -> Decision:
@@ -418,8 +429,10 @@ class Advisor:
             )
         return seen
 
-    def _decide(self, seen: Observation) -> tuple[Decision, Applied]:
+    def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
         decision, self._state = self.policy.decide(seen, self._state)
+        if rescaled:  # once is enough
+            decision = dataclasses.replace(decision, init_scale=())
         applied = self._applier.apply(decision)
         refused = list(applied.refused)
         if self.mode == "takeover":
@@ -436,7 +449,9 @@ class Advisor:
         """Go back to the last good weights; what was learned about the ones that are gone is forgotten."""
         if not self._snapshot.restore():
             return ["rollback: no snapshot"]
+        measurements = 0 if self._prediction is None else self._prediction.measurements
         self._prediction = Prediction(self._probe.spectrum())
+        self._prediction.measurements = measurements
         return []
 
     def _record(self, decision: Decision, applied: Applied) -> None:

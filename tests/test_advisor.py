@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from lipadvisor import Advisor, load_run
-from lipadvisor.policies import Decision, Knobs, Observation, Status
+from lipadvisor.policies import Decision, Knobs, Observation, Status, named_policy
+from lipadvisor.report.replay import replayed
 
 
 def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
@@ -503,3 +504,18 @@ def test_a_learning_rate_that_is_none_is_an_error(value: float) -> None:
     optimizer.param_groups[0]["lr"] = value
     with pytest.raises(ValueError, match="lr of group 0"):
         Advisor(model, optimizer, 10)
+
+
+def test_the_default_policy_replayed_over_its_own_run_decides_what_was_decided(tmp_path: Path) -> None:
+    model = network()
+    optimizer = optimizer_of("momentum", model)
+    with Advisor(model, optimizer, 60, interval=1, out=tmp_path) as advisor:
+        train(model, optimizer, advisor, 60)
+    run = load_run(tmp_path)
+    first = run.decisions[run.decisions.step == 0]
+    assert len(first) == 1
+    assert "0" in str(first.init_scale.iloc[0]), "this network's initialization is rescaled"
+    frame = replayed(run, named_policy("lipschitz"))
+    assert len(frame) == 61
+    np.testing.assert_allclose(frame.lr_proposed, frame.lr_recorded, rtol=1e-12)
+    np.testing.assert_allclose(frame.weight_decay_proposed, frame.weight_decay_recorded, rtol=1e-12)
