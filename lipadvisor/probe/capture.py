@@ -7,7 +7,8 @@ it computes without them.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Capture:
     calls: list[list[_Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     spent_s: float = 0.0
+    asleep: bool = False  # hooks stay where they are and record nothing
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def attach(self) -> None:
@@ -54,6 +56,15 @@ class Capture:
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
         self.calls = [[] for _ in self.modules]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing of what the model is run for meanwhile, and lose nothing of what was recorded."""
+        self.asleep = True
+        try:
+            yield
+        finally:
+            self.asleep = False
 
     def batch(self, index: int, flat: bool) -> tuple[Tensor, Tensor] | None:
         """Return layer ``index``'s inputs and output gradients in float32 or better; None without both.
@@ -87,6 +98,8 @@ class Capture:
 
     def _hook(self, index: int) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if self.asleep:
+                return
             started = time.perf_counter()
             if arguments and isinstance(arguments[0], Tensor):
                 self.input_shapes[index] = tuple(arguments[0].shape)

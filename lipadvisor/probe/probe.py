@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,16 @@ class Probe:
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
         self._budget.charge(seconds)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the model be run for other ends: nothing is captured, and the time is measuring's, not the step's."""
+        begun = time.perf_counter()
+        with self._capture.paused():
+            yield
+        spent_s = time.perf_counter() - begun
+        self._armed_at += spent_s
+        self.charge(spent_s)
 
     def close(self) -> None:
         """Take the hooks out and forget what was captured."""
