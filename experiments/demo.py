@@ -179,9 +179,9 @@ def _header(settings: Settings, facts: Mapping[str, Any]) -> dict[str, str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray", "optuna", "numpy"))
     measured = (
         "every step; in the baselines' searches, whose schedules read no measurement, within a tenth of the "
-        "time and a second on top"
+        "time, or half a second"
         if settings.max_overhead is None
-        else f"within {settings.max_overhead:.0%} of a trial's time and a second on top"
+        else f"within {settings.max_overhead:.0%} of a trial's time, or half a second"
     )
     return {
         "What ran": f"{', '.join(settings.arms)} on {', '.join(settings.workloads)}",

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
-from lipadvisor.arguments import check_arguments
+from lipadvisor.arguments import check_arguments, check_plan
 from lipadvisor.checkpoint import arrays, plain
 from lipadvisor.fail_open import FailOpen
 from lipadvisor.forecast import Forecast
@@ -112,7 +112,9 @@ class Advisor:
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         policy = named_policy(policy) if isinstance(policy, str) else policy
-        check_arguments(model, optimizer, policy, total_steps, mode, snapshot_every, on_error, out, sink)
+        check_arguments(
+            model, optimizer, policy, total_steps, mode, max_overhead, seed, snapshot_every, on_error, out, sink
+        )
         self.policy: Policy[Any] = policy
         self.mode, self.total_steps = mode, total_steps
         self._errors = FailOpen(raises=on_error == "raise")
@@ -202,8 +204,10 @@ class Advisor:
             (nats; entry j is j + 1 steps ahead; 90 % band), and a ``status``.
 
         Raises:
+            TypeError: the plan is no mapping.
             ValueError: the horizon or an entry of the plan is out of range.
         """
+        plan = check_plan(plan)
         self._start(())
         assert self._prediction is not None
         return self._prediction.forecaster.forecast(horizon, self._full_plan(plan))
@@ -459,9 +463,9 @@ class Advisor:
             decision, mode=self.mode, before=applied.before, after=applied.after, refused=applied.refused
         )
 
-    def _full_plan(self, plan: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _full_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``plan`` with the knobs of the next step where it names none, if all groups have the same."""
-        full = dict(plan or {})
+        full = dict(plan)
         knobs = self._applier.knobs()
         if len({(k.lr, k.weight_decay) for k in knobs}) == 1:
             lr, weight_decay = self._applier.in_force()

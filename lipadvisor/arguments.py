@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 
 from lipadvisor.apply import MODES
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_plan"]
 
 
 def check_arguments(
@@ -18,6 +21,8 @@ def check_arguments(
     policy: Any,
     total_steps: int | None,
     mode: str,
+    max_overhead: Any,
+    seed: Any,
     snapshot_every: int | str | None,
     on_error: str,
     out: Any,
@@ -41,6 +46,10 @@ def check_arguments(
         raise ValueError(f"Advisor(total_steps=...) must be an integer >= 1 or None, got {total_steps!r}.")
     if mode not in MODES:
         raise ValueError(f"Advisor(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
+    if not _is_number(max_overhead):
+        raise ValueError(f"Advisor(max_overhead=...) must be a number in (0, 1], got {max_overhead!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"Advisor(seed=...) must be an integer, got {seed!r}.")
     if snapshot_every not in (None, "auto") and not _is_count(snapshot_every):
         rule = "an integer >= 1, None or 'auto'"
         raise ValueError(f"Advisor(snapshot_every=...) must be {rule}, got {snapshot_every!r}.")
@@ -48,8 +57,24 @@ def check_arguments(
         raise ValueError(f"Advisor(on_error=...) must be 'warn' or 'raise', got {on_error!r}.")
     if out is not None and sink is not None:
         raise ValueError("Advisor(out=..., sink=...): give one of them, not both.")
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise ValueError(f"Advisor(out=...) must be the path of a directory, got {out!r}.")
+    if out is not None and os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"Advisor(out=...) must be a directory, got the file {os.fspath(out)!r}.")
     if sink is not None and not callable(sink):
         raise ValueError(f"Advisor(sink=...) must be callable, got {sink!r}.")
+
+
+def check_plan(plan: Any) -> Mapping[str, Any]:
+    """Return the plan of a forecast; an empty one stands for the present knobs.
+
+    Raises:
+        TypeError: it is no mapping.
+    """
+    if plan is not None and not isinstance(plan, Mapping):
+        rule = "a dict of future 'lr' and 'weight_decay', or None"
+        raise TypeError(f"forecast(plan=...) must be {rule}, got {plan!r}.")
+    return plan or {}
 
 
 def _check_knobs(optimizer: torch.optim.Optimizer) -> None:
@@ -59,6 +84,10 @@ def _check_knobs(optimizer: torch.optim.Optimizer) -> None:
             if not (math.isfinite(value) and value >= 0.0):
                 rule = "finite and not negative"
                 raise ValueError(f"Advisor(optimizer=...): {knob} of group {index} must be {rule}, got {value}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INPUT_ERROR = 2
+_INTERRUPTED = 130  # as a shell has it after Ctrl-C
 _ROWS_SHOWN = 20  # of a replay, in the terminal
 
 
@@ -74,8 +75,8 @@ def main() -> None:
     "--max-overhead",
     type=float,
     metavar="SHARE",
-    help="Share of a trial's time that measuring may take. Without it every step is measured, except in the "
-    "searches of the baselines.",
+    help="Share of a trial's time that measuring may take, in (0, 1]; half a second in all is granted in any case. "
+    "Without it every step is measured, except in the searches of the baselines.",
 )
 @click.option("--address", help="Ray cluster to join; without it and RAY_ADDRESS, Ray starts on this machine.")
 @click.option("--concurrent", type=int, default=2, show_default=True, help="Trials at a time.")
@@ -105,21 +106,21 @@ def demo(
       lipadvisor demo --policy-at hub --out runs/hub
       lipadvisor demo --address ray://head:10001 --concurrent 32
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
-    with _one_line_errors():
-        from lipadvisor.experiments.settings import QUICK, Settings
+    code = _INTERRUPTED
+    try:
+        with _one_line_errors():
+            from lipadvisor.experiments.settings import QUICK, Settings
 
-        given = {name: value for name, value in numbers.items() if value is not None}
-        given |= {name: value for name, value in (("workloads", workloads), ("arms", arms)) if value}
-        settings = Settings(**{**(QUICK if quick else {}), **given})
-        if concurrent < 1:
-            raise ValueError(f"concurrent must be at least 1, got {concurrent}.")
-        from lipadvisor.experiments.demo import INTERRUPTED, run_demo
+            given = {name: value for name, value in numbers.items() if value is not None}
+            given |= {name: value for name, value in (("workloads", workloads), ("arms", arms)) if value}
+            settings = Settings(**{**(QUICK if quick else {}), **given})
+            if concurrent < 1:
+                raise ValueError(f"concurrent must be at least 1, got {concurrent}.")
+            from lipadvisor.experiments.demo import run_demo
 
-        try:
             code = run_demo(settings, out, stream=sys.stdout, address=address, concurrent=concurrent, fresh=fresh)
-        except KeyboardInterrupt:
-            click.echo(f"\nStopped. What had finished is kept in {out}; the same command goes on from there.")
-            code = INTERRUPTED
+    except KeyboardInterrupt:  # while the libraries were loading, too
+        click.echo(f"\nStopped. What had finished is kept in {out}; the same command goes on from there.")
     sys.exit(code)
 
 

@@ -162,6 +162,8 @@ def test_forecast_has_the_promised_shape_and_answers_what_if() -> None:
                 advisor.forecast(50, plan=plan)
         with pytest.raises(ValueError, match="horizon"):
             advisor.forecast(0)
+        with pytest.raises(TypeError, match="plan"):
+            advisor.forecast(5, plan=5)  # type: ignore[arg-type]
 
 
 def test_a_forecast_before_the_first_step_says_that_it_knows_too_little() -> None:
@@ -382,6 +384,10 @@ def model_without_layers() -> nn.Module:
         ({"policy": "no_such"}, "no_such"),
         ({"max_overhead": 0.0}, "max_overhead"),
         ({"max_overhead": 2.0}, "max_overhead"),
+        ({"max_overhead": "much"}, "max_overhead"),
+        ({"seed": "a"}, "seed"),
+        ({"out": 3}, "out"),
+        ({"out": __file__}, "out"),
         ({"interval": 0}, "interval"),
         ({"snapshot_every": 0}, "snapshot_every"),
         ({"include": ("nothing*",)}, "layer"),
