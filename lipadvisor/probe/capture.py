@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lipadvisor.probe.kinds import TrackedLayer, Use
+from lipadvisor.probe.samples import Seen, SeenSamples
+
 __all__ = ["Capture"]
 
 
@@ -23,16 +26,17 @@ __all__ = ["Capture"]
 class _Call:
     """One call of a layer: its input, later the gradient at its output, and which backward pass it belongs to."""
 
-    input_B: Tensor
+    use: Use
+    kept: Any  # of the input, as the use reads it
     round: int
     grad_B: Tensor | None = None
 
 
 @dataclass(slots=True)
 class Capture:
-    """Hooks on a list of modules; ``calls[l]`` are layer l's calls since they were put in, in order."""
+    """Hooks on the modules of layers; ``calls[l]`` are layer l's calls since they were put in, in order."""
 
-    modules: Sequence[nn.Module]
+    layers: Sequence[TrackedLayer]
     keep: bool = True  # keep activations and gradients, or only look at sizes
     calls: list[list[_Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -44,8 +48,9 @@ class Capture:
         """Put the hooks in, with nothing recorded yet."""
         self.detach()
         self.clear()
-        for index, module in enumerate(self.modules):
-            self._handles.append(module.register_forward_hook(self._hook(index)))
+        for index, layer in enumerate(self.layers):
+            for use in layer.uses:
+                self._handles.append(use.module.register_forward_hook(self._hook(index, use), with_kwargs=True))
 
     def detach(self) -> None:
         """Take the hooks out. What was recorded stays."""
@@ -55,7 +60,7 @@ class Capture:
 
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
-        self.calls = [[] for _ in self.modules]
+        self.calls = [[] for _ in self.layers]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -66,49 +71,48 @@ class Capture:
         finally:
             self.asleep = False
 
-    def batch(self, index: int, flat: bool) -> tuple[Tensor, Tensor] | None:
-        """Return layer ``index``'s inputs and output gradients in float32 or better; None without both.
+    def batch(self, index: int) -> tuple[Tensor, Tensor] | SeenSamples | None:
+        """Return what layer ``index`` saw in float32 or better; None where it saw nothing, or cannot be understood.
 
-        Calls before one backward pass saw the same samples: they are places of a sample. Calls before another one
-        (accumulated gradients) saw other samples.
+        Calls before one backward pass saw the same samples: what a sample did in them is added up. Calls before
+        another one (accumulated gradients) saw other samples.
 
-        Args:
-            index: of the layer.
-            flat: a matrix: (B, T, N) and (B, T, M) are returned; otherwise maps (B, ...) as they are, and several
-                calls on the same samples cannot be told apart (None).
+        Returns:
+            Inputs (B, T, N) and output gradients (B, T, M) of a plain matrix, T places of each sample; the samples of
+            any other layer.
         """
-        rounds: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        rounds: dict[int, list[Seen]] = {}
         for call in self.calls[index]:
             if call.grad_B is not None:
-                rounds.setdefault(call.round, []).append((_wide(call.input_B), _wide(call.grad_B)))
-        if not rounds:
+                rounds.setdefault(call.round, []).append(Seen(call.use, call.kept, call.grad_B))
+        if not rounds or any(len({seen.count for seen in calls}) > 1 for calls in rounds.values()):
             return None
+        if not self.layers[index].flat:
+            return SeenSamples(tuple(tuple(calls) for calls in rounds.values()))
         pairs = []
         for calls in rounds.values():
-            if flat:
-                calls = [(_places(x), _places(d)) for x, d in calls]
-                if len({len(x) for x, _ in calls}) > 1:
-                    return None
-            elif len(calls) > 1:
-                return None
-            pairs.append(calls[0] if len(calls) == 1 else _join(calls, 1))
+            one = [seen.use.pair(seen.kept, seen.grad) for seen in calls]
+            pairs.append(one[0] if len(one) == 1 else _join(one, 1))
         if len({x.shape[1:] for x, _ in pairs}) > 1:
             return None
         return pairs[0] if len(pairs) == 1 else _join(pairs, 0)
 
-    def _hook(self, index: int) -> Any:
-        def forward(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def _hook(self, index: int, use: Use) -> Any:
+        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if self.asleep:
                 return
             started = time.perf_counter()
-            if arguments and isinstance(arguments[0], Tensor):
-                self.input_shapes[index] = tuple(arguments[0].shape)
-                if self.keep and isinstance(output, Tensor) and output.requires_grad:
+            kept = use.read(arguments, keywords)
+            if kept is not None:
+                if isinstance(kept, Tensor):
+                    self.input_shapes[index] = tuple(kept.shape)
+                result = output[0] if isinstance(output, tuple) else output
+                if self.keep and isinstance(result, Tensor) and result.requires_grad:
                     calls = self.calls[index]
                     turn = 0 if not calls else calls[-1].round + (calls[-1].grad_B is not None)
-                    call = _Call(arguments[0].detach(), turn)
+                    call = _Call(use, kept, turn)
                     calls.append(call)
-                    output.register_hook(_receiver(call))
+                    result.register_hook(_receiver(call))
             self.spent_s += time.perf_counter() - started
 
         return forward
@@ -119,15 +123,6 @@ def _receiver(call: _Call) -> Any:
         call.grad_B = grad.detach()
 
     return backward
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _places(x: Tensor) -> Tensor:
-    """Return (B, ..., n) as (B, T, n)."""
-    return x.unsqueeze(1) if x.dim() == 2 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _join(pairs: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:

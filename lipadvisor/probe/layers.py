@@ -1,78 +1,43 @@
-"""Which weights of a model are measured, and why the others are not."""
+"""Which weights of a model are measured, and why the others are not.
+
+Each kind of layer is a row of ``FINDERS``; a module that none of them knows is listed with its reason, and so is every
+other parameter that moves no measured norm.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from lipadvisor.spectra import Conv2dOperator, LayerOperator, LinearOperator
+from lipadvisor.probe.kinds import Candidate, Options, Plain, Skipped, TrackedLayer, Use
+from lipadvisor.probe.kinds.convolution import find_convolution
+from lipadvisor.probe.kinds.linear import find_linear
 
-__all__ = ["Skipped", "TrackedLayer", "find_layers"]
+__all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
-
-@dataclass(frozen=True, slots=True)
-class TrackedLayer:
-    """One measured weight.
-
-    Attributes:
-        name: of the module, as in ``model.named_modules()``.
-        kind: "linear" or "conv2d".
-        shape: (fan_out, fan_in) of the matrix view.
-        group: index of the optimizer's parameter group that holds the weight.
-        weight: the parameter itself.
-        module: the module that owns it.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    group: int
-    weight: nn.Parameter
-    module: nn.Module
-
-    def operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
-        """Return the layer as an operator; None for a convolution whose input size is not known yet.
-
-        Args:
-            input_shape: shape of one batch of inputs, (B, C, H, W) for a convolution.
-        """
-        if isinstance(self.module, nn.Conv2d):
-            if input_shape is None:
-                return None
-            module = self.module
-            return Conv2dOperator(
-                (int(input_shape[-3]), int(input_shape[-2]), int(input_shape[-1])),
-                (self.weight.shape[0], self.weight.shape[1], self.weight.shape[2], self.weight.shape[3]),
-                (module.stride[0], module.stride[1]),
-                _symmetric_padding(module) or (0, 0),
-                (module.dilation[0], module.dilation[1]),
-                module.groups,
-            )
-        return LinearOperator(*self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A weight that is not measured, with the reason."""
-
-    name: str
-    reason: str
+Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
+FINDERS: tuple[Finder, ...] = (find_linear, find_convolution)
 
 
 def find_layers(
-    model: nn.Module, optimizer: torch.optim.Optimizer, include: tuple[str, ...], exclude: tuple[str, ...]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    options: Options | None = None,
 ) -> tuple[tuple[TrackedLayer, ...], tuple[Skipped, ...]]:
-    """Return the layers that can be measured, in the model's order, and those that cannot.
+    """Return the layers that can be measured, in the model's order, and what is left out.
 
     Args:
         model: any module.
         optimizer: the one that holds its parameters.
-        include: globs over module names; one must match.
-        exclude: globs over module names; none may match.
+        include: globs over layer names; one must match.
+        exclude: globs over layer names; none may match.
+        options: what is measured, and how.
 
     Raises:
         ValueError: the optimizer holds none of the model's trainable parameters (one is named), or no layer is left.
@@ -84,68 +49,136 @@ def find_layers(
             f"Probe(optimizer=...) must hold the model's parameters, and it holds none of them: "
             f"{trainable[0][0]!r} is missing."
         )
-    layers: list[TrackedLayer] = []
-    skipped: list[Skipped] = []
-    seen: dict[int, str] = {}
+    search = _Search(groups, include, exclude, options or Options())
     for name, module in model.named_modules():
-        own = [key for key, p in module.named_parameters(recurse=False) if p.dim() >= 2]
-        if not own:
-            continue
-        reason = _obstacle(name, module, groups, seen, include, exclude)
-        if reason is not None:
-            skipped.append(Skipped(name, reason))
-            continue
-        assert isinstance(module, (nn.Linear, nn.Conv2d))
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
-        seen[id(weight)] = name
-        kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
-        shape = (weight.shape[0], math.prod(weight.shape[1:]))
-        layers.append(TrackedLayer(name, kind, shape, groups[id(weight)], weight, module))
-    if not layers:
+        search.visit(name, module)
+    search.list_the_rest(model)
+    if not search.layers:
+        skipped = [s for s in search.skipped if s.name != BIASES]
         why = "; ".join(f"{s.name or type(model).__name__}: {s.reason}" for s in skipped[:3]) or "it has no weights"
-        raise ValueError(f"Probe(model=...) must have a supported layer (Linear, Conv2d), got none ({why}).")
-    return tuple(layers), tuple(skipped)
+        raise ValueError(f"Probe(model=...) must have a supported layer (Linear, Conv2d, ...), got none ({why}).")
+    return search.found(), tuple(search.skipped)
 
 
-def _obstacle(
-    name: str,
-    module: nn.Module,
-    groups: dict[int, int],
-    seen: dict[int, str],
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-) -> str | None:
-    if not any(fnmatchcase(name, glob) for glob in include) or any(fnmatchcase(name, glob) for glob in exclude):
-        return "excluded by name"
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        return f"{type(module).__name__} is not supported"
-    if "weight" not in module._parameters:
-        return "its weight is parametrized"
-    weight = module.weight
-    if weight.numel() == 0 or isinstance(weight, nn.parameter.UninitializedParameter):
-        return "its weight is empty"
-    if not weight.requires_grad:
-        return "its weight does not require a gradient"
-    if id(weight) not in groups:
-        return "its weight is not in the optimizer"
-    if id(weight) in seen:
-        return f"it shares its weight with {seen[id(weight)]!r}"
-    if isinstance(module, nn.Conv2d):
-        if module.padding_mode != "zeros":
-            return f"padding mode {module.padding_mode!r} is not supported"
-        if _symmetric_padding(module) is None:
-            return "asymmetric padding is not supported"
-    return None
+BIASES = "*.bias"  # all of them are listed as one
 
 
-def _symmetric_padding(module: nn.Conv2d) -> tuple[int, int] | None:
-    """Return (vertical, horizontal) padding; None where 'same' pads more on one side than on the other."""
-    if not isinstance(module.padding, str):
-        return (module.padding[0], module.padding[1])
-    if module.padding == "valid":
-        return (0, 0)
-    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if any(t % 2 for t in total):
+@dataclass(slots=True)
+class _Search:
+    """One walk through a model."""
+
+    groups: Mapping[int, int]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    options: Options
+    layers: dict[tuple[object, ...], TrackedLayer] = field(default_factory=dict)  # by parameter and part of it
+    uses: dict[tuple[object, ...], list[Use | None]] = field(default_factory=dict)  # excluded modules' too
+    skipped: list[Skipped] = field(default_factory=list)
+    unknown: set[int] = field(default_factory=set)  # parameters that act in ways we do not see
+    seen: set[int] = field(default_factory=set)  # parameters that are measured or listed
+    claimed: set[int] = field(default_factory=set)  # modules that are part of another one's layer
+
+    def visit(self, name: str, module: nn.Module) -> None:
+        """Take up or list what ``module`` itself holds."""
+        own = [p for key, p in module.named_parameters(recurse=False) if _is_weight(p)]
+        if id(module) in self.claimed or not (own or _parametrized(module)):
+            return
+        found = next((found for find in FINDERS if (found := find(module, self.options)) is not None), None)
+        if found is None:
+            found = f"{type(module).__name__} is not supported"
+        if isinstance(found, str):
+            self._leave(name, found, own)
+            self.unknown.update(id(p) for p in own)
+            return
+        for candidate in found:
+            label = ".".join(part for part in (name, candidate.suffix) if part)
+            if candidate.owner is not None:
+                self.claimed.add(id(candidate.owner))
+            self._take(label, candidate, candidate.owner or module)
+
+    def list_the_rest(self, model: nn.Module) -> None:
+        """List the parameters that no module's visit has taken up: biases as one, and vectors."""
+        rest = [(name, p) for name, p in model.named_parameters() if id(p) not in self.seen and p.numel() > 0]
+        biases = [name for name, _ in rest if name.rsplit(".", 1)[-1].endswith("bias")]
+        for name, _ in rest:
+            if name not in biases:
+                self.skipped.append(Skipped(name, "a vector that no known layer acts with"))
+        if biases:
+            self.skipped.append(Skipped(BIASES, f"{len(biases)} biases: an offset moves no norm"))
+
+    def _take(self, label: str, candidate: Candidate, owner: nn.Module) -> None:
+        """Measure a weight, or list it with what stands in the way."""
+        source = _source(owner, candidate.key)
+        if isinstance(source, str):
+            self._leave(label, source, ())
+            return
+        weight = source.weight
+        self.seen.add(id(weight))
+        place = (id(weight), candidate.suffix)
+        self.uses.setdefault(place, []).append(candidate.use)
+        known = self.layers.get(place)
+        if known is not None:
+            self.layers[place] = _shared(known, label, candidate)
+            return
+        reason = self._obstacle(label, weight)
+        if reason is not None:
+            self._leave(label, reason, (weight,))
+            return
+        self.layers[place] = TrackedLayer(
+            label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, candidate.form, source,
+            (), candidate.composition,
+        )  # fmt: skip
+
+    def found(self) -> tuple[TrackedLayer, ...]:
+        """Return the layers, each with all its uses; with none where one of them cannot be seen."""
+        layers = []
+        for place, layer in self.layers.items():
+            uses = tuple(use for use in self.uses[place] if use is not None)
+            seen = len(uses) == len(self.uses[place]) and id(layer.weight) not in self.unknown
+            layers.append(replace(layer, uses=uses if seen else ()))
+        return tuple(layers)
+
+    def _obstacle(self, label: str, weight: nn.Parameter) -> str | None:
+        if not _matches(label, self.include) or _matches(label, self.exclude):
+            return "excluded by name"
+        if isinstance(weight, nn.parameter.UninitializedParameter) or weight.numel() == 0:
+            return "its weight is empty"
+        if not weight.requires_grad:
+            return "its weight does not require a gradient"
+        if id(weight) not in self.groups:
+            return "its weight is not in the optimizer"
         return None
-    return (total[0] // 2, total[1] // 2)
+
+    def _leave(self, name: str, reason: str, parameters: Iterable[nn.Parameter]) -> None:
+        self.skipped.append(Skipped(name, reason))
+        self.seen.update(id(p) for p in parameters)
+
+
+def _source(owner: nn.Module, key: str) -> Plain | str:
+    """Return where a weight's values are, or why that is not known."""
+    weight = owner._parameters.get(key)
+    if weight is None:
+        return "its weight is parametrized"
+    return Plain(weight)
+
+
+def _shared(layer: TrackedLayer, label: str, candidate: Candidate) -> TrackedLayer:
+    """Return the layer with one more module that acts with its weight; it is of the kind that counts for more."""
+    shared = (*layer.shared, label)
+    if candidate.composition > layer.composition:
+        kind, shape, form = candidate.kind, candidate.shape, candidate.form
+        return replace(layer, kind=kind, shape=shape, form=form, composition=candidate.composition, shared=shared)
+    return replace(layer, shared=shared)
+
+
+def _is_weight(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has a norm of its own (a lazy one will have)."""
+    return isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.dim() >= 2
+
+
+def _parametrized(module: nn.Module) -> bool:
+    return torch.nn.utils.parametrize.is_parametrized(module)
+
+
+def _matches(label: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(label, glob) for glob in globs)

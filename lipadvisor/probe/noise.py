@@ -10,15 +10,16 @@ Shapes: ``l`` layers of the pack, ``B`` samples, ``T`` places in a sample, ``K``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lipadvisor.probe.pack import Pack
-from lipadvisor.spectra import Conv2dOperator, LinearOperator
+from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
+from lipadvisor.spectra import LinearOperator
 
-__all__ = ["NoiseImages", "batch_noise", "own_batch"]
+__all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "sample_count"]
 
 STACKED = (
     65_536  # entries of one layer's inputs up to which the layers of a pack are stacked; beyond it is memory traffic
@@ -26,7 +27,8 @@ STACKED = (
 LINEAR_SIGNS = 4  # random sums of samples for the curvature of a matrix, where not every sample's is taken
 CONV_SIGNS = 1  # the same for a convolution, where each costs a weight gradient
 
-Batch = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # inputs (B, T, N) and output gradients (B, T, M)
+Batch = Pair | SampleGradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def batch_noise(pack: Pack, batches: Sequence[Batch], scale: Tensor | None, sign
 
     Args:
         pack: with ``old`` refreshed.
-        batches: inputs and output gradients of each layer: (B, T, N) and (B, T, M) of matrices, maps of convolutions.
+        batches: of each layer: inputs (B, T, N) and output gradients (B, T, M) of plain matrices, samples of others.
         scale: preconditioner P (l, *kernel shape); None stands for ones.
         signs_KB: random signs for the stochastic estimate, (LINEAR_SIGNS, B).
 
@@ -59,14 +61,17 @@ def batch_noise(pack: Pack, batches: Sequence[Batch], scale: Tensor | None, sign
         Luo et al. (2025), arXiv 2506.18588, Prop 5-7 (covariance of the batch mean as low-rank factor); Hutchinson's
         identity over samples: ``E_w q(sum_i w_i x_i) = sum_i q(x_i)`` for independent signs w.
     """
-    samples = batches[0][0].shape[0]
+    samples = sample_count(batches[0])
     factor = samples / max(samples - 1, 1)
     centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
-    if not isinstance(pack.operator, LinearOperator):
-        return _convolution(pack, batches[0], scale, centred_KB[:CONV_SIGNS], factor)
+    first = batches[0]
+    if not isinstance(first, tuple):
+        return _projected(pack, first, scale, centred_KB[:CONV_SIGNS], factor)
     assert pack.old is not None
+    assert isinstance(pack.operator, LinearOperator)
     u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
-    image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, batches, scale)
+    pairs = [batch for batch in batches if isinstance(batch, tuple)]
+    image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, pairs, scale)
     scalars_lB = (image_BM @ u_l1M.mT).squeeze(-1) * samples
     if pack.exact:
         image_BM = image_BM - image_BM.mean(1, keepdim=True)
@@ -80,7 +85,7 @@ def _sample_images(
     operator: LinearOperator,
     u_l1M: Tensor,
     v_l1N: Tensor,
-    batches: Sequence[Batch],
+    batches: Sequence[Pair],
     scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``(P * x_i) v`` (l, B, M) and ``(P * x_i)' u`` (l, B, N): small layers at once, large ones one by one."""
@@ -109,26 +114,32 @@ def _stack(tensors: Sequence[Tensor], width: int) -> Tensor:
     return stack
 
 
-def _convolution(pack: Pack, batch: Batch, scale: Tensor | None, weights_KB: Tensor, factor: float) -> NoiseImages:
-    """Return the noise of a convolution: exact scalars, forms of a few random sums of samples."""
+def _projected(
+    pack: Pack, samples: SampleGradients, scale: Tensor | None, weights_KB: Tensor, factor: float
+) -> NoiseImages:
+    """Return the noise of a layer that is no plain matrix: exact scalars, forms of a few random sums of samples."""
     assert pack.old is not None
     assert pack.operator is not None
     operator, block = pack.operator, pack.old.block
-    inputs, grads = batch
     u_1M, v_1N = block.u_RM[0, :1], block.v_RN[0, :1]
     jacobian = operator.outer(u_1M, v_1N)
     if scale is not None:
         jacobian = jacobian * scale[0]
-    scalars_B = operator.sample_scalars(jacobian, inputs, grads) * inputs.shape[0]
+    scalars_B = samples.scalars(jacobian) * samples.count
     images, coimages = [], []
     for weight_B in weights_KB:
-        noise = operator.weighted_gradient(weight_B, inputs, grads)
+        noise = samples.weighted(weight_B)
         if scale is not None:
             noise = noise * scale[0]
         images.append(operator.apply(noise, v_1N))
         coimages.append(operator.adjoint(noise, u_1M))
     image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
     return NoiseImages((scalars_B,), image_KM, coimage_KN, factor / len(weights_KB))
+
+
+def sample_count(batch: Batch) -> int:
+    """Return the number of samples of a batch."""
+    return batch[0].shape[0] if isinstance(batch, tuple) else batch.count
 
 
 def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batch:
@@ -142,16 +153,18 @@ def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batc
         batch: what the layer saw, if that is known.
         samples: M.
     """
-    layer, operator = pack.layers[place], pack.operator
-    if batch is not None and (batch[0].shape[0] == samples or isinstance(operator, Conv2dOperator)):
+    layer = pack.layers[place]
+    if batch is not None and sample_count(batch) == samples:
         return batch
-    if batch is not None and batch[0].shape[0] % samples == 0:  # places flattened into the batch
-        inputs, grads = batch
-        return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
-    sides: tuple[tuple[int, ...], tuple[int, ...]] = ((1, layer.shape[1]), (1, layer.shape[0]))
-    if isinstance(operator, Conv2dOperator):
-        sides = (operator.input_shape, operator.output_shape)
+    if batch is not None and sample_count(batch) % samples == 0:  # places flattened into the batch
+        if isinstance(batch, SeenSamples):
+            return replace(batch, share=batch.share * (batch.count // samples))
+        if isinstance(batch, tuple):
+            inputs, grads = batch
+            return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
     like = layer.weight.detach()
     like = like if like.dtype == torch.float64 else like.float()
     fill = 0.0 if layer.weight.grad is None else float("nan")
-    return like.new_full((samples, *sides[0]), fill), like.new_full((samples, *sides[1]), fill)
+    if not layer.flat:
+        return NoSamples(samples, like.new_full((), fill), layer.form.kernel_shape)
+    return like.new_full((samples, 1, layer.shape[1]), fill), like.new_full((samples, 1, layer.shape[0]), fill)

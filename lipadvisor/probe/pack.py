@@ -85,23 +85,32 @@ class Pack:
     def __post_init__(self) -> None:
         """Note where in the padded stack each weight lies."""
         for layer in self.layers:
-            self._slots.append(tuple(slice(0, side) for side in self._view(layer.weight).shape))
+            self._slots.append(tuple(slice(0, side) for side in layer.form.kernel_shape))
 
     @property
     def exact(self) -> bool:
         """Whether the complement is factorised and every sample's curvature is taken."""
         operator = self.operator
-        return isinstance(operator, LinearOperator) and min(operator.inputs, operator.outputs) <= EXACT_SIDE
+        if operator is None or not self.layers[0].form.matrix:
+            return False
+        return min(operator.inputs, operator.outputs) <= EXACT_SIDE
+
+    @property
+    def flat(self) -> bool:
+        """Whether its layers are matrices whose samples' gradients are sums of few outer products."""
+        return self.layers[0].flat
 
     def kernel(self) -> Tensor:
         """Return a copy of the present weights (l, *shape) in float32 or better."""
-        return self.gather([layer.weight.detach() for layer in self.layers])
+        return self._stack([layer.value() for layer in self.layers])
 
     def gather(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
-        """Return tensors of the weights' shapes as one (l, *shape), float32 or better."""
+        """Return tensors of the parameters' shapes as one (l, *shape) of the kernels', float32 or better."""
+        return self._stack([layer.form.view(t) for layer, t in zip(self.layers, tensors, strict=True)], fill)
+
+    def _stack(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
         first = tensors[0]
         dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
-        tensors = [self._view(tensor) for tensor in tensors]
         if all(tensor.shape == self.shape for tensor in tensors):
             return torch.stack(list(tensors)).to(dtype)
         stack = first.new_full((len(tensors), *self.shape), fill, dtype=dtype)
@@ -109,12 +118,12 @@ class Pack:
         return stack
 
     def put(self, stack: Tensor, place: int, tensor: Tensor) -> None:
-        """Write one layer's tensor into its place of a stack."""
-        stack[place][self._slots[place]] = self._view(tensor).to(stack)
+        """Write a tensor of one parameter's shape into its layer's place of a stack."""
+        stack[place][self._slots[place]] = self.layers[place].form.view(tensor).to(stack)
 
     def versions(self) -> tuple[int, ...]:
         """Return the version counters of the weights."""
-        return tuple(layer.weight._version for layer in self.layers)
+        return tuple(version for layer in self.layers for version in layer.source.versions())
 
     def settle(self, input_shape: tuple[int, ...] | None) -> bool:
         """Fix the operator and cold-start the block, once it can be; return whether the pack can be measured."""
@@ -132,7 +141,7 @@ class Pack:
 
     def make_operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
         """Return the pack's operator; None for a convolution whose input size is not known."""
-        if len(self.shape) == 2:
+        if self.flat:
             return LinearOperator(*self.shape)
         return self.layers[0].operator(input_shape)
 
@@ -201,33 +210,34 @@ class Pack:
         row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
         return Refreshed(kernel, block, row_lC, self.versions())
 
-    def _view(self, tensor: Tensor) -> Tensor:
-        return tensor
-
 
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:
-    """Sort layers into packs: matrices of one shape, small matrices of similar size, each convolution alone."""
+    """Sort layers into packs: matrices of one shape, small matrices of similar size, every other layer alone."""
     together: dict[tuple[object, ...], list[int]] = {}
     for index, layer in enumerate(layers):
         weight = layer.weight
-        side = max(weight.shape)
-        if weight.dim() != 2:
+        sides = layer.form.kernel_shape
+        side = max(sides)
+        if not layer.flat:
             key: tuple[object, ...] = (index,)
         elif side <= PADDED_SIDE:
             key = (weight.dtype, weight.device, 2 ** math.ceil(math.log2(max(side, 16))))
         else:
-            key = (weight.dtype, weight.device, *weight.shape)
+            key = (weight.dtype, weight.device, *sides)
         together.setdefault(key, []).append(index)
     packs = []
     for indices in together.values():
         members = tuple(layers[index] for index in indices)
-        shape = tuple(max(sides) for sides in zip(*(layer.weight.shape for layer in members), strict=True))
+        shape = tuple(max(sides) for sides in zip(*(layer.form.kernel_shape for layer in members), strict=True))
         packs.append(Pack(tuple(indices), members, shape, generator))
     return tuple(packs)
 
 
 def bound_row(weight: Tensor) -> Tensor:
-    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound."""
+    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound.
+
+    Its matrix is (first dimension) x (the rest), for a transpose that of the convolution it is the adjoint of.
+    """
     weight = weight if weight.dtype == torch.float64 else weight.float()
     s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
     taps = math.prod(weight.shape[2:])

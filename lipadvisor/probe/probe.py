@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch
+from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
 from lipadvisor.probe.record import Measured, noise_covariance, read, terms
 from lipadvisor.probe.response import Pace, respond
@@ -86,7 +86,7 @@ class Probe:
         self._packs = make_packs(self.layers, self._generator)
         order = [index for pack in self._packs for index in pack.indices]
         self._place_L = [order.index(index) for index in range(len(order))]  # rows of the packs in the layers' order
-        self._capture = Capture([layer.module for layer in self.layers], keep=level == "full")
+        self._capture = Capture(self.layers, keep=level == "full")
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._ratio_L = [float("inf")] * len(self.layers)  # last relative update per unit of lr
@@ -216,7 +216,7 @@ class Probe:
     def _trace(self, model: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Learn the input sizes from a forward pass that leaves modes, buffers and generators as they are."""
         modes = [(module, module.training) for module in model.modules()]
-        sizes = Capture(self._capture.modules, keep=False)
+        sizes = Capture(self.layers, keep=False)
         devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
         try:
             sizes.attach()
@@ -273,9 +273,9 @@ class Probe:
     def _noises(self) -> tuple[list[NoiseImages | None], list[Tensor | None]]:
         """Return what the batch's noise does to each pack, and the per-sample scalars of each layer."""
         batches: list[Batch | None] = []
-        for index, layer in enumerate(self.layers):
-            batches.append(self._capture.batch(index, flat=layer.weight.dim() == 2))
-        self._samples = min((batch[0].shape[0] for batch in batches if batch is not None), default=0)
+        for index in range(len(self.layers)):
+            batches.append(self._capture.batch(index))
+        self._samples = min((sample_count(batch) for batch in batches if batch is not None), default=0)
         noises: list[NoiseImages | None] = [None] * len(self._packs)
         scalars: list[Tensor | None] = [None] * len(self.layers)
         if not self._samples:
@@ -285,7 +285,7 @@ class Probe:
             if pack.old is None:
                 continue
             own = [own_batch(pack, place, batches[index], self._samples) for place, index in enumerate(pack.indices)]
-            signs_KB = signs_KB.to(own[0][0], non_blocking=True)
+            signs_KB = signs_KB.to(pack.old.kernel, non_blocking=True)
             noise = batch_noise(pack, own, optimizers.preconditioner(self._optimizer, pack), signs_KB)
             noises[number] = noise
             for index, scalar_B in zip(pack.indices, noise.scalars, strict=True):

@@ -2,6 +2,7 @@
 
 from lipadvisor.spectra.block import TrackedBlock, block_rank, cold_start, refresh, start_vectors
 from lipadvisor.spectra.conv2d import Conv2dOperator
+from lipadvisor.spectra.convolution import ConvGeometry, ConvOperator
 from lipadvisor.spectra.curvature import (
     CgResolvent,
     FlatResolvent,
@@ -15,6 +16,8 @@ from lipadvisor.spectra.operator import LayerOperator
 __all__ = [
     "CgResolvent",
     "Conv2dOperator",
+    "ConvGeometry",
+    "ConvOperator",
     "FlatResolvent",
     "GramResolvent",
     "LayerOperator",

@@ -1,0 +1,108 @@
+"""The gradients of a batch's samples at one weight, none of them formed: asked for by projections and weighted sums.
+
+For weights whose samples are no short sums of outer products: convolutions, tables, gains, and weights that act in
+several places. What a sample did in several calls is added up; accumulated batches follow one another.
+
+Shapes: ``B`` samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lipadvisor.probe.kinds import Use
+
+__all__ = ["NoSamples", "SampleGradients", "Seen", "SeenSamples"]
+
+
+class SampleGradients(Protocol):
+    """Per-sample gradients ``x_i`` of one weight's kernel, as shares of the batch's gradient."""
+
+    @property
+    def count(self) -> int:
+        """Number of samples B."""
+        ...
+
+    def scalars(self, jacobian: Tensor) -> Tensor:
+        """Return ``<x_i, jacobian>`` (B,)."""
+        ...
+
+    def weighted(self, weight_B: Tensor) -> Tensor:
+        """Return ``sum_i weight_i x_i``, of the kernel's shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One call: the module's use, what was kept of the input, and the gradient at the output."""
+
+    use: Use
+    kept: Any
+    grad: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.use.count(self.kept, self.grad)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenSamples:
+    """Samples as they were seen: the calls of each backward pass, which share their samples.
+
+    Attributes:
+        rounds: backward passes.
+        share: rows of a call that make up one sample, where a layer saw places flattened into its batch.
+    """
+
+    rounds: tuple[tuple[Seen, ...], ...]
+    share: int = 1
+
+    @property
+    def count(self) -> int:
+        """Number of samples B."""
+        return sum(calls[0].count for calls in self.rounds) // self.share
+
+    def scalars(self, jacobian: Tensor) -> Tensor:
+        """Return ``<x_i, jacobian>`` (B,)."""
+        parts = []
+        for calls in self.rounds:
+            one = [call.use.scalars(jacobian, call.kept, call.grad) for call in calls]
+            parts.append(one[0] if len(one) == 1 else torch.stack(one).sum(0))
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole if self.share == 1 else whole.reshape(-1, self.share).sum(1)
+
+    def weighted(self, weight_B: Tensor) -> Tensor:
+        """Return ``sum_i weight_i x_i``, of the kernel's shape."""
+        rows = weight_B if self.share == 1 else weight_B.repeat_interleave(self.share)
+        total: Tensor | None = None
+        start = 0
+        for calls in self.rounds:
+            count = calls[0].count
+            for call in calls:
+                part = call.use.weighted(rows[start : start + count], call.kept, call.grad)
+                total = part if total is None else total + part
+            start += count
+        assert total is not None
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class NoSamples:
+    """Stand-in where nothing was seen: zeros without a gradient, not-a-numbers where the samples are not known."""
+
+    count: int
+    fill: Tensor  # a scalar of the kernel's type and device
+    kernel_shape: tuple[int, ...]
+
+    def scalars(self, jacobian: Tensor) -> Tensor:
+        """Return the fill (B,)."""
+        return self.fill.expand(self.count)
+
+    def weighted(self, weight_B: Tensor) -> Tensor:
+        """Return the fill, of the kernel's shape."""
+        return self.fill.expand(self.kernel_shape)
