@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "jacobian_norm", "lanczos_norm", "linear_map_norm", "matrix_norm"]
+__all__ = ["Norm", "jacobian_norm", "jacobian_products", "lanczos_norm", "linear_map_norm", "matrix_norm"]
 
 Map = Callable[[Tensor], Tensor]
 _GRAM_SIDE = 256  # up to here the smaller Gram matrix is solved outright, in float64
@@ -115,11 +115,17 @@ def jacobian_norm(function: Map, x: Tensor, steps: int = 24, seed: int = 0, rest
     second derivative of an operation, from forward mode.
     """
     try:
-        return _by_double_backward(function, x, steps, seed, restarts)
+        return _norm(jacobian_products(function, x), x, steps, seed, restarts)
     except RuntimeError as error:
         if "not implemented" not in str(error):
             raise
-        return _by_forward_mode(function, x, steps, seed, restarts)
+        return _norm(jacobian_products(function, x, forward_mode=True), x, steps, seed, restarts)
+
+
+def _norm(products: tuple[Map, Map] | None, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
+    if products is None:
+        return Norm(0.0, 0.0, True)
+    return lanczos_norm(*products, _random_like(x, seed), steps, restarts)
 
 
 def _random_like(x: Tensor, seed: int) -> Tensor:
@@ -127,38 +133,29 @@ def _random_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-def _by_forward_mode(function: Map, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
+def jacobian_products(function: Map, x: Tensor, forward_mode: bool = False) -> tuple[Map, Map] | None:
+    """Return ``v -> J v`` and ``u -> J' u`` of a function at ``x``; None where it does not depend on ``x``.
+
+    Args:
+        function: of a tensor.
+        x: where.
+        forward_mode: push tangents forward; otherwise differentiate ``u -> J' u``, which is linear, from one forward
+            pass that is kept. Operations without a second derivative raise "not implemented" then, when first used.
+    """
     x = x.detach()
-    pullback = torch.func.vjp(function, x)[1]
-
-    def apply(v: Tensor) -> Tensor:
-        pushed: Tensor = torch.func.jvp(function, (x,), (v,))[1]
-        return pushed
-
-    def adjoint(u: Tensor) -> Tensor:
-        pulled: Tensor = pullback(u)[0]
-        return pulled
-
-    return lanczos_norm(apply, adjoint, _random_like(x, seed), steps, restarts)
-
-
-def _by_double_backward(function: Map, x: Tensor, steps: int, seed: int, restarts: int) -> Norm:
+    if forward_mode:
+        pullback = torch.func.vjp(function, x)[1]
+        return lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda u: pullback(u)[0]
     with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
+        x = x.requires_grad_(True)
         y = function(x)
         if not y.requires_grad:
-            return Norm(0.0, 0.0, True)
+            return None
         dummy = torch.zeros_like(y, requires_grad=True)
         (pulled,) = torch.autograd.grad(y, x, dummy, create_graph=True, allow_unused=True)
     if pulled is None or not pulled.requires_grad:
-        return Norm(0.0, 0.0, True)
-
-    def apply(v: Tensor) -> Tensor:
-        (pushed,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True)
-        return pushed
-
-    def adjoint(u: Tensor) -> Tensor:
-        (back,) = torch.autograd.grad(y, x, u, retain_graph=True)
-        return back
-
-    return lanczos_norm(apply, adjoint, _random_like(x, seed), steps, restarts)
+        return None
+    return (
+        lambda v: torch.autograd.grad(pulled, dummy, v, retain_graph=True)[0],
+        lambda u: torch.autograd.grad(y, x, u, retain_graph=True)[0],
+    )
