@@ -3,7 +3,7 @@
 from lipadvisor.dynamics.attribution import PARTS, Attribution, attribute
 from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
 from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
-from lipadvisor.dynamics.expansion import expansion_factor, stability_limit
+from lipadvisor.dynamics.expansion import expansion_factor, map_expansion, stability_limit
 from lipadvisor.dynamics.noise import batches_of, clipped, finite_population
 from lipadvisor.dynamics.reconstruction import Reconstruction
 from lipadvisor.dynamics.response import Response, response, squared_response_sums
@@ -29,6 +29,7 @@ __all__ = [
     "finite_population",
     "integral_form",
     "log_decay",
+    "map_expansion",
     "network_lr",
     "response",
     "simulate",
