@@ -148,8 +148,9 @@ class Advisor:
         self._updated = self._started = self._closed = self._gave_up = False
         self._failed = self._errors_seen = 0
         self._decide_s = 0.0
+        self._first_forward = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self._first_forward,
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
@@ -317,6 +318,8 @@ class Advisor:
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._started and module.training and torch.is_grad_enabled():
             self._errors.guard(lambda: self._start(args, kwargs))
+        if self._started:
+            self._first_forward.remove()  # a hook costs every forward pass some microseconds
 
     def _before_update(self, *_: Any) -> None:
         if not self._gave_up:
@@ -327,9 +330,11 @@ class Advisor:
         self._probe.before_update()
         self._applier.before_update()
         begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
-        self._in_step = self._applier.in_force()
-        lr = self._in_step[0]
-        self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
+        in_step = self._applier.in_force()
+        if in_step[0] != self._in_step[0]:
+            lr = in_step[0]
+            self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
+        self._in_step = in_step
         self._acting_s = time.perf_counter() - begun
 
     def _after_update(self, *_: Any) -> None:

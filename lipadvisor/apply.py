@@ -62,6 +62,7 @@ class Applier:
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
         self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group
         self._restore: dict[int, float] = {}  # the user's learning rate during a capped step
+        self._own_decay = any(kind.__name__ in _DECOUPLED for kind in type(optimizer).__mro__)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -118,15 +119,8 @@ class Applier:
     def before_update(self) -> None:
         """Assert the knobs; shrink the matrices by the decoupled decay. Called with the gradients in place."""
         if self.mode == "takeover":
-            for index, lr in self._lr.items():
-                seen = _number(self.optimizer.param_groups[index]["lr"])
-                if not math.isclose(seen, lr, rel_tol=1e-6):
-                    self._foreign(f"lr of group {index}: {seen:.6g} was written from outside, {lr:.6g} is kept")
-            for index in self._weight_decay:
-                seen = _number(self.optimizer.param_groups[index].get("weight_decay", 0.0))
-                if seen != 0.0:
-                    self._foreign(f"weight_decay of group {index}: {seen:.6g} was written from outside")
-            self._write()
+            if self._foreign_written():
+                self._write()
             self._decay()
         elif self.mode == "cap":
             for index, cap in self._lr.items():
@@ -145,12 +139,15 @@ class Applier:
     def in_force(self) -> tuple[dict[int, float], dict[int, float]]:
         """Return learning rate and decoupled weight decay, by group, of the step in progress (or the next one)."""
         lr, weight_decay = {}, {}
-        own = self._decouples()
         for index, group in enumerate(self.optimizer.param_groups):
             lr[index] = _number(group["lr"])
             if index in self._lr:  # in takeover whatever stands in the group is overwritten before it is used
                 lr[index] = self._lr[index] if self.mode == "takeover" else min(lr[index], self._lr[index])
-            theirs = _number(group.get("weight_decay", 0.0)) if own or group.get("decoupled_weight_decay") else 0.0
+            theirs = (
+                _number(group.get("weight_decay", 0.0))
+                if self._own_decay or group.get("decoupled_weight_decay")
+                else 0.0
+            )
             weight_decay[index] = self._weight_decay.get(index, theirs)
         return lr, weight_decay
 
@@ -207,6 +204,19 @@ class Applier:
 
     # -- details -----------------------------------------------------------------------------------------------------
 
+    def _foreign_written(self) -> bool:
+        """Return whether somebody else wrote an owned knob since the last step; say so."""
+        before = self.foreign_writes
+        for index, lr in self._lr.items():
+            seen = _number(self.optimizer.param_groups[index]["lr"])
+            if seen != lr and not math.isclose(seen, lr, rel_tol=1e-6):  # a float32 tensor rounds
+                self._foreign(f"lr of group {index}: {seen:.6g} was written from outside, {lr:.6g} is kept")
+        for index in self._weight_decay:
+            seen = _number(self.optimizer.param_groups[index].get("weight_decay", 0.0))
+            if seen != 0.0:
+                self._foreign(f"weight_decay of group {index}: {seen:.6g} was written from outside")
+        return self.foreign_writes != before
+
     def _write(self) -> None:
         for index, lr in self._lr.items():
             _set(self.optimizer.param_groups[index], "lr", lr)
@@ -231,9 +241,6 @@ class Applier:
 
     def _user_lr(self, index: int) -> float:
         return _number(self.optimizer.param_groups[index]["lr"])
-
-    def _decouples(self) -> bool:
-        return any(kind.__name__ in _DECOUPLED for kind in type(self.optimizer).__mro__)
 
 
 def _number(value: Any) -> float:

@@ -32,10 +32,12 @@ class FailOpen:
     def guard(self, action: Callable[[], T]) -> T | None:
         """Return what ``action`` returns, ``None`` if it failed."""
         try:
+            autocast = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
+            if not autocast:  # this is on the path of every step
+                return action()
             with ExitStack() as stack:
-                for device in _DEVICES:
-                    if torch.is_autocast_enabled(device):
-                        stack.enter_context(torch.autocast(device, enabled=False))
+                for device in autocast:
+                    stack.enter_context(torch.autocast(device, enabled=False))
                 return action()
         except Exception:
             if self.raises:

@@ -9,6 +9,7 @@ only, unless asked.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,18 +34,18 @@ class Snapshot:
         self._model, self._optimizer = model, optimizer
         self._waiting: dict[str, Any] | None = None
         self._good: dict[str, Any] | None = None
+        self._spare: dict[str, Any] = {}  # the copy before the good one: its memory is written to again
 
     def keep(self, step: int) -> None:
         """Called after each step with a finite loss: confirm the waiting copy, and take a new one when it is due."""
         if self.every is None:
             return
         if self._waiting is not None:
-            self._good, self._waiting = self._waiting, None
+            self._spare, self._good, self._waiting = self._good or {}, self._waiting, None
         if step % self.every == 0:
-            self._waiting = {
-                "model": {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()},
-                "optimizer": copy.deepcopy(self._optimizer.state_dict()["state"]),
-            }
+            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()["state"]}
+            with torch.no_grad():
+                self._waiting, self._spare = _copied(state, self._spare), {}
 
     def restore(self) -> bool:
         """Put the confirmed copy back, in place. Returns whether there was one."""
@@ -58,3 +59,16 @@ class Snapshot:
         self._optimizer.load_state_dict({"state": copy.deepcopy(self._good["optimizer"]), "param_groups": groups})
         self.restored += 1
         return True
+
+
+def _copied(value: Any, memory: Any) -> Any:
+    """Return a copy of nested dicts of tensors, in the tensors of ``memory`` where they fit."""
+    if isinstance(value, torch.Tensor):
+        fits = isinstance(memory, torch.Tensor) and memory.shape == value.shape
+        if fits and memory.dtype == value.dtype and memory.device == value.device:
+            return memory.copy_(value)
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        known = memory if isinstance(memory, Mapping) else {}
+        return {key: _copied(item, known.get(key)) for key, item in value.items()}
+    return copy.deepcopy(value)
