@@ -57,6 +57,7 @@ BARS: dict[str, str] = {
     "divergence": "divergence",
     "scaling": "scaling",
     "cost": "cost",
+    "overhead": "overhead",
 }
 
 
