@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 __all__ = ["Budget"]
 
-FIRST_STEPS = 10  # always measured, whatever the budget: policies need them, and the debt is paid back later
+# Always measured, whatever the budget, and the debt is paid back later: a policy has to find its rate by step 5, and
+# momentum goes on building up the update for some ten times as long.
+EARLY_STEPS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 49, 66, 89, 120)
 GRACE_S = 0.5  # seconds that measuring may take in any run: on tiny models a share of the time is too little
-FIRST_S = 0.1  # seconds of the run from which on they are spread over the logarithm of its time
+FIRST_S = 0.03  # seconds of the run from which on they are spread over the logarithm of its time
 _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 
 
@@ -49,7 +51,7 @@ class Budget:
         """Return whether step number ``step`` is to be measured."""
         if self.interval is not None:
             return step % self.interval == 0
-        return step < FIRST_STEPS or step >= self.next_step
+        return step >= self.next_step or step in EARLY_STEPS
 
     def spend(self, step: int, step_s: float, measure_s: float, measured: bool) -> int:
         """Account for one step; return the planned number of steps until the next measurement (1 or more)."""
@@ -62,7 +64,8 @@ class Budget:
         self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
         wait = self.interval if self.interval is not None else self._wait()
         self.next_step = step + wait
-        return 1 if self.interval is None and step + 1 < FIRST_STEPS else wait
+        early = [one - step for one in EARLY_STEPS if one > step and self.interval is None]
+        return min([wait, *early[:1]])
 
     def charge(self, seconds: float) -> None:
         """Add ``seconds`` to the last measurement's cost and to the run's time."""
@@ -82,7 +85,7 @@ class Budget:
         """Return the steps after which one more measurement fits."""
         spent_s = self.measured_s + self.cost_s
         owed = (self._time_for(spent_s) - self.total_s - self.cost_s) / self.plain_s
-        if FIRST_STEPS * self.cost_s > 0.5 * GRACE_S:  # the first steps' debt is paid back in halves, not at once
+        if len(EARLY_STEPS) * self.cost_s > 0.5 * GRACE_S:  # the early steps' debt is paid back in halves, not at once
             owed = min(owed, 2.0 * self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s)
         return max(1, math.ceil(owed))
 
