@@ -241,7 +241,7 @@ def test_a_short_run_of_a_tiny_model_is_still_measured_and_takes_half_a_second_a
     assert 14 <= len(steps) <= 50
     assert budget.measured_s <= GRACE_S
     late = [step for step in steps if step >= 10]
-    assert all(after - before <= 20 + before for before, after in itertools.pairwise(late)), (
+    assert all(after - before <= 20 + 1.5 * before for before, after in itertools.pairwise(late)), (
         "never a long blind stretch"
     )
     assert steps[-1] >= 200
