@@ -57,3 +57,5 @@ class Terms:
     frobenius_L: Array = field(default_factory=lambda: np.zeros(0))  # |W|_F
     local_log_norm: float = float("nan")  # ln of the local Lipschitz constant on the probe batch, where measured
     interval: int = 1  # steps from this measurement to the next, as planned
+    population: int | None = None  # rows that batches are drawn from without replacement: the noise is smaller by the
+    # factor 1 - M/N than that of independent draws, here and above; None for independent draws

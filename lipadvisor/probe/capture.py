@@ -1,7 +1,11 @@
 """What a measured step leaves behind at each layer: its inputs and the gradients at its outputs.
 
 Hooks are in place during measured steps only. They read; they never replace a tensor, so that the model computes what
-it computes without them.
+it computes without them. A compiler that traces them sees functions that do nothing: a compiled model is left as it
+is, and nothing is captured there.
+
+Calls belong to *rounds*, from one backward pass to the next: accumulated batches are rounds of other samples. A layer
+that activation checkpointing runs again during the backward pass is still in its round, and is counted once.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ class _Call:
     use: Use
     kept: Any  # of the input, as the use reads it
     round: int
+    again: bool  # made during a backward pass, by activation checkpointing
     grad_B: Tensor | None = None
 
 
@@ -38,17 +43,27 @@ class Capture:
 
     layers: Sequence[TrackedLayer]
     keep: bool = True  # keep activations and gradients, or only look at sizes
+    root: nn.Module | None = None  # the whole model, whose first input says how many samples there are
     calls: list[list[_Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     spent_s: float = 0.0
     asleep: bool = False  # hooks stay where they are and record nothing
+    _round: int = 0
+    _graded: bool = False  # a gradient has come in this round
+    _sizes: dict[int, int] = field(default_factory=dict)  # samples of the model's first input, by round
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def attach(self) -> None:
-        """Put the hooks in, with nothing recorded yet."""
+    def attach(self, layers: bool = True) -> None:
+        """Put the hooks in, with nothing recorded yet.
+
+        Args:
+            layers: the layers' too, or only the model's own, which counts samples.
+        """
         self.detach()
         self.clear()
-        for index, layer in enumerate(self.layers):
+        if self.root is not None:
+            self._handles.append(self.root.register_forward_pre_hook(self._count, with_kwargs=True))
+        for index, layer in enumerate(self.layers if layers else ()):
             for use in layer.uses:
                 self._handles.append(use.module.register_forward_hook(self._hook(index, use), with_kwargs=True))
 
@@ -61,6 +76,13 @@ class Capture:
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
         self.calls = [[] for _ in self.layers]
+        self._sizes.clear()
+        self._round, self._graded = 0, False
+
+    @property
+    def samples(self) -> int:
+        """Samples that went into the model, as the first dimension of its first tensor says; 0 if that is not seen."""
+        return sum(self._sizes.values())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -97,9 +119,23 @@ class Capture:
             return None
         return pairs[0] if len(pairs) == 1 else _join(pairs, 0)
 
+    def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or self.asleep or not torch.is_grad_enabled():
+            return
+        first = next((x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor) and x.dim() > 0), None)
+        if first is not None:
+            self._sizes[self._turn()] = first.shape[0]
+
+    def _turn(self) -> int:
+        """Return the round of a call that is being made."""
+        if self._graded and not _in_backward():
+            self._round += 1
+            self._graded = False
+        return self._round
+
     def _hook(self, index: int, use: Use) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if self.asleep:
+            if torch.compiler.is_compiling() or self.asleep:
                 return
             started = time.perf_counter()
             kept = use.read(arguments, keywords)
@@ -108,21 +144,32 @@ class Capture:
                     self.input_shapes[index] = tuple(kept.shape)
                 result = output[0] if isinstance(output, tuple) else output
                 if self.keep and isinstance(result, Tensor) and result.requires_grad:
-                    calls = self.calls[index]
-                    turn = 0 if not calls else calls[-1].round + (calls[-1].grad_B is not None)
-                    call = _Call(use, kept, turn)
-                    calls.append(call)
-                    result.register_hook(_receiver(call))
+                    self._record(index, use, kept, result)
             self.spent_s += time.perf_counter() - started
 
         return forward
 
+    def _record(self, index: int, use: Use, kept: Any, output: Tensor) -> None:
+        turn, again = self._turn(), _in_backward()
+        calls = self.calls[index]
+        # Checkpointing without reentrance: the gradient will come to the call of the forward pass, not to this one.
+        mine = (call for call in calls if call.use is use)
+        if again and any(call.grad_B is None and not call.again and call.round == turn for call in mine):
+            return
+        call = _Call(use, kept, turn, again)
+        calls.append(call)
+        output.register_hook(self._receiver(call))
 
-def _receiver(call: _Call) -> Any:
-    def backward(grad: Tensor) -> None:
-        call.grad_B = grad.detach()
+    def _receiver(self, call: _Call) -> Any:
+        def backward(grad: Tensor) -> None:
+            self._graded = True
+            call.grad_B = grad.detach() if call.grad_B is None else call.grad_B + grad.detach()
 
-    return backward
+        return backward
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _join(pairs: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:

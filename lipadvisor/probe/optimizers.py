@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lipadvisor.probe.pack import Pack
 
-__all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "seen_steps"]
+__all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "raw_gradient", "seen_steps"]
 
 _NAMES: dict[type, str] = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
 
@@ -56,6 +56,30 @@ def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | Non
     inverse_l, eps_l = columns.to(seconds.device, non_blocking=True).reshape(2, -1, *[1] * (seconds.dim() - 1))
     preconditioner: Tensor = (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
     return preconditioner
+
+
+def raw_gradient(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int, version: int | None, scaled: bool
+) -> Tensor | None:
+    """Return the gradient as the optimizer was given it, after the step; None where it is gone.
+
+    Args:
+        optimizer: that made the step.
+        weight: whose gradient.
+        group: of the weight.
+        version: of ``weight.grad`` before the step.
+        scaled: whether the optimizer divided a loss scale out of it, in place.
+    """
+    grad = weight.grad
+    if grad is None:
+        return None
+    if grad._version == version or scaled:
+        return grad
+    options, buffer = optimizer.param_groups[group], optimizer.state.get(weight, {}).get("momentum_buffer")
+    if optimizer_name(optimizer) == "sgd" and options["nesterov"] and buffer is not None:
+        given: Tensor = grad - buffer * options["momentum"]  # torch's fused loops write the step over the gradient
+        return given
+    return None
 
 
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:

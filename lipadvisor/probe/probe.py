@@ -4,14 +4,13 @@ How the parts combine::
 
     find_layers --> Pack (operator, warm-started blocks of like layers)      Budget: which steps
     arm(step) --> Capture (hooks) --> before_update --> [optimizer] --> after_update --> collect(step) --> Terms
-                                       Pack.begin                      Pack.follow, respond, batch_noise
+                                       Pack.begin                      Pack.follow, respond, NoiseMeter
 
 Measured quantities and their units are those of :class:`lipadvisor.terms.Terms`.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,20 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipadvisor.probe import optimizers
+from lipadvisor.policies import Status
 from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
+from lipadvisor.probe.meter import NoiseMeter, NoiseReport, check_noise_arguments
+from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
-from lipadvisor.probe.record import Measured, noise_covariance, read, terms
-from lipadvisor.probe.response import Pace, respond
+from lipadvisor.probe.record import Measured, read, terms
+from lipadvisor.probe.response import respond
 from lipadvisor.probe.schedule import Budget
+from lipadvisor.probe.strides import Strides
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
 
 LEVELS = ("norms", "drift", "full")
-SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
 
 class Probe:
@@ -51,11 +52,16 @@ class Probe:
         exclude: Iterable[str] = (),
         seed: int = 0,
         example_input: Any = None,
+        independent_samples: bool | None = None,
+        population: int | None = None,
+        conv_view: str = "operator",
+        gains: bool = False,
+        parameters: bool = False,
     ) -> None:
         """Find the layers to measure.
 
         Args:
-            model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers (``probe.skipped`` lists what is left out).
+            model: any module with layers of a known kind (``probe.skipped`` lists what is left out).
             optimizer: holds the weights of the model.
             level: "norms" (spectrum), "drift" (and the update's effect), or "full" (and gradient noise).
             max_overhead: share of the run's time that measuring may take, in (0, 1]; ignored with ``interval``.
@@ -65,6 +71,14 @@ class Probe:
             seed: of the probe's own generator.
             example_input: one batch, to learn the convolutions' input sizes before the first training step; passed to
                 the model without gradients and in eval mode (a tuple as positional arguments).
+            independent_samples: whether each sample's gradient is its own; None finds out (BatchNorm in training mode
+                couples them). Where it is not, the noise is measured from the differences of successive steps.
+            population: rows N that the batches of M are drawn from without replacement, >= 1: the noise is 1 - M/N
+                times that of independent draws. None for independent draws.
+            conv_view: what a convolution's kernel is measured as: "operator", the true one on its real input size, or
+                "matrix", the kernel reshaped to (out, in x taps): another quantity, with kinds named "..._matrix".
+            gains: measure the gains of normalisation layers too, beside the network's sum.
+            parameters: measure matrices that a custom module holds itself, beside the network's sum.
 
         Raises:
             ValueError: an argument is out of range, the optimizer does not hold the model's parameters, or the model
@@ -76,28 +90,29 @@ class Probe:
             raise ValueError(f"Probe(max_overhead=...) must be in (0, 1], got {max_overhead!r}.")
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"Probe(interval=...) must be an integer >= 1 or None, got {interval!r}.")
+        check_noise_arguments(independent_samples, population)
         self.level = level
         self.layers: tuple[TrackedLayer, ...]
         self.skipped: tuple[Skipped, ...]
-        self.layers, self.skipped = find_layers(model, optimizer, tuple(include), tuple(exclude))
+        self.layers, self.skipped = find_layers(
+            model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
+        )
         self._model = model
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
         self._packs = make_packs(self.layers, self._generator)
         order = [index for pack in self._packs for index in pack.indices]
         self._place_L = [order.index(index) for index in range(len(order))]  # rows of the packs in the layers' order
-        self._capture = Capture(self.layers, keep=level == "full")
+        self._capture = Capture(self.layers, keep=level == "full", root=model)
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
-        self._ratio_L = [float("inf")] * len(self.layers)  # last relative update per unit of lr
-        self._width_L = [1.0] * len(self.layers)  # 1 - s_R / s_1: relative width of the tracked block
+        self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
+        self._meter = NoiseMeter(model, optimizer, self._packs, self._capture, self._generator, independent_samples)
+        self._population = population
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
         self._values_LC: Tensor | None = None
-        self._noise_LL: Tensor | None = None
-        self._knobs: tuple[tuple[float, float], ...] = ()
-        self._samples = 0
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
             self._trace(model, example_input if isinstance(example_input, tuple) else (example_input,), {})
@@ -106,6 +121,11 @@ class Probe:
     def overhead(self) -> float:
         """Share of the run's time spent on measuring so far, in [0, 1]."""
         return self._budget.overhead
+
+    @property
+    def noise(self) -> NoiseReport:
+        """How the gradient noise was measured last, and what its checks said so far."""
+        return self._meter.report
 
     def spectrum(self) -> Terms:
         """Return the norms of the weights as they are now; everything that needs a step is nan."""
@@ -125,13 +145,14 @@ class Probe:
         """Say whether optimizer step number ``step`` (0-based) is to be measured, and put the hooks in if so."""
         self._armed_at = time.perf_counter()
         self._spent_s = 0.0
-        self._values_LC, self._noise_LL, self._samples = None, None, 0
+        self._values_LC = None
         self._armed = step if self._budget.due(step) else None
         if self._armed is None:
             return False
         self._capture.spent_s = 0.0
         if self.level == "full" or any(pack.operator is None for pack in self._packs):
-            self._capture.attach()
+            unsettled = any(pack.operator is None for pack in self._packs)
+            self._capture.attach(layers=unsettled or self._meter.wants_samples)
         else:
             self._capture.clear()
         self._spent_s += time.perf_counter() - self._armed_at
@@ -139,11 +160,12 @@ class Probe:
 
     def before_update(self) -> None:
         """Read the weights before the optimizer acts: gradients are there, hooks have fired."""
-        if self._armed is None:
-            return
         started = time.perf_counter()
-        self._capture.detach()
-        self._unsettled = self._begin()
+        if self.level == "full":
+            self._meter.before_update(measured=self._armed is not None)
+        if self._armed is not None:
+            self._capture.detach()
+            self._unsettled = self._begin()
         self._spent_s += time.perf_counter() - started
 
     def after_update(self, lr_by_group: Mapping[int, float], weight_decay_by_group: Mapping[int, float]) -> None:
@@ -154,10 +176,13 @@ class Probe:
             weight_decay_by_group: decoupled weight decay in force, per unit of tau: ``W *= 1 - lr * weight_decay``.
         """
         self._updates += 1
-        if self._armed is None:
-            return
         started = time.perf_counter()
-        self._knobs = tuple(
+        if self._armed is None:
+            with torch.no_grad():
+                self._meter.follow()
+            self._spent_s += time.perf_counter() - started
+            return
+        self._strides.knobs = tuple(
             (float(lr_by_group.get(layer.group, 0.0)), float(weight_decay_by_group.get(layer.group, 0.0)))
             for layer in self.layers
         )
@@ -169,11 +194,15 @@ class Probe:
         """Return what step number ``step`` gave, in one device synchronisation; None if it was not measured."""
         started = time.perf_counter()
         values_LC = self._values_LC if self._armed == step else None
-        readings = None if values_LC is None else read(values_LC, self._noise_LL)
+        readings = None if values_LC is None else read(values_LC, self._meter.noise_LL)
+        doubts: tuple[Status | None, ...] = ()
+        if readings is not None and self.level == "full":
+            readings, doubts = self._meter.settle(readings)
         self._capture.detach()
         self._capture.clear()
         now = time.perf_counter()
-        measure_s = self._spent_s + self._capture.spent_s + now - started if self._armed is not None else 0.0
+        measure_s = self._spent_s + self._capture.spent_s
+        measure_s += now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
         self._armed, self._values_LC = None, None
@@ -181,8 +210,10 @@ class Probe:
         if readings is None:
             return None
         self._note(readings.columns)
+        samples, wait = self._meter.samples, max(wait, 1)
+        knobs, unsettled = self._strides.knobs, self._unsettled
         measured = Measured(
-            step, self.level, self._knobs, self._samples, self._unsettled, measure_s, step_s, max(wait, 1)
+            step, self.level, knobs, samples, unsettled, measure_s, step_s, wait, doubts, self._population
         )
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
@@ -244,18 +275,21 @@ class Probe:
         """Fill the values of this step, and the covariance of its noise."""
         for pack in self._packs:
             if pack.old is not None:
-                pack.follow(self._degree(pack))
+                pack.follow(self._strides.degree(pack))
         tables = [[self._row(pack, before=True), self._row(pack, before=False)] for pack in self._packs]
         if self.level != "norms":
-            noises, scalars = self._noises() if self.level == "full" else ([None] * len(self._packs), [])
+            noises: list[NoiseImages | None] = [None] * len(self._packs)
+            sums_by_pack: list[Tensor] = []
+            if self.level == "full":
+                noises, sums_by_pack = self._meter.measure()
             for pack, table, noise in zip(self._packs, tables, noises, strict=True):
                 if pack.old is None:
                     table.append(table[0].new_full((len(pack.layers), 5), float("nan")))
                 else:
-                    direction = self._direction(pack)
-                    table.append(respond(pack, direction, self._length(pack), self._pace(pack), noise))
-            if self._samples:
-                self._noise_LL = noise_covariance(scalars, self._samples)
+                    direction, length = self._strides.direction(pack), self._strides.length(pack)
+                    table.append(respond(pack, direction, length, self._strides.pace(pack), noise))
+            for table, sums in zip(tables, sums_by_pack, strict=False):
+                table.append(sums)
         self._values_LC = self._in_order([torch.cat(table, dim=1) for table in tables])
 
     def _row(self, pack: Pack, before: bool) -> Tensor:
@@ -270,74 +304,6 @@ class Probe:
         place_L = torch.tensor(self._place_L).to(tables[0].device, non_blocking=True)
         return torch.cat([table.to(tables[0]) for table in tables])[place_L]
 
-    def _noises(self) -> tuple[list[NoiseImages | None], list[Tensor | None]]:
-        """Return what the batch's noise does to each pack, and the per-sample scalars of each layer."""
-        batches: list[Batch | None] = []
-        for index in range(len(self.layers)):
-            batches.append(self._capture.batch(index))
-        self._samples = min((sample_count(batch) for batch in batches if batch is not None), default=0)
-        noises: list[NoiseImages | None] = [None] * len(self._packs)
-        scalars: list[Tensor | None] = [None] * len(self.layers)
-        if not self._samples:
-            return noises, scalars
-        signs_KB = torch.randint(0, 2, (LINEAR_SIGNS, self._samples), generator=self._generator) * 2.0 - 1.0
-        for number, pack in enumerate(self._packs):
-            if pack.old is None:
-                continue
-            own = [own_batch(pack, place, batches[index], self._samples) for place, index in enumerate(pack.indices)]
-            signs_KB = signs_KB.to(pack.old.kernel, non_blocking=True)
-            noise = batch_noise(pack, own, optimizers.preconditioner(self._optimizer, pack), signs_KB)
-            noises[number] = noise
-            for index, scalar_B in zip(pack.indices, noise.scalars, strict=True):
-                scalars[index] = scalar_B
-        return noises, scalars
-
-    def _direction(self, pack: Pack) -> Tensor:
-        """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
-        assert pack.old is not None
-        assert pack.new is not None
-        knobs = [self._knobs[index] for index in pack.indices]
-        inverse = self._factor(pack, [1.0 / lr if lr > 0 else 0.0 for lr, _ in knobs])
-        kept = self._factor(pack, [1.0 - lr * weight_decay for lr, weight_decay in knobs])
-        moved = pack.new.kernel - pack.old.kernel if kept == 1.0 else pack.new.kernel - pack.old.kernel * kept
-        direction = moved * inverse
-        for place, (index, (lr, _)) in enumerate(zip(pack.indices, knobs, strict=True)):
-            ratio = self._ratio_L[index]
-            if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
-                layer = pack.layers[place]
-                known = optimizers.known_direction(self._optimizer, layer.weight, layer.group)
-                if known is not None:
-                    pack.put(direction, place, known)
-        return direction
-
-    def _length(self, pack: Pack) -> float | Tensor:
-        """Return how far along U the weights go, decay apart: W' = (1 - lr wd) (W + lr U / (1 - lr wd))."""
-        knobs = [self._knobs[index] for index in pack.indices]
-        return self._factor(pack, [lr / (1.0 - lr * weight_decay) for lr, weight_decay in knobs])
-
-    def _factor(self, pack: Pack, values: list[float]) -> float | Tensor:
-        """Return numbers of a pack's layers as what multiplies its kernels: one number if they are the same."""
-        if len(set(values)) == 1:
-            return values[0]
-        assert pack.old is not None
-        kernel = pack.old.kernel
-        return torch.tensor(values, dtype=kernel.dtype).to(kernel.device, non_blocking=True).reshape(-1, 1, 1)
-
-    def _relative(self, pack: Pack) -> float:
-        """Return the largest relative step of a pack's layers, judged by the last update's size."""
-        steps = (self._knobs[index][0] * self._ratio_L[index] for index in pack.indices)
-        return max(step if math.isfinite(step) else 0.05 for step in steps)
-
-    def _degree(self, pack: Pack) -> int:
-        """Return the degree of the refresh's filter: small steps need little."""
-        return 2 if self._relative(pack) < 0.03 else 4
-
-    def _pace(self, pack: Pack) -> Pace:
-        """Return how to cut up the step: each stretch must be short for the width of the tracked block."""
-        width = min(self._width_L[index] for index in pack.indices)
-        lr = max(self._knobs[index][0] for index in pack.indices)
-        return Pace(lr, min(max(0.4 * width, 0.01), 0.08), self._relative(pack))
-
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
         self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
@@ -348,7 +314,7 @@ class Probe:
             bad = [index for index in pack.indices if not np.isfinite(columns["update_ratio"][index])]
             for index in pack.indices:
                 if index not in bad:
-                    self._ratio_L[index] = float(columns["update_ratio"][index])
+                    self._strides.ratio_L[index] = float(columns["update_ratio"][index])
             if bad and pack.update_KN is not None:
                 pack.update_KN = torch.ones_like(pack.update_KN)
 
@@ -362,7 +328,7 @@ class Probe:
             complete = pack.old is not None and pack.old.block.complete
             for index in pack.indices:
                 if s_L[index] > 0 and np.isfinite(last_L[index]):
-                    self._width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
+                    self._strides.width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
@@ -372,10 +338,11 @@ class Probe:
             "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
             "blocks": [pack.standing() for pack in self._packs],
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
-            "ratios": list(self._ratio_L),
-            "widths": list(self._width_L),
+            "ratios": list(self._strides.ratio_L),
+            "widths": list(self._strides.width_L),
             "updates": self._updates,
             "generator": self._generator.get_state(),
+            "noise": self._meter.state_dict(),
             "budget": self._budget.state_dict(),
         }
 
@@ -396,8 +363,10 @@ class Probe:
             pack.start_RN = None if start is None else start.to(like, copy=True)
             pack.update_KN = None if update is None else update.to(like, copy=True)
             pack.stand(state["blocks"][number])
-        self._ratio_L = [float(r) for r in state["ratios"]]
-        self._width_L = [float(w) for w in state["widths"]]
+        self._strides.ratio_L = [float(r) for r in state["ratios"]]
+        self._strides.width_L = [float(w) for w in state["widths"]]
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
         self._budget.load_state_dict(state["budget"])
+        if "noise" in state:
+            self._meter.load_state_dict(state["noise"])

@@ -14,13 +14,14 @@ from lipadvisor.probe import optimizers
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["COLUMNS", "Measured", "Readings", "noise_covariance", "read", "statuses", "terms"]
+__all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "noise_covariance", "read", "statuses", "terms"]
 
 # Per-layer values, in the order in which the probe stacks them: of the weights before the step, after it, of the step.
 BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
 AFTER = ("s_1_after", "s_2_after", "s_last_after", "sum_squares_after", "residual_after")
 STEP = ("first", "curvature", "change", "update_ratio", "noise_curvature")
-COLUMNS = BEFORE + AFTER + STEP
+NOISE = ("share", "square", "gradient", "pair", "pair_curvature")
+COLUMNS = BEFORE + AFTER + STEP + NOISE
 PER_NORM = ("first", "curvature", "update_ratio", "noise_curvature")  # read as they are, then divided by s_1
 
 NEEDED = {
@@ -93,29 +94,36 @@ def read(values_LC: Tensor, noise_LL: Tensor | None) -> Readings:
     return Readings(named, noise)
 
 
-def statuses(readings: Readings, needed: tuple[str, ...], unsettled: tuple[bool, ...]) -> tuple[str, ...]:
+def statuses(
+    readings: Readings, needed: tuple[str, ...], unsettled: tuple[bool, ...], doubts: tuple[Status | None, ...] = ()
+) -> tuple[str, ...]:
     """Return each layer's :class:`~lipadvisor.policies.Status` as text.
 
     Args:
         readings: of the step.
         needed: columns that must be finite.
         unsettled: layers whose operator norm is only a bound so far.
+        doubts: what must be said of each layer's noise where nothing graver is to be said; () for nothing.
     """
     columns = readings.columns
     finite_L = np.logical_and.reduce([np.isfinite(columns[name]) for name in needed]) & (columns["s_1"] > 0)
+    noisy_L = np.ones(len(finite_L), dtype=np.bool_)
     if "noise_curvature" in needed:
-        finite_L &= np.isfinite(np.diag(readings.noise_LL))
+        finite_L = np.logical_and.reduce([np.isfinite(columns[name]) for name in needed if name != "noise_curvature"])
+        finite_L &= columns["s_1"] > 0
+        noisy_L = np.isfinite(np.diag(readings.noise_LL)) & np.isfinite(columns["noise_curvature"])
     result = []
     for index, finite in enumerate(finite_L):
         gap = 1.0 - columns["s_2"][index] / columns["s_1"][index] if finite else 0.0
-        if not finite:
+        doubt = doubts[index] if doubts else None
+        if not finite or (not noisy_L[index] and doubt is None):
             result.append(Status.NON_FINITE)
         elif unsettled[index] or columns["residual"][index] > LOOSE_RESIDUAL:
             result.append(Status.NOT_CONVERGED)
         elif gap < CLOSE_GAP:
             result.append(Status.GAP_LIMITED)
         else:
-            result.append(Status.OK)
+            result.append(Status.OK if doubt is None else doubt)
     return tuple(status.value for status in result)
 
 
@@ -131,6 +139,8 @@ class Measured:
     measure_s: float
     step_s: float
     interval: int
+    doubts: tuple[Status | None, ...] = ()  # of the noise, by layer
+    population: int | None = None  # rows the batches are drawn from without replacement
 
 
 def terms(
@@ -163,6 +173,9 @@ def terms(
         log_gain_L = 0.5 * np.log(squares / sizes * fan_in)
         change_L = columns["change"] + np.log1p(-lr_L * weight_decay_L)
     stepped = bool(np.isfinite(after).any())
+    share = 1.0  # of the noise of independent draws that is left: batches of M of N rows, [D] Prop 5
+    if measured.population is not None:
+        share = max(0.0, 1.0 - measured.samples / measured.population)
     counted = optimizers.seen_steps(optimizer, layers[0].weight)
     return Terms(
         step=measured.step,
@@ -180,14 +193,14 @@ def terms(
         curvature_L=columns["curvature"],
         change_L=change_L,
         update_ratio_L=columns["update_ratio"],
-        noise_LL=readings.noise_LL,
-        noise_curvature_L=columns["noise_curvature"],
+        noise_LL=readings.noise_LL * share,
+        noise_curvature_L=columns["noise_curvature"] * share,
         network_log_norm=float(log_norm_L.sum()),
         batch_size=measured.samples,
         optimizer=optimizers.optimizer_name(optimizer),
         momentum=optimizers.first_moment(optimizer),
         optimizer_step=updates if counted is None else counted,
-        status_L=statuses(readings, NEEDED[measured.level], measured.unsettled),
+        status_L=statuses(readings, NEEDED[measured.level], measured.unsettled, measured.doubts),
         level=measured.level,
         measure_s=measured.measure_s,
         step_s=measured.step_s,
@@ -195,4 +208,5 @@ def terms(
         log_norm_after_L=log_after_L if stepped else np.zeros(0),
         gap_after_L=gap_after_L if stepped else np.zeros(0),
         interval=measured.interval,
+        population=measured.population,
     )

@@ -1,0 +1,156 @@
+"""Two checks of the captured samples, on the host: do they add up to the gradient, and is their spread its noise?
+
+*Adding up.* The shares ``x_i`` of the captured samples must sum to the gradient that the optimizer was given, up to
+one positive factor common to all layers. The factor is whatever stood between the backward pass and the optimizer: a
+loss scale (1/S), an average over accumulated batches or ranks, clipping by the global norm. It belongs to the applied
+gradient, so that the noise is multiplied by its square; how a clipping factor varies with the batch is left out.
+
+*Spread.* The running ratio of half the mean squared successive difference to the variance from the samples.
+
+Shapes: ``L`` layers. All numbers float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipadvisor.terms import Array
+
+__all__ = ["CHECK_PAIRS", "DISAGREE", "Differences", "Spread", "common_factor"]
+
+OFF = 0.05  # of a sum's size, the root of the sum of squares: mismatch that half precision may leave
+UNITY = 1e-3  # a factor this close to 1 is 1
+HORIZON = 20  # pairs over which covariances of differences are averaged
+MIN_PAIRS = 4  # pairs from which on their average is used
+CHECK_PAIRS = 20  # pairs before the two variances are compared
+DISAGREE = 3.0  # ratio of the two, either way, that is called a disagreement: +-3 sigma of chi-square with 20 pairs
+
+
+def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple[float, NDArray[np.bool_]]:
+    """Return the factor between captured sums and the gradient, and which layers agree with it.
+
+    The factor is the median over the layers of gradient over sum, weighted by how well the sum stands out of its
+    parts. Without any captured layer it is 1.
+
+    Args:
+        shares_L: ``sum_i u' x_i v`` over the captured samples.
+        squares_L: ``sum_i (u' x_i v)^2``.
+        gradient_L: ``u' G v`` of the gradient that the optimizer was given.
+    """
+    size_L = np.sqrt(np.maximum(squares_L, 0.0))
+    with np.errstate(all="ignore"):
+        ratio_L = gradient_L / shares_L
+        weight_L = np.abs(shares_L) / size_L
+    usable_L = np.isfinite(ratio_L) & np.isfinite(weight_L) & (weight_L > 0)
+    if not usable_L.any():
+        return 1.0, np.isfinite(shares_L) & (np.abs(gradient_L) <= OFF * np.abs(size_L))
+    order = np.argsort(ratio_L[usable_L])
+    ratio, weight = ratio_L[usable_L][order], weight_L[usable_L][order]
+    factor = float(ratio[np.searchsorted(np.cumsum(weight), 0.5 * weight.sum())])
+    if not factor > 0.0:
+        return 1.0, np.zeros(len(shares_L), dtype=np.bool_)
+    if abs(factor - 1.0) < UNITY:
+        factor = 1.0
+    allowed_L = OFF * (np.abs(gradient_L) + factor * size_L)
+    return factor, np.abs(gradient_L - factor * shares_L) <= allowed_L
+
+
+@dataclass(slots=True)
+class Differences:
+    """Running covariance of ``u' G v / s`` and mean of ``q / s``, from successive differences.
+
+    Attributes:
+        pairs: that were taken in.
+        noise_LL: covariance; None before the first pair.
+        curvature_L: ``E q(noise) / s``.
+    """
+
+    pairs: int = 0
+    noise_LL: Array | None = None
+    curvature_L: Array | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the average may be used."""
+        return self.pairs >= MIN_PAIRS
+
+    def add(self, half_L: Array, form_L: Array) -> None:
+        """Take in a pair: differences over sqrt(2), and their forms; one that is not finite is left out.
+
+        Layers that have never had a gradient of their own are not-a-numbers always, and hold up nothing.
+        """
+        known_L = np.isfinite(half_L) & np.isfinite(form_L)
+        if self.curvature_L is not None and (np.isfinite(self.curvature_L) & ~known_L).any():
+            return
+        if not known_L.any():
+            return
+        outer_LL = np.outer(half_L, half_L)
+        self.pairs += 1
+        if self.noise_LL is None or self.curvature_L is None:
+            self.noise_LL, self.curvature_L = outer_LL, form_L.copy()
+            return
+        share = max(1.0 / self.pairs, 1.0 / HORIZON)
+        self.noise_LL = self.noise_LL + share * (outer_LL - self.noise_LL)
+        self.curvature_L = self.curvature_L + share * (form_L - self.curvature_L)
+
+
+@dataclass(slots=True)
+class Spread:
+    """Running ratio of the variance from differences to that from samples.
+
+    Attributes:
+        pairs: compared so far.
+        disagreements: pairs after which the ratio was out of bounds.
+    """
+
+    pairs: int = 0
+    disagreements: int = 0
+    _differences_L: Array = field(default_factory=lambda: np.zeros(0))
+    _samples_L: Array = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def ratio(self) -> float:
+        """Geometric mean over the layers; nan before the first pair."""
+        sound_L = (self._samples_L > 0) & (self._differences_L > 0)
+        if not sound_L.any():
+            return float("nan")
+        return float(np.exp(np.mean(np.log(self._differences_L[sound_L] / self._samples_L[sound_L]))))
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether enough pairs say that the two are not the same."""
+        return self.pairs >= CHECK_PAIRS and not 1.0 / DISAGREE <= self.ratio <= DISAGREE
+
+    def add(self, half_L: Array, variance_L: Array) -> None:
+        """Compare a pair (differences over sqrt(2)) with the samples' variance at the step that opened it."""
+        known_L = np.isfinite(half_L) & np.isfinite(variance_L)
+        if not known_L.any():
+            return
+        half_L, variance_L = np.where(known_L, half_L, 0.0), np.where(known_L, variance_L, 0.0)
+        self.pairs += 1
+        share = max(1.0 / self.pairs, 1.0 / CHECK_PAIRS)
+        if self._samples_L.size == 0:
+            self._differences_L, self._samples_L = np.zeros_like(half_L), np.zeros_like(half_L)
+        self._differences_L = self._differences_L + share * (half_L**2 - self._differences_L)
+        self._samples_L = self._samples_L + share * (variance_L - self._samples_L)
+        self.disagreements += self.disagrees
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "pairs": self.pairs,
+            "disagreements": self.disagreements,
+            "differences": [float(x) for x in self._differences_L],
+            "samples": [float(x) for x in self._samples_L],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.pairs, self.disagreements = int(state["pairs"]), int(state["disagreements"])
+        self._differences_L = np.array(state["differences"], dtype=np.float64)
+        self._samples_L = np.array(state["samples"], dtype=np.float64)

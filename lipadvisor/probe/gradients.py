@@ -1,0 +1,95 @@
+"""The gradient that the optimizer was given, as it acts on a pack's tracked pairs.
+
+This is the sum that the captured samples must add up to, and what successive differences are taken of. It is read
+after the optimizer's step, with the preconditioner that contains it, and needs no hooks.
+
+Shapes: ``l`` layers of the pack, ``K`` pairs, ``M`` outputs, ``N`` inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipadvisor.probe import optimizers
+from lipadvisor.probe.kinds import Plain
+from lipadvisor.probe.pack import Pack, Refreshed
+
+__all__ = ["GradientNotes", "View", "applied_gradient", "note_gradients", "view"]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientNotes:
+    """What was known of the gradients before the optimizer acted.
+
+    Attributes:
+        versions: of each layer's ``.grad``; None where there is none.
+        scaled: whether the optimizer itself divides out a loss scale (fused optimizers under a gradient scaler).
+    """
+
+    versions: tuple[int | None, ...]
+    scaled: bool
+
+
+def note_gradients(optimizer: torch.optim.Optimizer, packs: Sequence[Pack]) -> GradientNotes:
+    """Return the notes for :func:`applied_gradient`, in the packs' order."""
+    grads = [layer.weight.grad for pack in packs for layer in pack.layers]
+    versions = tuple(None if grad is None else grad._version for grad in grads)
+    return GradientNotes(versions, getattr(optimizer, "grad_scale", None) is not None)
+
+
+def applied_gradient(
+    optimizer: torch.optim.Optimizer, pack: Pack, versions: Sequence[int | None], scaled: bool, scale: Tensor | None
+) -> Tensor:
+    """Return ``P * G`` (l, *kernel shape) after the step; zeros without a gradient, nan where it has been overwritten.
+
+    Args:
+        optimizer: that made the step.
+        pack: settled.
+        versions: of the pack's gradients before the step.
+        scaled: see :class:`GradientNotes`.
+        scale: preconditioner P; None stands for ones.
+    """
+    grads = []
+    for layer, version in zip(pack.layers, versions, strict=True):
+        grad = optimizers.raw_gradient(optimizer, layer.weight, layer.group, version, scaled)
+        if not isinstance(layer.source, Plain):  # computed from parameters: its own gradient is kept nowhere
+            grad = None
+        elif layer.weight.grad is None:
+            grad = torch.zeros_like(layer.weight)
+        grads.append(torch.full_like(layer.weight, float("nan")) if grad is None else grad.detach())
+    gradient = pack.gather(grads)
+    return gradient if scale is None else gradient * scale
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A gradient as one tracked pair of each layer sees it: ``G v`` (l, 1, M), ``G' u`` (l, 1, N), ``u' G v`` (l,)."""
+
+    image_1M: Tensor
+    coimage_1N: Tensor | None
+    scalar_l: Tensor
+
+
+def view(pack: Pack, gradient: Tensor, states: Sequence[Refreshed], both_sides: bool) -> list[View]:
+    """Return what ``gradient`` does to the top pair of each of ``states``.
+
+    Args:
+        pack: settled.
+        gradient: (l, *kernel shape).
+        states: weights with their blocks.
+        both_sides: also the images under the adjoint.
+    """
+    assert pack.operator is not None
+    u_KM = torch.cat([state.block.u_RM[:, :1] for state in states], 1)
+    v_KN = torch.cat([state.block.v_RN[:, :1] for state in states], 1)
+    image_KM = pack.operator.apply(gradient, v_KN)
+    coimage_KN = pack.operator.adjoint(gradient, u_KM) if both_sides else None
+    scalar_lK = (image_KM * u_KM).sum(-1)
+    return [
+        View(image_KM[:, k : k + 1], None if coimage_KN is None else coimage_KN[:, k : k + 1], scalar_lK[:, k])
+        for k in range(len(states))
+    ]

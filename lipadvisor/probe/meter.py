@@ -1,0 +1,400 @@
+"""The noise of a step's gradient, by the way that is right for the model at hand, and the checks of it.
+
+How the parts combine::
+
+    Capture --> batch_noise (each sample's share) --------> common_factor (do they add up to the gradient?)
+    .grad --> applied_gradient --> view --> close_pair ---> Differences (what is used where samples are coupled,
+                                                            cannot be told apart, or do not add up)
+                                            both ---------> Spread (does the samples' spread equal the noise?)
+
+Shapes: ``L`` layers in the probe's order; tables of a pack have its layers as rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipadvisor.policies import Status
+from lipadvisor.probe import optimizers
+from lipadvisor.probe.agreement import CHECK_PAIRS, DISAGREE, Differences, Spread, common_factor
+from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.coupling import batch_layers, coupled
+from lipadvisor.probe.gradients import GradientNotes, View, applied_gradient, note_gradients, view
+from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
+from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
+from lipadvisor.probe.record import Readings, noise_covariance
+from lipadvisor.terms import Array
+
+__all__ = ["NoiseMeter", "NoiseReport", "check_noise_arguments"]
+
+CHECK_EVERY = 4  # measurements between two comparisons, once there have been enough of them
+_log = logging.getLogger("lipadvisor")
+
+
+def check_noise_arguments(independent_samples: object, population: object) -> None:
+    """Check what a probe was told of its samples.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if independent_samples not in (None, True, False):
+        raise ValueError(f"Probe(independent_samples=...) must be None, True or False, got {independent_samples!r}.")
+    if population is None:
+        return
+    if isinstance(population, bool) or not isinstance(population, int) or population < 1:
+        raise ValueError(f"Probe(population=...) must be an integer >= 1 or None, got {population!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseReport:
+    """How the noise was measured last, and what its checks said so far.
+
+    Attributes:
+        method: "samples", "differences", or "none" before the first measurement.
+        coupled_by: layers that coupled the samples at the last measured step.
+        factor: by which the captured gradients had to be multiplied to give the optimizer's: 1/S under a loss scale S.
+        unmatched: measured steps at which a layer's samples did not add up to its gradient, by name; none if never.
+        pairs: successive differences taken in so far.
+        ratio: running ratio of the variance from differences to that from samples; nan where it is not known.
+        compared: pairs that entered the ratio.
+        disagreements: of these, how many found the ratio out of bounds (3, either way, after 20 pairs).
+    """
+
+    method: str
+    coupled_by: tuple[str, ...]
+    factor: float
+    unmatched: tuple[tuple[str, int], ...]
+    pairs: int
+    ratio: float
+    compared: int
+    disagreements: int
+
+
+class NoiseMeter:
+    """Measures the noise at the steps that the probe chooses; state of one run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        packs: Sequence[Pack],
+        capture: Capture,
+        generator: torch.Generator,
+        independent_samples: bool | None,
+    ) -> None:
+        """Look for layers that couple samples.
+
+        Args:
+            model: the whole of it.
+            optimizer: of its parameters.
+            packs: all measured layers.
+            capture: of the same layers; the meter says what is to be recorded.
+            generator: of the probe.
+            independent_samples: None finds out; True and False say so.
+        """
+        self.samples = 0
+        self.noise_LL: Tensor | None = None
+        self._optimizer, self._packs, self._capture, self._generator = optimizer, tuple(packs), capture, generator
+        self._independent = independent_samples
+        self._batch_layers = batch_layers(model)
+        self._names = {i: layer.name for pack in packs for i, layer in zip(pack.indices, pack.layers, strict=True)}
+        self._coupled: tuple[str, ...] = ()
+        self._captured = False
+        self._notes: GradientNotes | None = None
+        self._pair: OpenPair | None = None
+        self._closed: list[Tensor] | None = None
+        self._opened_variance_L: Array | None = None
+        self._differences, self._spread = Differences(), Spread()
+        self._usable = True  # whether the samples of the last measured step could be used
+        self._method, self._factor, self._measured = "none", 1.0, 0
+        self._unmatched = dict.fromkeys(self._names.values(), 0)
+        self._said: set[str] = set()
+
+    @property
+    def wants_samples(self) -> bool:
+        """Whether the next measured step is to record what the layers see."""
+        return not (self._by_pairs and self._differences.enough)
+
+    @property
+    def report(self) -> NoiseReport:
+        """How the noise was measured last, and what its checks said."""
+        unmatched = tuple((name, count) for name, count in self._unmatched.items() if count)
+        spread = self._spread
+        return NoiseReport(
+            self._method,
+            self._coupled,
+            self._factor,
+            unmatched,
+            self._differences.pairs,
+            spread.ratio,
+            spread.pairs,
+            spread.disagreements,
+        )
+
+    @property
+    def _by_pairs(self) -> bool:
+        """Whether successive differences are what counts."""
+        if self._independent is not None:
+            return not self._independent
+        return bool(self._coupled) or not self._usable
+
+    # --- around the optimizer's step ---------------------------------------------------------------------------------
+
+    def before_update(self, measured: bool) -> None:
+        """Note what the gradients are, and whether a pair can still be closed.
+
+        Args:
+            measured: whether this step is.
+        """
+        if self._pair is not None and not self._pair.holds(self._packs):
+            self._pair = None
+        if measured:
+            self._coupled = coupled(self._batch_layers)
+        if measured or self._pair is not None:
+            self._notes = note_gradients(self._optimizer, self._packs)
+
+    def follow(self) -> None:
+        """Close the pair that the last measured step opened, after a step that is not measured itself."""
+        pair, self._pair = self._pair, None
+        if pair is None or self._notes is None:
+            return
+        self._closed = []
+        for number, pack in enumerate(self._packs):
+            state, first = pair.states[number], pair.views[number]
+            if state is None or first is None:
+                self._closed.append(empty_rows(pack))
+                continue
+            gradient = self._gradient(number, optimizers.preconditioner(self._optimizer, pack))
+            second = view(pack, gradient, [state], pair.curved)[0]
+            self._closed.append(close_pair(pack, state, first, second))
+
+    def measure(self) -> tuple[list[NoiseImages | None], list[Tensor]]:
+        """Return what the noise does to each pack, and a table of each pack with the columns of ``record.NOISE``."""
+        assert self._notes is not None
+        own = self._own_batches()
+        by_pairs = self._by_pairs
+        opens = by_pairs or self._spread.pairs < CHECK_PAIRS or self._measured % CHECK_EVERY == 0
+        self._measured += 1
+        pair, self._pair = self._pair, None
+        closed = [] if self._closed is None else self._closed
+        self._closed = None
+        noises: list[NoiseImages | None] = []
+        tables: list[Tensor] = []
+        views: list[View | None] = []
+        for number, pack in enumerate(self._packs):
+            if pack.old is None or pack.new is None:
+                nothing = empty_rows(pack)
+                noises.append(None)
+                views.append(None)
+                tables.append(nothing[:, :1].expand(-1, 5))
+                continue
+            scale = optimizers.preconditioner(self._optimizer, pack)
+            states = [pack.old, pack.new] if opens else [pack.old]
+            seen = view(pack, self._gradient(number, scale), states, by_pairs or (pair is not None and pair.curved))
+            views.append(seen[-1] if opens else None)
+            rows = closed[number] if closed else empty_rows(pack)
+            if pair is not None and pair.states[number] is pack.old:
+                first = pair.views[number]
+                assert first is not None
+                rows = close_pair(pack, pack.old, first, seen[0])
+            noise = None
+            if own is not None:
+                noise = batch_noise(pack, own[number], scale, self._signs_KB.to(pack.old.kernel, non_blocking=True))
+            noises.append(noise)
+            tables.append(torch.cat([_sums(noise, seen[0].scalar_l), seen[0].scalar_l[:, None], rows], dim=1))
+        if opens:
+            self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs)
+        self.noise_LL = None if own is None else self._covariance(noises)
+        return noises, tables
+
+    def _gradient(self, number: int, scale: Tensor | None) -> Tensor:
+        assert self._notes is not None
+        start = sum(len(pack.layers) for pack in self._packs[:number])
+        versions = self._notes.versions[start : start + len(self._packs[number].layers)]
+        return applied_gradient(self._optimizer, self._packs[number], versions, self._notes.scaled, scale)
+
+    def _own_batches(self) -> list[list[Batch]] | None:
+        """Return each pack's batches with the samples first; None where nothing was captured."""
+        batches = {index: self._capture.batch(index) for pack in self._packs for index in pack.indices}
+        sizes = {sample_count(batch) for batch in batches.values() if batch is not None}
+        self._captured = bool(sizes)
+        if not sizes:
+            self.samples = self._capture.samples or self.samples
+            return None
+        self.samples = self._capture.samples if self._capture.samples in sizes else min(sizes)
+        signs = torch.randint(0, 2, (LINEAR_SIGNS, self.samples), generator=self._generator)
+        self._signs_KB = signs * 2.0 - 1.0
+        return [
+            [own_batch(pack, place, batches[index], self.samples) for place, index in enumerate(pack.indices)]
+            for pack in self._packs
+        ]
+
+    def _covariance(self, noises: Sequence[NoiseImages | None]) -> Tensor | None:
+        scalars: list[Tensor | None] = [None] * len(self._names)
+        for pack, noise in zip(self._packs, noises, strict=True):
+            if noise is not None:
+                for index, scalar_B in zip(pack.indices, noise.scalars, strict=True):
+                    scalars[index] = scalar_B
+        return noise_covariance(scalars, self.samples) if any(s is not None for s in scalars) else None
+
+    # --- on the host -------------------------------------------------------------------------------------------------
+
+    def settle(self, readings: Readings) -> tuple[Readings, tuple[Status | None, ...]]:
+        """Return the readings with the noise that counts, and what each layer's status must say of it.
+
+        Args:
+            readings: of this step, with the noise from samples as captured.
+        """
+        columns = readings.columns
+        gradient_L = columns["gradient"]
+        self._compare(columns)
+        noise_LL, curvature_L = readings.noise_LL, columns["noise_curvature"]
+        agreed_L = np.zeros(len(gradient_L), dtype=np.bool_)
+        if self._captured:
+            self._factor, agreed_L = common_factor(columns["share"], columns["square"], gradient_L)
+            noise_LL, curvature_L = noise_LL * self._factor**2, curvature_L * self._factor**2
+        sound_L = np.isfinite(gradient_L)
+        known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & np.isfinite(curvature_L)
+        if sound_L.any():
+            self._usable = bool((known_L | ~sound_L).all())
+            if self._captured and not self._coupled:
+                self._count(sound_L & ~agreed_L)
+        self._opened_variance_L = np.diag(noise_LL).copy() if self._captured and self._usable else None
+        doubts: list[Status | None] = [None] * len(gradient_L)
+        self._method = "samples"
+        if self._by_pairs:
+            self._say_why()
+            if self._differences.enough and self._differences.noise_LL is not None:
+                assert self._differences.curvature_L is not None
+                self._method = "differences"
+                still_L = columns["gradient"] == 0.0  # a layer that this step did not use
+                noise_LL = np.where(still_L[:, None] | still_L[None, :], 0.0, self._differences.noise_LL)
+                curvature_L = np.where(still_L, 0.0, self._differences.curvature_L)
+            else:
+                doubts = [Status.TOO_FEW_POINTS] * len(doubts)
+        elif not self._usable:
+            doubts = [None if known else Status.UNCALIBRATED for known in known_L | ~sound_L]
+        return replace(readings, columns=columns | {"noise_curvature": curvature_L}, noise_LL=noise_LL), tuple(doubts)
+
+    def _compare(self, columns: Mapping[str, Array]) -> None:
+        half_L, form_L = columns["pair"], columns["pair_curvature"]
+        self._differences.add(half_L, form_L)
+        if self._opened_variance_L is None or self._by_pairs:
+            return
+        self._spread.add(half_L, self._opened_variance_L)
+        if self._spread.disagrees:
+            self._say(
+                "spread",
+                logging.WARNING,
+                "the noise from successive steps is %.2g times that from the samples (over %d pairs of steps, allowed "
+                "is a factor of %g): does the loss or a layer couple the samples? independent_samples=False measures "
+                "from successive steps alone",
+                self._spread.ratio,
+                self._spread.pairs,
+                DISAGREE,
+            )
+
+    def _count(self, off_L: Any) -> None:
+        names = [self._names[index] for index in np.flatnonzero(off_L)]
+        for name in names:
+            self._unmatched[name] += 1
+        if names:
+            self._say(
+                "unmatched",
+                logging.WARNING,
+                "the captured samples do not add up to the gradient of %s (and %d more): a weight used outside its "
+                "layer, a penalty in the loss, or a gradient that was written to",
+                names[0],
+                len(names) - 1,
+            )
+
+    def _say_why(self) -> None:
+        if self._independent is False:
+            return
+        if self._coupled:
+            text = "%s couples the samples of a batch (%d such layers): noise is measured from successive steps"
+            self._say("coupled", logging.INFO, text, self._coupled[0], len(self._coupled))
+        elif not self._captured:
+            text = "no sample could be seen at the layers (a compiled model?): noise is measured from successive steps"
+            self._say("captured", logging.INFO, text)
+
+    def _say(self, topic: str, level: int, text: str, *values: Any) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            _log.log(level, text + " (said once)", *values)
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+        open_views = None
+        if self._pair is not None and self._pair.holds(self._packs):
+            open_views = [None if one is None else _tensors(one) for one in self._pair.views]
+        differences, variance_L = self._differences, self._opened_variance_L
+        return {
+            "pairs": differences.pairs,
+            "noise": None if differences.noise_LL is None else differences.noise_LL.tolist(),
+            "curvature": None if differences.curvature_L is None else differences.curvature_L.tolist(),
+            "spread": self._spread.state_dict(),
+            "usable": self._usable,
+            "coupled": list(self._coupled),
+            "measured": self._measured,
+            "samples": self.samples,
+            "unmatched": dict(self._unmatched),
+            "variance": None if variance_L is None else variance_L.tolist(),
+            "open": open_views,
+            "closed": None if self._closed is None else [rows.clone() for rows in self._closed],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, with the packs' own state loaded."""
+        noise, curvature, variance = state["noise"], state["curvature"], state["variance"]
+        self._differences = Differences(
+            int(state["pairs"]),
+            None if noise is None else np.array(noise, dtype=np.float64),
+            None if curvature is None else np.array(curvature, dtype=np.float64),
+        )
+        self._spread.load_state_dict(state["spread"])
+        self._usable, self._coupled = bool(state["usable"]), tuple(state["coupled"])
+        self._measured, self.samples = int(state["measured"]), int(state["samples"])
+        self._unmatched = {name: int(count) for name, count in state["unmatched"].items()}
+        self._opened_variance_L = None if variance is None else np.array(variance, dtype=np.float64)
+        closed, opened = state["closed"], state["open"]
+        self._closed = (
+            None if closed is None else [rows.to(empty_rows(p)) for rows, p in zip(closed, self._packs, strict=True)]
+        )
+        self._pair = None
+        if opened is not None and all(pack.new is not None for pack in self._packs):
+            views = []
+            for tensors, pack in zip(opened, self._packs, strict=True):
+                assert pack.new is not None
+                like = pack.new.kernel
+                views.append(None if tensors is None else View(*(None if t is None else t.to(like) for t in tensors)))
+            curved = all(one is None or one.coimage_1N is not None for one in views)
+            self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), curved)
+
+
+def _sums(noise: NoiseImages | None, like_l: Tensor) -> Tensor:
+    """Return, of each layer's samples, the sum of their shares and of its squares (l, 2); nan without samples."""
+    if noise is None:
+        return torch.full((len(like_l), 2), float("nan"), dtype=like_l.dtype, device=like_l.device)
+    if len({len(scalar_B) for scalar_B in noise.scalars}) == 1:
+        shares_lB = torch.stack(list(noise.scalars)) / noise.scalars[0].shape[0]
+        return torch.stack([shares_lB.sum(1), shares_lB.square().sum(1)], dim=1).to(like_l)
+    rows = []
+    for scalar_B in noise.scalars:
+        share_B = scalar_B / scalar_B.shape[0]
+        rows.append(torch.stack([share_B.sum(), share_B.square().sum()]))
+    return torch.stack(rows).to(like_l)
+
+
+def _tensors(one: View) -> list[Tensor | None]:
+    return [one.image_1M.clone(), None if one.coimage_1N is None else one.coimage_1N.clone(), one.scalar_l.clone()]
