@@ -15,12 +15,13 @@ from torch import nn
 
 from lipadvisor.probe.kinds import Candidate, Options, Plain, Skipped, TrackedLayer, Use
 from lipadvisor.probe.kinds.convolution import find_convolution
+from lipadvisor.probe.kinds.convolution_matrix import find_convolution_matrix
 from lipadvisor.probe.kinds.linear import find_linear
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
 Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
-FINDERS: tuple[Finder, ...] = (find_linear, find_convolution)
+FINDERS: tuple[Finder, ...] = (find_linear, find_convolution, find_convolution_matrix)
 
 
 def find_layers(
@@ -126,7 +127,7 @@ class _Search:
             return
         self.layers[place] = TrackedLayer(
             label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, candidate.form, source,
-            (), candidate.composition,
+            (), candidate.composition, rows=candidate.rows,
         )  # fmt: skip
 
     def found(self) -> tuple[TrackedLayer, ...]:

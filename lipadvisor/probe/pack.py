@@ -106,7 +106,7 @@ class Pack:
 
     def gather(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
         """Return tensors of the parameters' shapes as one (l, *shape) of the kernels', float32 or better."""
-        return self._stack([layer.form.view(t) for layer, t in zip(self.layers, tensors, strict=True)], fill)
+        return self._stack([layer.view(t) for layer, t in zip(self.layers, tensors, strict=True)], fill)
 
     def _stack(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
         first = tensors[0]
@@ -119,7 +119,7 @@ class Pack:
 
     def put(self, stack: Tensor, place: int, tensor: Tensor) -> None:
         """Write a tensor of one parameter's shape into its layer's place of a stack."""
-        stack[place][self._slots[place]] = self.layers[place].form.view(tensor).to(stack)
+        stack[place][self._slots[place]] = self.layers[place].view(tensor).to(stack)
 
     def versions(self) -> tuple[int, ...]:
         """Return the version counters of the weights."""

@@ -100,8 +100,10 @@ class ConvGeometry:
         return (*shape[:2], *sizes)
 
     def _padded(self, x: Tensor) -> Tensor:
-        if self._plain:
-            return x
+        return x if self._plain else self.padded(x)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Return maps with their padding."""
         if self.padding_mode == "zeros":
             ends = [end for pair in zip(self.before, self.after, strict=True) for end in reversed(pair)]
             return torch.nn.functional.pad(x, ends[::-1])

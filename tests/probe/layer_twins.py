@@ -64,7 +64,7 @@ def sample_gradients(model: nn.Module, probe: Probe, batch: Batch, loss: Loss) -
     for x, y in zip(*batch, strict=True):
         grads = torch.autograd.grad(loss(model(x[None]), y[None]), weights, allow_unused=True)
         full = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
-        found.append([layer.form.view(g) for layer, g in zip(probe.layers, full, strict=True)])
+        found.append([layer.view(g) for layer, g in zip(probe.layers, full, strict=True)])
     return found
 
 
@@ -88,12 +88,12 @@ def top_pair(probe: Probe, index: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def preconditioner(optimizer: torch.optim.Optimizer, layer: TrackedLayer) -> Tensor:
     """P of Adam after the step, of the kernel's shape; ones for SGD."""
-    ones = torch.ones_like(layer.form.view(layer.weight.detach()))
+    ones = torch.ones_like(layer.view(layer.weight.detach()))
     if not isinstance(optimizer, torch.optim.Adam):
         return ones
     state, group = optimizer.state[layer.weight], optimizer.param_groups[0]
     root = (state["exp_avg_sq"] / (1 - group["betas"][1] ** int(state["step"]))).sqrt() + group["eps"]
-    return layer.form.view(1 / root)
+    return layer.view(1 / root)
 
 
 def check_step(

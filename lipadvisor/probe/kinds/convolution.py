@@ -20,6 +20,7 @@ __all__ = [
     "conv_geometry",
     "conv_kind",
     "conv_sides",
+    "convolution_form",
     "find_convolution",
 ]
 
@@ -38,10 +39,15 @@ def find_convolution(module: nn.Module, options: Options) -> tuple[Candidate, ..
     """Return the kernel of a convolution or a transpose as the true operator; None for other modules."""
     if not isinstance(module, AnyConv) or options.conv_view != "operator":
         return None
+    form = convolution_form(module)
+    return (Candidate("weight", conv_kind(module), conv_sides(form.geometry), form, ConvolutionUse(module, form)),)
+
+
+def convolution_form(module: AnyConv) -> ConvolutionForm:
+    """Return the kernel of ``module`` as an operator."""
     geometry = conv_geometry(module)
     output_padding = module.output_padding if geometry.transposed else (0,) * geometry.dimensions
-    form = ConvolutionForm(geometry, tuple(int(entries) for entries in output_padding))
-    return (Candidate("weight", conv_kind(module), conv_sides(geometry), form, ConvolutionUse(module, form)),)
+    return ConvolutionForm(geometry, tuple(int(entries) for entries in output_padding))
 
 
 def conv_kind(module: AnyConv) -> str:

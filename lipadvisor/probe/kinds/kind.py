@@ -26,6 +26,8 @@ from lipadvisor.spectra import LayerOperator
 
 __all__ = ["Candidate", "Form", "Options", "Plain", "Skipped", "Source", "TrackedLayer", "Use", "wide"]
 
+CONV_VIEWS = ("operator", "matrix")
+
 
 class Source(Protocol):
     """Where a weight's values are."""
@@ -97,11 +99,24 @@ class Use(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller chose of what there is to measure."""
+    """What the caller chose of what there is to measure; see :class:`lipadvisor.probe.Probe`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
 
     conv_view: str = "operator"
     gains: bool = False
     parameters: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.conv_view not in CONV_VIEWS:
+            raise ValueError(f"Probe(conv_view=...) must be one of {CONV_VIEWS}, got {self.conv_view!r}.")
+        for name in ("gains", "parameters"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"Probe({name}=...) must be True or False, got {value!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,7 @@ class Candidate:
         use: the module's calls; None where its noise is not available.
         composition: dZ / d log_norm; 0 for what is measured beside the network's sum.
         suffix: appended to the module's name where it has several weights.
+        rows: of the parameter that are the weight; None for all.
         owner: the module that holds the parameter, where that is a part of the one that acts with it.
     """
 
@@ -126,6 +142,7 @@ class Candidate:
     use: Use | None
     composition: float = 1.0
     suffix: str = ""
+    rows: slice | None = None
     owner: nn.Module | None = None
 
 
@@ -153,6 +170,7 @@ class TrackedLayer:
         uses: modules that act with it; none where its noise is not available.
         composition: dZ / d log_norm; 0 for what is measured beside the network's sum.
         shared: names of the other modules that act with the same weight.
+        rows: of the parameter that are the weight; None for all.
     """
 
     name: str
@@ -166,6 +184,7 @@ class TrackedLayer:
     uses: tuple[Use, ...]
     composition: float = 1.0
     shared: tuple[str, ...] = ()
+    rows: slice | None = None
 
     @property
     def flat(self) -> bool:
@@ -175,11 +194,16 @@ class TrackedLayer:
     @property
     def target(self) -> Tensor:
         """What is scaled to scale the weight: its own memory."""
-        return self.form.view(self.weight.detach())
+        weight = self.weight.detach()
+        return weight if self.rows is None else weight[self.rows]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape (a gradient, a moment) as one of the kernel's."""
+        return self.form.view(tensor if self.rows is None else tensor[self.rows])
 
     def value(self) -> Tensor:
         """Return the kernel as it acts now, detached."""
-        return self.form.view(self.source.value())
+        return self.view(self.source.value())
 
     def operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
         """Return the layer as an operator; None for a convolution whose input size is not known yet.
