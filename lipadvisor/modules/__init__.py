@@ -5,7 +5,7 @@ jacobian_of(module, x)            analytic Jacobian at one sample
 register(kind, Entry(...))        the same for a module of your own
 """
 
-from lipadvisor.modules import activations, attention, blocks, linear, normalization, pooling
+from lipadvisor.modules import activations, attention, blocks, distance, linear, normalization, pooling, recurrent
 from lipadvisor.modules.attention import DotProductAttention, L2Attention, ScaledCosineAttention
 from lipadvisor.modules.blocks import DropPath, FeedForward, Residual, ResNetBlock, TransformerBlock
 from lipadvisor.modules.composition import Composition
@@ -16,8 +16,9 @@ from lipadvisor.modules.examine import Audit, audit
 from lipadvisor.modules.initialization import InitPlan, Undo, dead_zone_rescue, depth_scaled, lsuv, spectral
 from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.normalization import CenterNorm
-from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, register, registered
-from lipadvisor.modules.tracing import compose, constants
+from lipadvisor.modules.reading import constants
+from lipadvisor.modules.registry import Entry, constant_of, find, jacobian_of, no_entry, register, registered
+from lipadvisor.modules.tracing import compose
 
 __all__ = [
     "Audit",
@@ -48,8 +49,18 @@ __all__ = [
     "jacobian_of",
     "local_lipschitz",
     "lsuv",
+    "no_entry",
     "register",
     "registered",
     "spectral",
 ]
-_RULES = (activations, attention, blocks, linear, normalization, pooling)  # importing them registers the entries
+_RULES = (
+    activations,
+    attention,
+    blocks,
+    distance,
+    linear,
+    normalization,
+    pooling,
+    recurrent,
+)  # importing them registers the entries

@@ -197,6 +197,14 @@ def _drop_path(module: DropPath, inputs: tuple[Tensor, ...]) -> Constant:
     return Constant(1.0 if module.rescale else 1 - module.p, Kind.EXACT, "evaluation mode", SOURCE)
 
 
+def _foreign_drop_path(module: Any, inputs: tuple[Tensor, ...]) -> Constant:
+    """Other libraries' stochastic depth: the identity in evaluation mode."""
+    p = float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
+    scaled = getattr(module, "scale_by_keep", True)
+    value = 1 / (1 - p) if module.training and scaled and 0 < p < 1 else 1.0
+    return Constant(value, Kind.EXACT, f"{'training' if module.training else 'evaluation'} mode", SOURCE)
+
+
 def _drop_path_jacobian(module: DropPath, x: Tensor) -> Tensor:
     if module.training and module.p > 0:
         raise ValueError("DropPath has a fixed Jacobian in evaluation mode only: call eval() first.")
@@ -214,6 +222,8 @@ def _parts_jacobian(*names: str) -> Callable[[Any, Tensor], Tensor]:
 register(nn.Sequential, Entry("chain", _chain, _chain_jacobian, composite=True))
 register(Residual, Entry("residual", _residual, _residual_jacobian, composite=True))
 register(DropPath, Entry("drop_path", _drop_path, _drop_path_jacobian))
+for _name in ("DropPath", "StochasticDepth"):
+    register(_name, Entry("drop_path", _foreign_drop_path))
 register(ResNetBlock, Entry("resnet_block", _parts("join", "activation"), _parts_jacobian("join", "activation"), True))
 register(TransformerBlock, Entry("transformer_block", _parts("steps"), _parts_jacobian("steps"), True))
 register_all(

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.advice import advise, heterogeneity, warmup_length
 from lipadvisor.modules.composition import Composition
-from lipadvisor.modules.constant import Constant
+from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
-from lipadvisor.modules.flow import Flow, measure_flow
+from lipadvisor.modules.flow import Flow, ModuleFlow, measure_flow
 from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes, tied_heads
 from lipadvisor.modules.local import local_lipschitz
-from lipadvisor.modules.registry import find
+from lipadvisor.modules.reading import Reading, read_modules
 from lipadvisor.modules.running import arguments
-from lipadvisor.modules.tracing import compose, constants, leaves
+from lipadvisor.modules.tracing import compose
 
 __all__ = ["Audit", "audit"]
 
@@ -31,9 +31,12 @@ class Audit:
 
     Attributes:
         modules: one row per module, in order of execution: ``module``, ``kind``, ``parameters``, ``constant``,
-            ``log_constant`` (nats), ``constant_kind``, ``condition``, ``source``, ``weight`` (dZ / d log constant),
+            ``log_constant`` (nats), ``constant_kind``, ``condition``, ``source``, ``note``, ``weight``
+            (dZ / d log constant),
             ``share`` (of Z, nats: weight x log constant), ``size`` (rms(W) sqrt(fan_in)), ``rms_in``, ``rms_out``,
             ``forward_gain``, ``backward_gain``, ``gradient_out``, ``gradient`` ("ok", "vanishes", "explodes").
+            A module without an entry that computes something itself has a row too, of kind and constant_kind
+            ``"none"``; ``note`` says why, as it does for modules that the batch did not reach.
         findings: alarms, the worst first; empty for a healthy model.
         advice: what the theory says about the knobs, the weightiest first.
         network: figures of the whole: ``log_bound``, ``log_local`` (nats), ``method``, ``note``, ``heterogeneity``
@@ -119,13 +122,14 @@ def audit(
             raise ValueError(f"audit({name}=...) must be at least {least}, got {value}.")
     say = progress or (lambda line: None)
     say("constants of modules")
-    found = constants(model, batch, lambda name: say(f"constant of {name}"))
-    if not found:
+    readings = read_modules(model, batch, lambda name: say(f"constant of {name}"))
+    if not any(reading.called for reading in readings.values()):
         raise ValueError(f"audit(model=...) must call a known module; {type(model).__name__} has none; see register().")
+    found = {name: reading.constant for name, reading in readings.items() if reading.constant is not None}
     say("composing the bound")
     composition = compose(model, batch, found)
     say("gains forward and backward")
-    watched = {name: module for name, module in leaves(model).items() if name in found}
+    watched = {name: model.get_submodule(name) for name, reading in readings.items() if reading.called}
     flow = measure_flow(model, batch, watched, composition.sources, loss, seed)
     log_local = math.nan
     if local:
@@ -133,20 +137,19 @@ def audit(
         large = sum(parameter.numel() for parameter in model.parameters()) > 20_000_000
         norm = local_lipschitz(model, batch, composition.sources, 5 if large else 12, 1 if large else 2, seed)
         log_local = math.log(norm.value) if norm.value > 0 else -math.inf
-    kinds = {name: entry.name for name, module in watched.items() if (entry := find(module)) is not None}
+    kinds = {name: readings[name].kind for name in watched}
     sizes = layer_sizes(model)
     needed = warmup_length(composition, kinds, total_steps, beta2)
     findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed, tied_heads(model))
     advice = advise(flow, composition, kinds, dead_zone_rescue(model), total_steps, beta2, loss is not None)
-    modules = _frame(watched, kinds, found, composition, sizes, flow)
+    modules = _frame(model, readings, composition, sizes, flow)
     say("done")
     return Audit(modules, findings, advice, _network(composition, flow, log_local), composition)
 
 
 def _frame(
-    watched: Mapping[str, nn.Module],
-    kinds: Mapping[str, str],
-    found: Mapping[str, Constant],
+    model: nn.Module,
+    readings: Mapping[str, Reading],
     composition: Composition,
     sizes: Mapping[str, float],
     flow: Flow,
@@ -154,21 +157,24 @@ def _frame(
     weights = composition.weights()
     line = trunk(composition)
     end = flow.modules[line[-1]].gradient_out if line and line[-1] in flow.modules else math.nan
+    missing = Constant(math.nan, Kind.LOCAL)
     rows = []
-    for name, constant in found.items():
-        record = flow.modules[name]
+    for name, reading in readings.items():
+        constant = missing if reading.constant is None else reading.constant
+        record = flow.modules.get(name, ModuleFlow())
         weight = weights.get(name, 0.0)
         relative = record.gradient_out / end if end and end > 0 else math.nan
         rows.append(
             {
                 "module": name,
-                "kind": kinds[name],
-                "parameters": sum(p.numel() for p in watched[name].parameters()),
+                "kind": reading.kind,
+                "parameters": sum(p.numel() for p in model.get_submodule(name).parameters()),
                 "constant": constant.value,
-                "log_constant": constant.log,
-                "constant_kind": str(constant.kind),
+                "log_constant": math.nan if reading.constant is None else constant.log,
+                "constant_kind": "none" if reading.constant is None else str(constant.kind),
                 "condition": constant.condition,
                 "source": constant.source,
+                "note": _note(reading, composition),
                 "weight": weight,
                 "share": weight * constant.log if weight > 0 else 0.0,
                 "size": sizes.get(name, math.nan),
@@ -181,6 +187,15 @@ def _frame(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _note(reading: Reading, composition: Composition) -> str:
+    """Why a module has no constant, and what the bound makes of it."""
+    if reading.constant is not None or not reading.called:
+        return reading.note
+    if composition.method == "export":
+        return f"{reading.note}; the bound takes its operations one by one"
+    return f"{reading.note}; the bound does not see it"
 
 
 def _network(composition: Composition, flow: Flow, log_local: float) -> dict[str, Any]:

@@ -257,6 +257,7 @@ def _dropout_jacobian(module: Any, x: Tensor) -> Tensor:
     return torch.eye(x.numel(), dtype=x.dtype)
 
 
+# The private bases stand for the lazy classes.
 register(nn.LayerNorm, Entry("layer_norm", _layer, _layer_jacobian))
 register(nn.RMSNorm, Entry("rms_norm", _rms, _rms_jacobian))
 register("RMSNorm", Entry("rms_norm", _rms, _rms_jacobian))
@@ -266,13 +267,20 @@ register(
     Entry("group_norm", _group, lambda m, x: _grouped_jacobian(m.num_groups, m.weight, m.eps, x)),
 )
 register_all(
-    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), Entry("instance_norm", _instance, _instance_jacobian)
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.modules.instancenorm._InstanceNorm),
+    Entry("instance_norm", _instance, _instance_jacobian),
 )
 register_all(
-    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), Entry("batch_norm", _batch, _batch_jacobian)
+    (
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.modules.batchnorm._BatchNorm,
+    ),  # and lazy ones
+    Entry("batch_norm", _batch, _batch_jacobian),
 )
 register(CenterNorm, Entry("center_norm", _center, _center_jacobian))
 register(nn.LocalResponseNorm, Entry("local_response_norm", local_constant))
 register_all((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), Entry("dropout", _dropout, _dropout_jacobian))
 register_all((nn.AlphaDropout, nn.FeatureAlphaDropout), Entry("dropout", _alpha_dropout, _dropout_jacobian))
-register_all((nn.RNN, nn.LSTM, nn.GRU), Entry("recurrent", local_constant))

@@ -99,7 +99,14 @@ def _summary(audit: Audit) -> list[tuple[str, str]]:
             "backward principle",
             f"{n['backward_principle']}: gradients span {_number(n['backward_spread'])} nats",
         ),
-    ] + ([("note", str(n["note"]))] if n["note"] else [])
+    ] + [(key, text) for key, text in (("note", str(n["note"])), ("without a constant", _without(audit))) if text]
+
+
+def _without(audit: Audit) -> str:
+    """How many modules have no constant, and the first few of them."""
+    names = [row["module"] or "(model)" for row in audit.modules.to_dict("records") if row["constant_kind"] == "none"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)}: {', '.join(names[:3])}{more}; their rows say why" if names else ""
 
 
 def as_text(audit: Audit) -> str:
@@ -111,13 +118,19 @@ def as_text(audit: Audit) -> str:
     lines += ["", "advice:"]
     for f in audit.advice:
         lines += [f"  - {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
-    rows = [[title for _, title in _COLUMNS]]
-    rows += [[_number(row[key]) for key, _ in _COLUMNS] for row in audit.modules.to_dict("records")]
+    records = audit.modules.to_dict("records")
+    rows = [[title for _, title in _COLUMNS]] + [_cells(row) for row in records]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines += [""] + [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    notes = ["note" if any(row["note"] for row in records) else "", *(row["note"] for row in records)]
+    lines.append("")
+    for row, note in zip(rows, notes, strict=True):
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([*padded, note]).rstrip())
     return "\n".join(lines)
+
+
+def _cells(row: dict[Any, Any]) -> list[str]:
+    return [_number(row[key]) or "(model)" for key, _ in _COLUMNS]
 
 
 _FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
@@ -160,8 +173,8 @@ def fragment(audit: Audit) -> str:
     flagged = {finding.module for finding in audit.findings}
     rows = [
         {
-            "cells": [_number(row[key]) for key, _ in _COLUMNS],
-            "condition": row["condition"] or row["source"],
+            "cells": _cells(row),
+            "condition": row["note"] or row["condition"] or row["source"],
             "flagged": row["module"] in flagged,
         }
         for row in audit.modules.to_dict("records")

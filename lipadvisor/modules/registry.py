@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.constant import Constant
 
-__all__ = ["Entry", "constant_of", "find", "jacobian_of", "register", "register_all", "registered"]
+__all__ = [
+    "Entry",
+    "constant_of",
+    "find",
+    "find_class",
+    "jacobian_of",
+    "no_entry",
+    "register",
+    "register_all",
+    "registered",
+]
 
 ConstantRule = Callable[[Any, tuple[Tensor, ...]], Constant]
 JacobianRule = Callable[[Any, Tensor], Tensor]
@@ -37,6 +47,18 @@ class Entry:
     jacobian: JacobianRule | None = None
     composite: bool = False
 
+
+_LOSS = "a loss: it takes a target, and the audit's network ends before it"
+_LOSSES = (
+    "BCELoss BCEWithLogitsLoss CTCLoss CosineEmbeddingLoss CrossEntropyLoss GaussianNLLLoss HingeEmbeddingLoss "
+    "HuberLoss KLDivLoss L1Loss LinearCrossEntropyLoss MSELoss MarginRankingLoss MultiLabelMarginLoss "
+    "MultiLabelSoftMarginLoss MultiMarginLoss NLLLoss NLLLoss2d PoissonNLLLoss SmoothL1Loss SoftMarginLoss "
+    "TripletMarginLoss TripletMarginWithDistanceLoss"
+)
+_CONTAINER = "a container without a forward of its own"
+_CONTAINERS = "Container ModuleDict ModuleList ParameterDict ParameterList Module RNNBase RNNCellBase"
+_REASONS = {f"torch.nn.modules.{name}": _LOSS for name in _LOSSES.split()}
+_REASONS |= {f"torch.nn.modules.{name}": _CONTAINER for name in _CONTAINERS.split()}
 
 _ENTRIES: dict[type, Entry] = {}
 _BY_CLASS_NAME: dict[str, Entry] = {}
@@ -75,13 +97,23 @@ def registered() -> tuple[tuple[str, str], ...]:
 
 def find(module: nn.Module) -> Entry | None:
     """Return the entry for ``module``, or ``None``."""
-    for kind in type(module).__mro__:
-        if kind in _ENTRIES:
-            return _ENTRIES[kind]
+    return find_class(type(module))
+
+
+def find_class(kind: type[nn.Module]) -> Entry | None:
+    """Return the entry that modules of class ``kind`` get, or ``None``."""
+    for base in kind.__mro__:
+        if base in _ENTRIES:
+            return _ENTRIES[base]
         for name, entry in _BY_CLASS_NAME.items():
-            if kind.__name__.endswith(name):
+            if base.__name__.endswith(name):
                 return entry
     return None
+
+
+def no_entry(kind: type[nn.Module]) -> str:
+    """Return why a class of torch.nn has no entry on purpose; empty if it is not one of those."""
+    return _REASONS.get(f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}", "")
 
 
 def constant_of(module: nn.Module, *inputs: Tensor) -> Constant:

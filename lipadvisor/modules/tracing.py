@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,86 +13,12 @@ from torch.utils import _pytree as pytree
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.composition import Composition, Join
 from lipadvisor.modules.constant import Constant, Kind
-from lipadvisor.modules.normalization import local_constant
 from lipadvisor.modules.operations import CONCATENATIONS, PASSING, gains
+from lipadvisor.modules.reading import constants, leaves
 from lipadvisor.modules.registry import find
-from lipadvisor.modules.running import arguments, observed, primary, run
+from lipadvisor.modules.running import arguments, observed, primary
 
-__all__ = ["compose", "constants", "leaves"]
-
-
-def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules at which the bound stops: registered, not composite, in no other such module."""
-    found: dict[str, nn.Module] = {}
-
-    def walk(module: nn.Module, name: str) -> None:
-        entry = find(module)
-        if entry is not None and not entry.composite:
-            found[name] = module
-            return
-        for child_name, child in module.named_children():
-            walk(child, f"{name}.{child_name}" if name else child_name)
-
-    walk(model, "")
-    return found
-
-
-def constants(model: nn.Module, batch: Any, progress: Callable[[str], None] | None = None) -> dict[str, Constant]:
-    """Return the constant of every leaf that one forward pass calls, read on what reaches it, in order of execution.
-
-    A module that is called several times gets its largest.
-    """
-    found: dict[str, Constant] = {}
-    with observed(model), torch.no_grad(), _watching(leaves(model), found, progress):
-        run(model, batch)
-    return found
-
-
-@contextmanager
-def _watching(
-    modules: dict[str, nn.Module], found: dict[str, Constant], progress: Callable[[str], None] | None
-) -> Iterator[None]:
-    busy: list[str] = []  # a rule may call the module again
-
-    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if busy:
-            return
-        busy.append(name)
-        try:
-            value = _constant_of_call(module, args, kwargs)
-        finally:
-            busy.pop()
-        if name not in found or value.value > found[name].value:
-            found[name] = value
-        if progress is not None:
-            progress(name)
-
-    hooks = [
-        module.register_forward_hook(functools.partial(look, name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _constant_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Constant:
-    entry = find(module)
-    if entry is None:
-        raise KeyError(f"no entry for {type(module).__name__}.")
-    if isinstance(module, nn.MultiheadAttention):
-        names = ("query", "key", "value")
-        args = (*args, *(kwargs[name] for name in names[len(args) :]))
-        return _with_arguments(module, args, {k: v for k, v in kwargs.items() if k not in names})
-    if entry.constant is local_constant:
-        return _with_arguments(module, args, kwargs)
-    return entry.constant(module, tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
-
-
-def _with_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Constant:
-    return local_constant(functools.partial(module, **kwargs), args)
+__all__ = ["compose"]
 
 
 def compose(
@@ -149,7 +72,7 @@ class _Export(fx.Interpreter):
             self.program = torch.export.export(_Wrapped(model), args, kwargs, strict=False)
         super().__init__(self.program.graph_module)
         self.found = found
-        self.leaf_modules = leaves(model)
+        self.leaf_modules = {name: module for name, module in leaves(model).items() if name in found}
         self.joins: list[Join] = []
         self.place: dict[fx.Node, int] = {}  # node -> join, for float values that depend on the input
         self.tainted: set[fx.Node] = set()  # integer values that depend on the input
@@ -219,7 +142,7 @@ class _Export(fx.Interpreter):
         elif name in ("getitem", *PASSING) and len(carriers) == 1:
             self.place[node] = self.place[carriers[0]]
         else:
-            self.place[node] = self._between(node, name, carriers)
+            self.place[node] = self._between(node, name, carriers, result)
 
     def _leaf(self, node: fx.Node) -> tuple[str, str] | None:
         """The outermost leaf that the operation belongs to: (the call's key, the module's name)."""
@@ -252,11 +175,16 @@ class _Export(fx.Interpreter):
         self.inside[node] = key
         self.place[node] = self.leaf_join[key]
 
-    def _between(self, node: fx.Node, name: str, carriers: list[fx.Node]) -> int:
+    def _between(self, node: fx.Node, name: str, carriers: list[fx.Node], result: Any) -> int:
         if name in CONCATENATIONS:
             listed: Any = node.args[0]
             parts = [self.place[part] for part in listed if part in self.place]
             return self._add(Join(tuple(parts), (0.0,) * len(parts), concat=True, name=node.name))
+        if name == "broadcast_tensors":  # the results side by side; an entry that is repeated r times gains sqrt(r)
+            inside = [part for part in node.all_input_nodes if part in self.place]
+            spread = max(result[0].numel(), 1)
+            logs = tuple(0.5 * math.log(spread / max(self.env[part].numel(), 1)) for part in inside)
+            return self._add(Join(tuple(self.place[part] for part in inside), logs, concat=True, name=node.name))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         found = gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
         inputs, logs = [], []
