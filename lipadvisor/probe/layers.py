@@ -16,12 +16,13 @@ from torch import nn
 from lipadvisor.probe.kinds import Candidate, Options, Plain, Skipped, TrackedLayer, Use
 from lipadvisor.probe.kinds.convolution import find_convolution
 from lipadvisor.probe.kinds.convolution_matrix import find_convolution_matrix
+from lipadvisor.probe.kinds.embedding import find_embedding
 from lipadvisor.probe.kinds.linear import find_linear
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
 Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
-FINDERS: tuple[Finder, ...] = (find_linear, find_convolution, find_convolution_matrix)
+FINDERS: tuple[Finder, ...] = (find_linear, find_convolution, find_convolution_matrix, find_embedding)
 
 
 def find_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,8 +164,11 @@ def terms(
     s_1, squares, after = columns["s_1"], columns["sum_squares"], columns["s_1_after"]
     lr_L = np.array([lr for lr, _ in measured.knobs], dtype=np.float64)
     weight_decay_L = np.array([weight_decay for _, weight_decay in measured.knobs], dtype=np.float64)
-    sizes = np.array([layer.weight.numel() for layer in layers], dtype=np.float64)
+    sizes = np.array([math.prod(layer.form.kernel_shape) for layer in layers], dtype=np.float64)
+    composition_L = np.array([layer.composition for layer in layers], dtype=np.float64)
+    counted_L = composition_L != 0.0
     fan_in = np.array([layer.shape[1] for layer in layers], dtype=np.float64)
+    fan_in[~counted_L] = np.nan  # a table or a gain takes in no independent inputs
     with np.errstate(all="ignore"):
         log_norm_L = np.log(s_1)
         gap_L = 1.0 - columns["s_2"] / s_1
@@ -185,7 +189,7 @@ def terms(
         groups=tuple(layer.group for layer in layers),
         lr_L=lr_L,
         weight_decay_L=weight_decay_L,
-        composition_L=np.ones(len(layers)),
+        composition_L=composition_L,
         log_norm_L=log_norm_L,
         gap_L=gap_L,
         log_gain_L=log_gain_L,
@@ -195,7 +199,7 @@ def terms(
         update_ratio_L=columns["update_ratio"],
         noise_LL=readings.noise_LL * share,
         noise_curvature_L=columns["noise_curvature"] * share,
-        network_log_norm=float(log_norm_L.sum()),
+        network_log_norm=float((log_norm_L * composition_L)[counted_L].sum()),
         batch_size=measured.samples,
         optimizer=optimizers.optimizer_name(optimizer),
         momentum=optimizers.first_moment(optimizer),
