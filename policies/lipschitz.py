@@ -23,7 +23,7 @@ class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
     In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
-    Lipschitz budget, weight decay, early annealing on overfitting, end of the warmup; around them the guard.
+    Lipschitz budget, weight decay, smaller steps on overfitting, end of the warmup; around them the guard.
 
     Args:
         relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
@@ -35,12 +35,13 @@ class Lipschitz:
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
-        overfitting_rise: relative rise of a reported validation loss above its lowest that ends the run early, >= 0.
+        overfitting_rise: relative rise of a reported validation loss above its lowest that halves the rate, >= 0.
         overfitting_gap: ratio of validation to training loss without which it does not, > 0.
         low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
             0.577.
         high_gain: initial gain above which any layer is, > 0.
         healthy_gain: gain that the budget takes as a healthy start, > 0.
+        loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -48,17 +49,18 @@ class Lipschitz:
 
     relative_step: float = 0.12
     horizon_power: float = 0.5
-    budget: float = 0.35
+    budget: float = 0.3
     decay_total: float = 0.6
     cooldown_start: float = 0.0
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
-    overfitting_rise: float = 0.25
-    overfitting_gap: float = 1.5
+    overfitting_rise: float = 0.0
+    overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6
     healthy_gain: float = 1.2
+    loss_room: float = 3.0
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class Lipschitz:
                 lookahead=self.lookahead,
                 deviations=self.deviations,
                 healthy_gain=self.healthy_gain,
+                loss_room=self.loss_room,
             ),
             TotalDecay(total=self.decay_total, annealing=annealing),
             Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),

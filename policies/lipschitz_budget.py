@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import (
@@ -26,6 +26,8 @@ class LipschitzBudgetState:
     variance: float = 0.0  # nats^2: variance of one step's growth, smoothed
     measured_step: int = -1
     weight: float = 1.0  # sum of the composition weights: the number of matrices, in a plain chain
+    first_loss: float | None = None
+    loss: float | None = None  # smoothed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +50,21 @@ class LipschitzBudget:
         deviations: standard deviations of the growth that are counted, >= 0.
         lowest: smallest factor on the learning rate, in (0, 1].
         healthy_gain: gain ``rms(W) sqrt(fan_in)`` of a healthy layer, > 0.
+        loss_room: how much more room there is while the training loss stands at its first value, >= 0. A first loss
+            that is not positive gives none.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    budget: float = 0.35
+    budget: float = 0.3
     first_share: float = 0.2
     lookahead: float = 0.1
     unknown_lookahead: int = 50
     deviations: float = 2.0
     lowest: float = 0.05
     healthy_gain: float = 1.2
+    loss_room: float = 3.0
 
     def __post_init__(self) -> None:
         owner = "LipschitzBudget"
@@ -69,6 +74,7 @@ class LipschitzBudget:
             require_fraction(owner, argument, getattr(self, argument))
         require_at_least_one(owner, "unknown_lookahead", self.unknown_lookahead)
         require_non_negative(owner, "deviations", self.deviations)
+        require_non_negative(owner, "loss_room", self.loss_room)
 
     @property
     def name(self) -> str:
@@ -92,7 +98,7 @@ class LipschitzBudget:
         state = self._learn(observation, ahead, state)
         if state.reference is None or state.measured_step < 0:
             return NOTHING, state
-        head = max(1e-3, self._allowed(observation, ahead, state.weight) - (level - state.reference))
+        head = max(1e-3, self._allowed(observation, ahead, state) - (level - state.reference))
         spread = math.sqrt(state.variance * ahead)
         need = max(0.0, state.growth) * ahead + self.deviations * spread
         factor = 1.0 if need <= head else max(self.lowest, head / need)
@@ -111,11 +117,12 @@ class LipschitzBudget:
         """Return Z of a healthy start, nats, and the sum of the composition weights: what a budget is counted by."""
         return self._reference(observation), _total_weight(observation)
 
-    def _allowed(self, observation: Observation, ahead: float, weight: float) -> float:
+    def _allowed(self, observation: Observation, ahead: float, state: LipschitzBudgetState) -> float:
         """Return the growth allowed so far, nats above the reference."""
         total = observation.total_steps
         done = 1.0 if total is None else min(1.0, (observation.step + ahead) / max(total, 1))
-        return self.budget * weight * (self.first_share + (1.0 - self.first_share) * done)
+        room = 1.0 + self.loss_room * math.sqrt(_share(state.loss, state.first_loss))
+        return self.budget * state.weight * room * (self.first_share + (1.0 - self.first_share) * done)
 
     def _ahead(self, observation: Observation) -> float:
         """Return the number of steps to look ahead."""
@@ -129,14 +136,16 @@ class LipschitzBudget:
         if reference is None:
             reference = self._reference(observation)
         steps = observation.measured_step - state.measured_step
+        first, loss = _follow_loss(observation.loss, steps / (LOSS_MEMORY * ahead), state)
         lr = max([k.lr for k in observation.knobs if k.lr is not None], default=0.0)
         growth = lr * network.drift
-        if steps <= 0 or network.status is Status.NOT_MEASURED or not abs(growth) < LARGEST_GROWTH:
-            return replace(state, reference=reference)
-        new = 1.0 - math.exp(-steps / ahead)
-        mean = state.growth + new * (growth - state.growth)
-        variance = state.variance + new * ((growth - mean) ** 2 - state.variance)
-        return LipschitzBudgetState(reference, mean, variance, observation.measured_step, _total_weight(observation))
+        mean, variance, at, weight = state.growth, state.variance, state.measured_step, state.weight
+        if steps > 0 and network.status is not Status.NOT_MEASURED and abs(growth) < LARGEST_GROWTH:  # false for nan
+            new = 1.0 - math.exp(-steps / ahead)
+            mean += new * (growth - mean)
+            variance += new * ((growth - mean) ** 2 - variance)
+            at, weight = observation.measured_step, _total_weight(observation)
+        return LipschitzBudgetState(reference, mean, variance, at, weight, first, loss)
 
     def _reference(self, observation: Observation) -> float:
         """Return Z of a healthy start: no layer counted below the norm that it has at ``healthy_gain``."""
@@ -152,6 +161,7 @@ class LipschitzBudget:
 # Nats by which a convolution's norm rises when its taps, drawn at random, come to point the same way, the weights no
 # larger than before: half the logarithm of the number of taps, for the usual three in each direction.
 ALIGNED_TAPS = {f"conv{n}d": 0.5 * n * math.log(3.0) for n in (1, 2, 3)}
+LOSS_MEMORY = 0.5  # of the loss, relative to that of the growth
 LARGEST_GROWTH = 1e6  # nats in one step: more is not a measurement
 
 
@@ -159,3 +169,19 @@ def _total_weight(observation: Observation) -> float:
     """Return the sum of the composition weights, at least 1."""
     total = sum([layer.composition_weight for layer in observation.layers])
     return max(total, 1.0) if math.isfinite(total) else 1.0
+
+
+def _follow_loss(loss: float | None, elapsed: float, state: LipschitzBudgetState) -> tuple[float | None, float | None]:
+    """Return the first and the smoothed loss, ``elapsed`` memories after the last one."""
+    if loss is None or not math.isfinite(loss) or elapsed <= 0.0:
+        return state.first_loss, state.loss
+    if state.first_loss is None or state.loss is None:
+        return loss, loss
+    return state.first_loss, state.loss + (1.0 - math.exp(-elapsed)) * (loss - state.loss)
+
+
+def _share(loss: float | None, first: float | None) -> float:
+    """Return the loss relative to the first one, in [0, 1]; 0 where that says nothing."""
+    if loss is None or first is None or not first > 0.0:
+        return 0.0
+    return min(1.0, max(0.0, loss / first))

@@ -26,7 +26,7 @@ def test_the_hash_is_of_the_constants_and_of_what_the_policy_is_made_of():
     assert {path.stem for path in source_files(every(Cosine(), 3))} >= {"combine", "schedules"}
     assert "rules" in {path.stem for path in source_files(FirstRule())}
     assert frozen_hash(Lipschitz()) == frozen_hash(Lipschitz())
-    assert frozen_hash(Lipschitz(budget=0.3)) != frozen_hash(Lipschitz())
+    assert frozen_hash(Lipschitz(budget=0.4)) != frozen_hash(Lipschitz())
 
 
 def test_progress_counts_what_was_there_without_taking_it_for_speed():

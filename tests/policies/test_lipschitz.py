@@ -11,6 +11,7 @@ import pytest
 
 from lipadvisor.policies import (
     Constant,
+    Decision,
     Initialization,
     Knobs,
     Layer,
@@ -265,24 +266,44 @@ def overfitted(validation, train, **parameters):
     return replay(chain(Constant(lr=0.1, weight_decay=0.5), Overfitting(**parameters)), run)
 
 
-def test_a_rising_validation_loss_far_above_the_training_loss_ends_the_run_early():
-    decisions = overfitted([1.0, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4], 0.1, rise=0.05, patience=3)
-    started = next(d.step for d in decisions if d.reason.endswith("overfitting"))
-    assert started == 40  # the third validation in a row above the lowest by 5 %
-    assert decisions[39].knobs[0].lr == 0.1
-    assert decisions[started].cooldown_started
-    assert decisions[started + 10].knobs[0].lr < 1e-4
-    assert decisions[started + 10].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
+def test_a_validation_loss_that_stops_falling_far_above_the_training_loss_halves_the_rate_again_and_again():
+    decisions = overfitted([1.0, 0.8, 0.9, 0.85, 1.1, 1.2, 0.7, 0.75], 0.1)
+    assert [d.knobs[0].lr for d in decisions[9::10]] == [0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.025]
+    started = next(d for d in decisions if d.reason.endswith("overfitting"))
+    assert started.step == 30  # the second validation in a row above the lowest
+    assert started.cooldown_started
+    assert decisions[-1].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
 
 
 @pytest.mark.parametrize(
     ("validation", "train"),
-    [([1.0, 0.8, 0.9, 1.2], 0.9), ([1.0, 0.9, 0.8, 0.81], 0.1), ([1.0, 0.8, 1.2, 1.2, 0.9, 1.2, 1.2, 0.9], 0.1)],
+    [([1.0, 0.8, 0.9, 1.0, 1.1], 0.9), ([1.0, 0.9, 0.8, 0.81], 0.1), ([1.0, 0.9, 0.95, 0.8, 0.85, 0.7, 0.75], 0.1)],
 )
 def test_noise_and_a_small_gap_are_no_overfitting(validation, train):
     assert all(decision.knobs[0].lr == 0.1 for decision in overfitted(validation, train))
 
 
-def test_without_a_validation_loss_nothing_ends_early():
+def test_without_a_validation_loss_nothing_is_cut():
     run = [observe(step, [layer()], loss=0.0) for step in range(50)]
     assert {d.knobs[0].lr for d in replay(chain(Constant(lr=0.1), Overfitting()), run)} == {0.1}
+
+
+def room_after(losses):
+    """Return the head room at the end of a run that does not grow, with these training losses."""
+    policy, state = LipschitzBudget(healthy_gain=0.1), LipschitzBudget().init()
+    for step, loss in enumerate(losses):
+        observation = observe(step, [layer("a", 1.0)], total=40, loss=loss)
+        part, state = policy.refine(observation, Decision(step, "x", "x", (Knobs(0, 0.1),)), state)
+    return dict(part.read)["budget_head"]
+
+
+def test_the_budget_has_more_room_while_growth_still_buys_loss():
+    share = 0.2 + 0.8  # the look ahead reaches the end of the run
+    assert room_after([2.0] * 40) == pytest.approx(0.3 * 4.0 * share)
+    assert room_after([2.0] * 10 + [0.02] * 30) == pytest.approx(0.3 * (1.0 + 3.0 * 0.1), rel=0.01)
+    assert room_after([-1.0] * 40) == pytest.approx(0.3)  # a loss that is not positive says nothing
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf, 0.0])
+def test_a_loss_that_says_nothing_leaves_the_budget_usable(loss):
+    assert room_after([loss] * 40) == pytest.approx(0.3)
