@@ -17,17 +17,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
-from lipadvisor.arguments import check_arguments, check_plan
+from lipadvisor.arguments import check_arguments, check_inspection, check_plan
 from lipadvisor.checkpoint import arrays, plain
 from lipadvisor.fail_open import FailOpen
 from lipadvisor.forecast import Forecast
+from lipadvisor.inspection import Inspection, Inspector
 from lipadvisor.loss import LossReader
 from lipadvisor.observe import initial_observation, observation, refreshed
 from lipadvisor.policies import (
@@ -118,6 +119,8 @@ class Advisor:
         self.policy: Policy[Any] = policy
         self.mode, self.total_steps = mode, total_steps
         self._errors = FailOpen(raises=on_error == "raise")
+        self._inspector = Inspector(model, optimizer, seed, raises=on_error == "raise")
+        self._inspected_at: int | None = None
         self._loss = LossReader()
         self.skipped_steps = 0
         self._probe = Probe(
@@ -213,13 +216,43 @@ class Advisor:
         assert self._prediction is not None
         return self._prediction.forecaster.forecast(horizon, self._full_plan(plan))
 
+    def inspect(
+        self, loss_fn: Callable[..., torch.Tensor], batch: Any = None, every: int | None = None
+    ) -> Inspection | None:
+        """Measure what single steps do not show: curvature and noise of the loss, and the network's local slope.
+
+        Call it anywhere in the loop. The model is afterwards what it was; what is found goes into the trajectory's
+        frame ``inspections``, and its cost is counted with that of measuring.
+
+        Args:
+            loss_fn: returns the loss with its graph, a scalar; called with ``batch``, or with nothing.
+            batch: samples first; a tuple goes in by position, a mapping by keyword. The model itself is called with
+                its first part, or with the mapping. Without it noise scale and local slope are not measured.
+            every: steps from one measurement to the next, >= 1; the calls in between cost nothing. None: now.
+
+        Returns:
+            Values by name: ``sharpness``, ``preconditioned_sharpness`` (Adam), ``expansion``, ``noise_scale``,
+            ``local_log_norm``; see :class:`~lipadvisor.inspection.Reading`. ``None`` where it is not due.
+
+        Raises:
+            ValueError: ``loss_fn`` cannot be called, or ``every`` is out of range.
+        """
+        check_inspection(loss_fn, every)
+        if every is not None and self._inspected_at is not None and self._step < self._inspected_at + every:
+            return None
+        self._inspected_at = self._step
+        with self._probe.aside():
+            found = self._inspector.measure(self._step, loss_fn, batch, self._applier.in_force())
+        self._recorder.add_inspection(found.step, [dataclasses.astuple(reading) for reading in found.readings])
+        return found
+
     def report_validation(self, loss: float) -> None:
         """Tell the policy a validation loss, measured on the weights as they are now."""
         self._validation = (self._step, float(loss))
 
     @property
     def trajectory(self) -> Trajectory:
-        """The frames ``observations``, ``forecasts`` and ``decisions`` recorded so far."""
+        """The frames ``observations``, ``forecasts``, ``decisions`` and ``inspections`` recorded so far."""
         return self._recorder.frames()
 
     @property
@@ -235,7 +268,7 @@ class Advisor:
     @property
     def errors(self) -> int:
         """The advisor's own errors so far, caught so that the training goes on."""
-        return self._errors.count
+        return self._errors.count + self._inspector.errors
 
     @property
     def steps(self) -> int:
@@ -286,6 +319,8 @@ class Advisor:
             "decision": as_json(self._decision),
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
+            "inspector": self._inspector.state_dict(),
+            "inspected_at": self._inspected_at,
             "prediction": None if self._prediction is None else plain(self._prediction.state_dict()),
         }
 
@@ -309,6 +344,9 @@ class Advisor:
             self._prediction.load_state_dict(arrays(state["prediction"]))
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
+        if "inspector" in state:  # not in checkpoints of earlier versions
+            self._inspector.load_state_dict(state["inspector"])
+            self._inspected_at = state["inspected_at"]
         self._recorder.truncate(self._step + 1)
         if self._started:
             self._probe.arm(self._step)

@@ -77,6 +77,18 @@ def check_plan(plan: Any) -> Mapping[str, Any]:
     return plan or {}
 
 
+def check_inspection(loss_fn: Any, every: Any) -> None:
+    """Check what ``Advisor.inspect`` was given.
+
+    Raises:
+        ValueError: names the argument, its rule and the value.
+    """
+    if not callable(loss_fn):
+        raise ValueError(f"Advisor.inspect(loss_fn=...) must be a function that returns the loss, got {loss_fn!r}.")
+    if every is not None and not _is_count(every):
+        raise ValueError(f"Advisor.inspect(every=...) must be an integer >= 1 or None, got {every!r}.")
+
+
 def _check_knobs(optimizer: torch.optim.Optimizer) -> None:
     for index, group in enumerate(optimizer.param_groups):
         for knob in ("lr", "weight_decay"):

@@ -34,16 +34,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
     "advisor": {
-        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "loss", "observe", "policies",
-        "prediction", "probe", "record", "snapshot", "terms", "trajectory",
+        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "inspection", "loss", "observe",
+        "policies", "prediction", "probe", "record", "snapshot", "terms", "trajectory",
     },
+    "inspection": {"dynamics", "fail_open", "modules", "policies", "probe"},
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
 }  # fmt: skip
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
     "spectra", "probe", "modules", "advisor", "apply", "arguments", "snapshot", "checkpoint", "fail_open", "loss",
-    "experiments",
+    "inspection", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}

@@ -153,8 +153,10 @@ def _outside(v_BN: Tensor, vectors: list[Tensor]) -> Tensor:
         for other_BN in vectors:
             v_BN = v_BN - (v_BN * other_BN).sum(1, keepdim=True) * other_BN
     left_B1 = torch.linalg.vector_norm(v_BN, dim=1, keepdim=True)
-    return torch.where(left_B1 > LOST * at_first_B1, v_BN / left_B1, torch.zeros_like(v_BN))
+    kept_BN: Tensor = torch.where(left_B1 > LOST * at_first_B1, v_BN / left_B1, torch.zeros_like(v_BN))
+    return kept_BN
 
 
 def _unit(v_BN: Tensor) -> Tensor:
-    return v_BN / torch.linalg.vector_norm(v_BN, dim=1, keepdim=True).clamp_min(1e-30)
+    unit_BN: Tensor = v_BN / torch.linalg.vector_norm(v_BN, dim=1, keepdim=True).clamp_min(1e-30)
+    return unit_BN

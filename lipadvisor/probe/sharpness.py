@@ -62,7 +62,8 @@ class LossHessian:
             parameters: those that the Hessian is taken over; the loss need not depend on all of them.
 
         Raises:
-            ValueError: the loss is not a scalar, or does not depend on any of the parameters.
+            ValueError: the loss is not a scalar, or has no graph.
+            RuntimeError: a custom function in it is differentiable once only; torch would leave it out in silence.
         """
         if loss.numel() != 1 or not loss.requires_grad:
             what = f"shape {tuple(loss.shape)}, " + ("with" if loss.requires_grad else "without") + " a graph"
@@ -71,6 +72,9 @@ class LossHessian:
         self._slopes = torch.autograd.grad(
             loss.reshape(()), self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        if _once_only(self._slopes):
+            raise RuntimeError("the loss has a custom function marked once_differentiable: it has no Hessian here.")
+        self.loss = loss.detach()
         self.gradient_P = _flat([slope.detach() for slope in self._slopes])
         self.products = 0
 
@@ -190,6 +194,21 @@ def _climb(
     value, residual_P = _rest(x_P, image_P)
     size_of_rest = float(torch.linalg.vector_norm(residual_P))
     return x_P, value, size_of_rest / abs(value) if value else 0.0 * size_of_rest
+
+
+def _once_only(slopes: Sequence[Tensor]) -> bool:
+    """Return whether a node that stands for a missing second derivative is in the graph of ``slopes``."""
+    waiting = [slope.grad_fn for slope in slopes if slope.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name().endswith("::Error"):
+            return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
 
 
 def _rest(x_P: Tensor, image_P: Tensor) -> tuple[float, Tensor]:

@@ -1,4 +1,4 @@
-"""What a run did, step by step: three tables, kept in memory, stored crash-safe, read back as pandas frames.
+"""What a run did, step by step: four tables, kept in memory, stored crash-safe, read back as pandas frames.
 
     advisor -> Recorder -> sink -> TrajectoryStore -> load_run -> frames -> observations_from_frame -> any policy
 

@@ -21,11 +21,12 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The three tables of a run as pandas frames; the columns are those of ``lipadvisor.trajectory.schema``."""
+    """The four tables of a run as pandas frames; the columns are those of ``lipadvisor.trajectory.schema``."""
 
     observations: pd.DataFrame
     forecasts: pd.DataFrame
     decisions: pd.DataFrame
+    inspections: pd.DataFrame
 
 
 class Recorder:
@@ -122,6 +123,10 @@ class Recorder:
     ) -> None:
         """Record a decision and what became of it: knobs before and after, and what was refused."""
         self._add("decisions", decision_rows(decision, mode, before, after, refused))
+
+    def add_inspection(self, step: int, readings: Iterable[tuple[str, float, float, str, float]]) -> None:
+        """Record what was measured because it was asked for: quantity, value, residual, status and seconds of each."""
+        self._add("inspections", [(step, *reading) for reading in readings])
 
     def frames(self) -> Trajectory:
         """Return what is in memory as pandas frames, with all columns even where there is no row."""

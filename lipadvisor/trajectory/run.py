@@ -37,6 +37,7 @@ class Run:
     observations: pd.DataFrame
     forecasts: pd.DataFrame
     decisions: pd.DataFrame
+    inspections: pd.DataFrame
     meta: Mapping[str, Any]
 
     @property
@@ -52,9 +53,9 @@ class Run:
         """
         if name not in self.meta["trials"]:
             raise KeyError(f"no trial {name!r} in {self.path}; it has {list(self.trials)}.")
-        everything = (self.observations, self.forecasts, self.decisions)
-        observations, forecasts, decisions = (f[f["trial"] == name].reset_index(drop=True) for f in everything)
-        return Run(self.path, observations, forecasts, decisions, self.meta)
+        everything = {table: getattr(self, table) for table in TABLES}
+        own = {table: frame[frame["trial"] == name].reset_index(drop=True) for table, frame in everything.items()}
+        return Run(self.path, **own, meta=self.meta)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -83,8 +84,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             frames[name].append(frame)
     run_file = directory / RUN_FILE
     meta = {"run": read_json(run_file) if run_file.exists() else {}, "trials": trials}
-    observations, forecasts, decisions = (_joined(name, frames[name]) for name in TABLES)
-    return Run(directory, observations, forecasts, decisions, meta)
+    return Run(directory, **{name: _joined(name, frames[name]) for name in TABLES}, meta=meta)
 
 
 def _read_trial(directory: Path, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""The three tables of a trajectory and the turns between rows, Arrow tables and pandas frames.
+"""The four tables of a trajectory and the turns between rows, Arrow tables and pandas frames.
 
 ``observations`` has one row for each (step, layer); the network is the layer ``"*"``. What belongs to the step as a
 whole (loss, overhead, knobs, ...) stands on its ``"*"`` row and is empty on the others. ``forecasts`` has one row for
-each (step, layer, horizon, plan); ``decisions`` one for each (step, parameter group).
+each (step, layer, horizon, plan); ``decisions`` one for each (step, parameter group); ``inspections`` one for each
+(step, quantity) that was measured because it was asked for.
 
 Empty is nan for floats, ``""`` for text and ``<NA>`` for the two whole numbers that may be unknown. Text columns called
 JSON hold Python's dialect (``NaN`` and ``Infinity`` allowed), so that what is read back equals what was written.
@@ -74,6 +75,13 @@ TABLES: Mapping[str, pa.Schema] = {
         (_FLOAT, "weight_decay_before weight_decay_proposed weight_decay_applied"),
         (_FLAG, "warmup_ended cooldown_started rollback"),
         (_TEXT, "refused read init_scale weight_scale"),  # the last three: JSON objects
+    ),
+    "inspections": _schema(
+        (_INT, "step"),
+        (_TEXT, "quantity"),
+        (_FLOAT, "value residual"),  # residual: relative, of the eigenvector behind the value
+        (_TEXT, "status"),
+        (_FLOAT, "measure_s"),
     ),
 }
 

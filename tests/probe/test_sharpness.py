@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from lipadvisor.policies import Status
@@ -170,3 +171,23 @@ def test_nothing_of_the_model_is_touched() -> None:
     assert np.array_equal(states[1], np.random.get_state()[1])
     assert model.training
     assert int(model[1].num_batches_tracked) == 1
+
+
+class Once(torch.autograd.Function):
+    """Twice the input, with a backward that cannot be differentiated: torch leaves it out in silence."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+def test_an_operation_that_would_drop_out_of_the_second_derivative_is_noticed() -> None:
+    model, (x, y) = network(), data()
+    loss = nn.functional.cross_entropy(Once.apply(model(x)), y)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        LossHessian(loss, list(model.parameters()))

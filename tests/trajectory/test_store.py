@@ -303,4 +303,4 @@ def test_a_killed_writer_loses_nothing_it_had_acknowledged_and_readers_never_fai
         assert stored == list(range(1, len(stored) + 1))
         assert len(stored) >= acknowledged
     assert acknowledged > 10
-    assert set(TABLES) == {"observations", "forecasts", "decisions"}
+    assert set(TABLES) == {"observations", "forecasts", "decisions", "inspections"}
