@@ -13,6 +13,7 @@ from lipadvisor.experiments.benchmarks.task import Task
 
 __all__ = ["Results", "content_key", "source_hash", "task_fingerprint"]
 
+_LIST_FILES = ("lists.py", "confirmation.py")  # only call what the others build
 _TASK_FILES = ("task.py", "sources.py", "networks.py", "updates.py", "population.py")
 
 
@@ -96,8 +97,16 @@ def task_fingerprint(task: Task, steps: int | None = None) -> dict[str, Any]:
         "optimizer": task.optimizer,
         "build": _called(task.build),
         "load": _called(task.load),
-        "source": source_hash(*(folder / name for name in _TASK_FILES)),
+        "source": source_hash(*(folder / name for name in _TASK_FILES), *_further_files(task)),
     }
+
+
+def _further_files(task: Task) -> list[Path]:
+    """Return the files that build the task's network and data, where they are not among the common ones."""
+    folder = Path(__file__).parent
+    modules = {getattr(function, "func", function).__module__ for function in (task.build, task.load)}
+    names = sorted(f"{module.rpartition('.')[2]}.py" for module in modules if module.startswith(__package__))
+    return [folder / name for name in names if name not in (*_TASK_FILES, *_LIST_FILES)]
 
 
 def _called(function: Any) -> str:
