@@ -158,7 +158,26 @@ class Capture:
             return
         call = _Call(use, kept, turn, again)
         calls.append(call)
-        output.register_hook(self._receiver(call))
+        self._watch(call, output)
+
+    def _watch(self, call: _Call, output: Tensor) -> None:
+        """Have the gradient at ``output`` added to the call.
+
+        A view that is written to in place (an activation behind a layer over sequences) loses its own history, and
+        its hooks with it: the gradient is then read where it reaches what the view is of, laid out alike.
+        """
+        base = output._base
+        if base is None or base.grad_fn is None or base.numel() != output.numel() or not base.is_contiguous():
+            output.register_hook(self._receiver(call))
+            return
+        receive, place, layout = self._receiver(call), base.output_nr, (output.shape, output.stride())
+
+        def arrive(grads: tuple[Tensor | None, ...]) -> None:
+            grad = grads[place]
+            if grad is not None:
+                receive(grad.contiguous().as_strided(*layout))
+
+        base.grad_fn.register_prehook(arrive)
 
     def _receiver(self, call: _Call) -> Any:
         def backward(grad: Tensor) -> None:
