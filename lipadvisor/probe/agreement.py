@@ -12,6 +12,7 @@ Shapes: ``L`` layers. All numbers float64.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,9 @@ OFF = 0.05  # of a sum's size, the root of the sum of squares: mismatch that hal
 UNITY = 1e-3  # a factor this close to 1 is 1
 HORIZON = 20  # pairs over which covariances of differences are averaged
 MIN_PAIRS = 4  # pairs from which on their average is used
-CHECK_PAIRS = 20  # pairs before the two variances are compared
-DISAGREE = 3.0  # ratio of the two, either way, that is called a disagreement: +-3 sigma of chi-square with 20 pairs
+CHECK_PAIRS = 40  # pairs over which the two variances are compared
+DISAGREE = 3.0  # ratio of the two, either way, that is called a disagreement: 3 sigma for a single layer
+CHI_SQUARE_MEDIAN = 0.4549  # one degree of freedom
 
 
 def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple[float, NDArray[np.bool_]]:
@@ -103,6 +105,10 @@ class Differences:
 class Spread:
     """Running ratio of the variance from differences to that from samples.
 
+    Of each pair and layer, half the squared difference over the samples' variance is chi-square with one degree of
+    freedom where both are right. Its median is compared, not its mean: late in a training a few samples make most of
+    the noise, and a mean follows the rarest of them.
+
     Attributes:
         pairs: compared so far.
         disagreements: pairs after which the ratio was out of bounds.
@@ -110,16 +116,17 @@ class Spread:
 
     pairs: int = 0
     disagreements: int = 0
-    _differences_L: Array = field(default_factory=lambda: np.zeros(0))
-    _samples_L: Array = field(default_factory=lambda: np.zeros(0))
+    _squares: deque[Array] = field(default_factory=lambda: deque(maxlen=CHECK_PAIRS))
 
     @property
     def ratio(self) -> float:
-        """Geometric mean over the layers; nan before the first pair."""
-        sound_L = (self._samples_L > 0) & (self._differences_L > 0)
-        if not sound_L.any():
+        """Geometric mean over the layers, of the last pairs; nan before the first."""
+        if not self._squares:
             return float("nan")
-        return float(np.exp(np.mean(np.log(self._differences_L[sound_L] / self._samples_L[sound_L]))))
+        squares_PL = np.stack(self._squares)
+        median_L = np.median(squares_PL[:, np.isfinite(squares_PL).all(0)], axis=0) / CHI_SQUARE_MEDIAN
+        median_L = median_L[median_L > 0]
+        return float(np.exp(np.mean(np.log(median_L)))) if median_L.size else float("nan")
 
     @property
     def disagrees(self) -> bool:
@@ -128,29 +135,19 @@ class Spread:
 
     def add(self, half_L: Array, variance_L: Array) -> None:
         """Compare a pair (differences over sqrt(2)) with the samples' variance at the step that opened it."""
-        known_L = np.isfinite(half_L) & np.isfinite(variance_L)
-        if not known_L.any():
-            return
-        half_L, variance_L = np.where(known_L, half_L, 0.0), np.where(known_L, variance_L, 0.0)
-        self.pairs += 1
-        share = max(1.0 / self.pairs, 1.0 / CHECK_PAIRS)
-        if self._samples_L.size == 0:
-            self._differences_L, self._samples_L = np.zeros_like(half_L), np.zeros_like(half_L)
-        self._differences_L = self._differences_L + share * (half_L**2 - self._differences_L)
-        self._samples_L = self._samples_L + share * (variance_L - self._samples_L)
-        self.disagreements += self.disagrees
+        with np.errstate(all="ignore"):
+            square_L = half_L**2 / variance_L
+        if np.isfinite(square_L).any():
+            self.pairs += 1
+            self._squares.append(square_L)
+            self.disagreements += self.disagrees
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {
-            "pairs": self.pairs,
-            "disagreements": self.disagreements,
-            "differences": [float(x) for x in self._differences_L],
-            "samples": [float(x) for x in self._samples_L],
-        }
+        squares = [[float(x) for x in square_L] for square_L in self._squares]
+        return {"pairs": self.pairs, "disagreements": self.disagreements, "squares": squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.pairs, self.disagreements = int(state["pairs"]), int(state["disagreements"])
-        self._differences_L = np.array(state["differences"], dtype=np.float64)
-        self._samples_L = np.array(state["samples"], dtype=np.float64)
+        self._squares = deque((np.array(x, dtype=np.float64) for x in state["squares"]), maxlen=CHECK_PAIRS)

@@ -65,7 +65,7 @@ class NoiseReport:
         pairs: successive differences taken in so far.
         ratio: running ratio of the variance from differences to that from samples; nan where it is not known.
         compared: pairs that entered the ratio.
-        disagreements: of these, how many found the ratio out of bounds (3, either way, after 20 pairs).
+        disagreements: of these, how many found the ratio out of bounds (3, either way, after 40 pairs).
     """
 
     method: str
@@ -303,7 +303,7 @@ class NoiseMeter:
             )
 
     def _count(self, off_L: Any) -> None:
-        names = [self._names[index] for index in np.flatnonzero(off_L)]
+        names = [self._names[int(index)] for index in np.flatnonzero(off_L)]
         for name in names:
             self._unmatched[name] += 1
         if names:
@@ -377,7 +377,7 @@ class NoiseMeter:
             for tensors, pack in zip(opened, self._packs, strict=True):
                 assert pack.new is not None
                 like = pack.new.kernel
-                views.append(None if tensors is None else View(*(None if t is None else t.to(like) for t in tensors)))
+                views.append(None if tensors is None else _view(tensors, like))
             curved = all(one is None or one.coimage_1N is not None for one in views)
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), curved)
 
@@ -394,6 +394,13 @@ def _sums(noise: NoiseImages | None, like_l: Tensor) -> Tensor:
         share_B = scalar_B / scalar_B.shape[0]
         rows.append(torch.stack([share_B.sum(), share_B.square().sum()]))
     return torch.stack(rows).to(like_l)
+
+
+def _view(tensors: Sequence[Tensor | None], like: Tensor) -> View:
+    image, coimage, scalar = tensors
+    assert image is not None
+    assert scalar is not None
+    return View(image.to(like), None if coimage is None else coimage.to(like), scalar.to(like))
 
 
 def _tensors(one: View) -> list[Tensor | None]:
