@@ -74,17 +74,17 @@ class Chain:
 
     def decide(self, observation: Observation, state: ChainState) -> tuple[Decision, ChainState]:
         """Return the members' merged decision and their next states."""
-        merged: Decision | None = None
         name, states = self.name, []
-        for member, memory in zip(self.members, state.members, strict=True):
-            if merged is not None and hasattr(member, "refine"):
+        merged, memory = self.members[0].decide(observation, state.members[0])
+        states.append(memory)
+        for member, memory in zip(self.members[1:], state.members[1:], strict=True):
+            if hasattr(member, "refine"):
                 part, memory = member.refine(observation, merged, memory)
             else:
                 part, memory = member.decide(observation, memory)
             states.append(memory)
-            merged = part if merged is None else merge(merged, part, name)
-        if merged is None:
-            raise AssertionError("a chain has at least one member")
+            if part is not NOTHING:
+                merged = merge(merged, part, name)
         return _renamed(merged, name), ChainState(tuple(states))
 
 
@@ -124,8 +124,8 @@ def merge(decision: Decision, part: Decision, name: str | None = None) -> Decisi
         decision.policy if name is None else name,
         reason,
         _merge_knobs(decision.knobs, part.knobs) if part.knobs else decision.knobs,
-        _merge_pairs(decision.init_scale, part.init_scale),
-        _merge_pairs(decision.weight_scale, part.weight_scale),
+        _merge_pairs(decision.init_scale, part.init_scale) if part.init_scale else decision.init_scale,
+        _merge_pairs(decision.weight_scale, part.weight_scale) if part.weight_scale else decision.weight_scale,
         decision.warmup_ended or part.warmup_ended,
         decision.cooldown_started or part.cooldown_started,
         decision.rollback or part.rollback,
@@ -154,22 +154,28 @@ def _renamed(decision: Decision, name: str) -> Decision:
 
 
 def _merge_knobs(first: tuple[Knobs, ...], second: tuple[Knobs, ...]) -> tuple[Knobs, ...]:
+    if len(first) == len(second) == 1 and first[0].group == second[0].group:  # the usual case
+        return (_over(first[0], second[0]),)
     groups = {knobs.group: knobs for knobs in first}
     for knobs in second:
         earlier = groups.get(knobs.group)
-        if earlier is not None and (
-            knobs.lr is None or (knobs.weight_decay is None and earlier.weight_decay is not None)
-        ):
-            knobs = Knobs(
-                knobs.group,
-                earlier.lr if knobs.lr is None else knobs.lr,
-                earlier.weight_decay if knobs.weight_decay is None else knobs.weight_decay,
-            )
+        if earlier is not None:
+            knobs = _over(earlier, knobs)
         groups[knobs.group] = knobs
     return tuple(groups.values())
+
+
+def _over(earlier: Knobs, knobs: Knobs) -> Knobs:
+    """Return ``knobs``, with what they leave alone from ``earlier``."""
+    lr, weight_decay = knobs.lr, knobs.weight_decay
+    if lr is not None and (weight_decay is not None or earlier.weight_decay is None):
+        return knobs
+    return Knobs(
+        knobs.group, earlier.lr if lr is None else lr, earlier.weight_decay if weight_decay is None else weight_decay
+    )
 
 
 def _merge_pairs(
     first: tuple[tuple[str, float], ...], second: tuple[tuple[str, float], ...]
 ) -> tuple[tuple[str, float], ...]:
-    return tuple({**dict(first), **dict(second)}.items()) if second else first
+    return tuple({**dict(first), **dict(second)}.items())
