@@ -10,7 +10,7 @@ from lipadvisor.modules.attention import DotProductAttention, L2Attention, Scale
 from lipadvisor.modules.blocks import DropPath, FeedForward, Residual, ResNetBlock, TransformerBlock
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant, Kind
-from lipadvisor.modules.cures import apply_cures
+from lipadvisor.modules.cures import Cured, apply_cures
 from lipadvisor.modules.diagnosis import Finding
 from lipadvisor.modules.examine import Audit, audit
 from lipadvisor.modules.initialization import InitPlan, Undo, dead_zone_rescue, depth_scaled, lsuv, spectral
@@ -25,6 +25,7 @@ __all__ = [
     "CenterNorm",
     "Composition",
     "Constant",
+    "Cured",
     "DotProductAttention",
     "DropPath",
     "Entry",

@@ -19,7 +19,8 @@ __all__ = ["Finding", "diagnose", "post_norms", "stream", "trunk"]
 
 QUERIES = ("q", "query", "q_proj", "q_lin", "to_q", "wq")
 KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
-PACKED = ("c_attn", "qkv", "in_proj", "query_key_value")  # queries, keys and values in one weight
+INTERLEAVED = ("query_key_value",)  # in one weight, head by head
+PACKED = ("c_attn", "qkv", "Wqkv", "qkv_proj", "in_proj", *INTERLEAVED)  # queries, keys and values in one weight
 
 SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 3 (heads tied to a table apart)
 OUTPUT_OUTLIER = 1.0  # times min(1, median output rms), or a larger output than input: else it does no harm

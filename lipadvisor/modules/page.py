@@ -109,12 +109,27 @@ def _without(audit: Audit) -> str:
     return f"{len(names)}: {', '.join(names[:3])}{more}; their rows say why" if names else ""
 
 
+def what_to_do(audit: Audit) -> list[str]:
+    """Return how the findings' cures are applied, a line each; empty without findings."""
+    warmups = [finding for finding in audit.findings if finding.cure.startswith("warmup")]
+    lines = []
+    if len(warmups) < len(audit.findings):
+        lines = [
+            "to cure: undo = lipadvisor.modules.apply_cures(model, lipadvisor.audit(model, batch).findings, batch)",
+            "         before training; it audits again after each round until nothing is left, undo() takes all back",
+        ]
+    return lines + [
+        f"to cure: let the learning rate rise over at least {f.value:.0f} steps" for f in warmups if f.value
+    ]
+
+
 def as_text(audit: Audit) -> str:
     """Return summary, alarms, advice and the table of modules as aligned text."""
     lines = [f"{key:20} {value}" for key, value in _summary(audit)]
     lines += ["", f"findings: {len(audit.findings) or 'none'}"]
     for f in audit.findings:
         lines += [f"  ! {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
+    lines += [f"  {line}" for line in what_to_do(audit)]
     lines += ["", "advice:"]
     for f in audit.advice:
         lines += [f"  - {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
@@ -139,7 +154,9 @@ _FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{
 <tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
 {% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
 <td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
-</table>{% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
+</table>
+<p>{% for line in to_do %}<code>{{ line }}</code><br>{% endfor %}</p>
+{% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
 <h3>Gain along depth</h3>{{ picture | safe }}
 <h3>Advice</h3><table>
 <tr><th>about</th><th>module</th><th>advice</th><th>reason</th><th>source</th></tr>
@@ -184,6 +201,7 @@ def fragment(audit: Audit) -> str:
         summary=_summary(audit),
         findings=audit.findings,
         advice=audit.advice,
+        to_do=what_to_do(audit),
         picture=_svg(gain_along_depth(audit)),
         titles=[title for _, title in _COLUMNS],
         rows=rows,

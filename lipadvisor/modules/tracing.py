@@ -183,8 +183,8 @@ class _Export(fx.Interpreter):
         if name == "broadcast_tensors":  # the results side by side; an entry that is repeated r times gains sqrt(r)
             inside = [part for part in node.all_input_nodes if part in self.place]
             spread = max(result[0].numel(), 1)
-            logs = tuple(0.5 * math.log(spread / max(self.env[part].numel(), 1)) for part in inside)
-            return self._add(Join(tuple(self.place[part] for part in inside), logs, concat=True, name=node.name))
+            repeats = tuple(0.5 * math.log(spread / max(self.env[part].numel(), 1)) for part in inside)
+            return self._add(Join(tuple(self.place[part] for part in inside), repeats, concat=True, name=node.name))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         found = gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
         inputs, logs = [], []
