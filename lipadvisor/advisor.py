@@ -42,7 +42,7 @@ from lipadvisor.policies import (
     restore_state,
 )
 from lipadvisor.prediction import HORIZONS, Prediction
-from lipadvisor.probe import Probe
+from lipadvisor.probe import NoiseReport, Probe
 from lipadvisor.record import extra_columns, initial_columns, layer_bands
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
 from lipadvisor.terms import Terms
@@ -80,6 +80,10 @@ class Advisor:
         seed: of the advisor's own generator; no global random state is touched.
         include: globs of layer names to measure.
         exclude: globs of layer names to leave out.
+        independent_samples: whether each sample's gradient is its own; ``None`` finds out (BatchNorm in training mode
+            couples them: the noise is then measured from successive steps).
+        population: rows that the batches are drawn from without replacement, or the training ``DataLoader``: their
+            noise is smaller by ``1 - M/N``. ``None`` for independent draws.
         out: directory to store the trajectory in while training goes on; read it back with ``lipadvisor.load_run``.
         sink: receives the trajectory's rows in batches, instead of ``out``.
         record_limit: rows of each table kept in memory; ``None`` keeps all.
@@ -106,6 +110,8 @@ class Advisor:
         seed: int = 0,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        independent_samples: bool | None = None,
+        population: int | torch.utils.data.DataLoader[Any] | None = None,
         out: str | os.PathLike[str] | None = None,
         sink: Sink | None = None,
         record_limit: int | None = None,
@@ -131,6 +137,8 @@ class Advisor:
             include=tuple(include),
             exclude=tuple(exclude),
             seed=seed,
+            independent_samples=independent_samples,
+            population=population,
         )
         self._applier = Applier(optimizer, {layer.name: layer.weight for layer in self._probe.layers}, mode)
         if snapshot_every == "auto":
@@ -274,6 +282,11 @@ class Advisor:
     def steps(self) -> int:
         """Optimizer steps taken under this advisor."""
         return self._step
+
+    @property
+    def noise(self) -> NoiseReport:
+        """How the gradient noise was measured last, and what its checks said so far."""
+        return self._probe.noise
 
     @property
     def skipped_layers(self) -> tuple[tuple[str, str], ...]:

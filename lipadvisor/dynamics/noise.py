@@ -47,16 +47,25 @@ def batches_of(terms: Terms, batch_size: int, population: int | None = None) -> 
     """Return the measurement with the noise that batches of another size would have.
 
     Args:
-        terms: its noise belongs to means of ``terms.batch_size`` independent samples ([D] Prop 5: ``1 / M``).
+        terms: its noise belongs to means of ``terms.batch_size`` samples ([D] Prop 5: ``1 / M``), independent ones
+            or, where ``terms.population`` says so, of a finite population.
         batch_size: samples of the batches in question.
         population: rows they are drawn from without replacement; None for independent draws.
 
     Raises:
-        ValueError: ``batch_size`` or ``population`` is out of range.
+        ValueError: ``batch_size`` or ``population`` is out of range, or the measured batches were the whole
+            population: they have no noise to scale.
     """
     if batch_size < 1:
         raise ValueError(f"batches_of(batch_size=...) must be at least 1, got {batch_size!r}.")
     factor = terms.batch_size / batch_size
+    if terms.population is not None:
+        if terms.batch_size >= terms.population:
+            raise ValueError(
+                f"batches_of(terms=...) must be of batches smaller than their population, got {terms.batch_size} of "
+                f"{terms.population}."
+            )
+        factor /= finite_population(terms.batch_size, terms.population)
     if population is not None:
         factor *= finite_population(batch_size, population)
     return replace(
@@ -64,4 +73,5 @@ def batches_of(terms: Terms, batch_size: int, population: int | None = None) -> 
         noise_LL=terms.noise_LL * factor,
         noise_curvature_L=terms.noise_curvature_L * factor,
         batch_size=batch_size,
+        population=population,
     )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
 from lipadvisor.probe import optimizers
@@ -30,6 +31,7 @@ from lipadvisor.probe.gradients import GradientNotes, View, applied_gradient, no
 from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
+from lipadvisor.probe.population import population_of
 from lipadvisor.probe.record import Readings, noise_covariance
 from lipadvisor.terms import Array
 
@@ -39,18 +41,19 @@ CHECK_EVERY = 4  # measurements between two comparisons, once there have been en
 _log = logging.getLogger("lipadvisor")
 
 
-def check_noise_arguments(independent_samples: object, population: object) -> None:
-    """Check what a probe was told of its samples.
+def check_noise_arguments(independent_samples: object, population: int | DataLoader[Any] | None) -> int | None:
+    """Check what a probe was told of its samples; return the number of rows they are drawn from, if it is known.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    if independent_samples not in (None, True, False):
+    if independent_samples is not None and not isinstance(independent_samples, bool):
         raise ValueError(f"Probe(independent_samples=...) must be None, True or False, got {independent_samples!r}.")
-    if population is None:
-        return
-    if isinstance(population, bool) or not isinstance(population, int) or population < 1:
-        raise ValueError(f"Probe(population=...) must be an integer >= 1 or None, got {population!r}.")
+    if isinstance(population, DataLoader):
+        return population_of(population)
+    if population is not None and (isinstance(population, bool) or not isinstance(population, int) or population < 1):
+        raise ValueError(f"Probe(population=...) must be an integer >= 1, a DataLoader or None, got {population!r}.")
+    return population
 
 
 @dataclass(frozen=True, slots=True)

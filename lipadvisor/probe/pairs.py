@@ -4,8 +4,8 @@ A measured step projects its gradient on the top pairs of the weights it leaves 
 next step, measured or not, projects its own gradient on the same pairs. Half the square of the difference is an
 unbiased estimate of the variance but for the drift of the mean over one step (von Neumann 1941, the mean square
 successive difference); ``q`` of the difference is treated likewise. Each gradient carries its own preconditioner,
-the one that contains it. Batches drawn without replacement need no correction here: their negative correlation makes
-up for the smaller variance exactly, so that this, too, is the noise of independent draws.
+the one that contains it. Batches drawn without replacement need no correction here: inside an epoch their negative
+correlation makes up for the smaller variance exactly, so that this, too, is the noise of independent draws.
 
 Shapes: ``l`` layers of a pack, ``L`` of the model.
 """

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
 from lipadvisor.probe.capture import Capture
@@ -53,7 +54,7 @@ class Probe:
         seed: int = 0,
         example_input: Any = None,
         independent_samples: bool | None = None,
-        population: int | None = None,
+        population: int | DataLoader[Any] | None = None,
         conv_view: str = "operator",
         gains: bool = False,
         parameters: bool = False,
@@ -73,8 +74,8 @@ class Probe:
                 the model without gradients and in eval mode (a tuple as positional arguments).
             independent_samples: whether each sample's gradient is its own; None finds out (BatchNorm in training mode
                 couples them). Where it is not, the noise is measured from the differences of successive steps.
-            population: rows N that the batches of M are drawn from without replacement, >= 1: the noise is 1 - M/N
-                times that of independent draws. None for independent draws.
+            population: rows N that the batches of M are drawn from without replacement, >= 1, or the loader that does
+                it: the noise is 1 - M/N times that of independent draws. None for independent draws.
             conv_view: what a convolution's kernel is measured as: "operator", the true one on its real input size, or
                 "matrix", the kernel reshaped to (out, in x taps): another quantity, with kinds named "..._matrix".
             gains: measure the gains of normalisation layers too, beside the network's sum.
@@ -90,7 +91,7 @@ class Probe:
             raise ValueError(f"Probe(max_overhead=...) must be in (0, 1], got {max_overhead!r}.")
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"Probe(interval=...) must be an integer >= 1 or None, got {interval!r}.")
-        check_noise_arguments(independent_samples, population)
+        self._population = check_noise_arguments(independent_samples, population)
         self.level = level
         self.layers: tuple[TrackedLayer, ...]
         self.skipped: tuple[Skipped, ...]
@@ -108,7 +109,6 @@ class Probe:
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
         self._meter = NoiseMeter(model, optimizer, self._packs, self._capture, self._generator, independent_samples)
-        self._population = population
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
