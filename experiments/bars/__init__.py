@@ -57,6 +57,8 @@ BARS: dict[str, str] = {
     "divergence": "divergence",
     "scaling": "scaling",
     "cost": "cost",
+    "tracking": "tracking",
+    "levels": "levels",
     "overhead": "overhead",
 }
 
