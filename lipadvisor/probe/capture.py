@@ -11,7 +11,7 @@ that activation checkpointing runs again during the backward pass is still in it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +65,9 @@ class Capture:
             self._handles.append(self.root.register_forward_pre_hook(self._count, with_kwargs=True))
         for index, layer in enumerate(self.layers if layers else ()):
             for use in layer.uses:
+                enter = getattr(use, "enter", None)  # what must be noted before a call
+                if enter is not None:
+                    self._handles.append(use.module.register_forward_pre_hook(self._entering(enter)))
                 self._handles.append(use.module.register_forward_hook(self._hook(index, use), with_kwargs=True))
 
     def detach(self) -> None:
@@ -72,6 +75,14 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def finish(self) -> None:
+        """Work out what hangs on the weights, while these are still the ones that the calls saw."""
+        for calls in self.calls:
+            for call in calls:
+                finish = getattr(call.use, "finish", None)
+                if finish is not None and call.grad_B is not None:
+                    finish(call.kept, call.grad_B)
 
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
@@ -132,6 +143,13 @@ class Capture:
             self._round += 1
             self._graded = False
         return self._round
+
+    def _entering(self, enter: Callable[[], None]) -> Any:
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if not torch.compiler.is_compiling() and not self.asleep:
+                enter()
+
+        return before
 
     def _hook(self, index: int, use: Use) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lipadvisor.probe.kinds import Candidate, Options, Plain, Skipped, TrackedLayer, Use
+from lipadvisor.probe.kinds.attention import find_attention
 from lipadvisor.probe.kinds.convolution import find_convolution
 from lipadvisor.probe.kinds.convolution_matrix import find_convolution_matrix
 from lipadvisor.probe.kinds.embedding import find_embedding
@@ -22,7 +23,13 @@ from lipadvisor.probe.kinds.linear import find_linear
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
 Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
-FINDERS: tuple[Finder, ...] = (find_linear, find_convolution, find_convolution_matrix, find_embedding)
+FINDERS: tuple[Finder, ...] = (
+    find_linear,
+    find_convolution,
+    find_convolution_matrix,
+    find_embedding,
+    find_attention,
+)
 
 
 def find_layers(
@@ -101,7 +108,7 @@ class _Search:
     def list_the_rest(self, model: nn.Module) -> None:
         """List the parameters that no module's visit has taken up: biases as one, and vectors."""
         rest = [(name, p) for name, p in model.named_parameters() if id(p) not in self.seen and p.numel() > 0]
-        biases = [name for name, _ in rest if name.rsplit(".", 1)[-1].endswith("bias")]
+        biases = [name for name, _ in rest if "bias" in name.rsplit(".", 1)[-1]]
         for name, _ in rest:
             if name not in biases:
                 self.skipped.append(Skipped(name, "a vector that no known layer acts with"))

@@ -165,6 +165,7 @@ class Probe:
             self._meter.before_update(measured=self._armed is not None)
         if self._armed is not None:
             self._capture.detach()
+            self._capture.finish()
             self._unsettled = self._begin()
         self._spent_s += time.perf_counter() - started
 
