@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.grad import conv2d_input
 
 __all__ = ["DenseLayer", "ExactLayer", "exact_layer", "input_shapes", "optimizer_direction", "sample_gradients"]
 
@@ -57,7 +58,7 @@ class DenseLayer:
         for weight in weights:
             shape = self._convolve(zero, weight).shape
             rows.append(
-                torch.nn.grad.conv2d_input(
+                conv2d_input(
                     zero.shape,
                     weight,
                     u_M.reshape(shape),
@@ -139,7 +140,7 @@ def _form(U_MR: Tensor, s_R: Tensor, Vh_RN: Tensor, image_BM: Tensor, coimage_BN
 def sample_gradients(model: nn.Module, names: Sequence[str], x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Return each sample's gradient (B, ...) of the weights of the modules ``names``, in float64."""
     twin = copy.deepcopy(model).double()
-    weights = {f"{name}.weight": twin.get_submodule(name).weight.detach() for name in names}
+    weights = {f"{name}.weight": twin.get_parameter(f"{name}.weight").detach() for name in names}
     others = {name: p.detach() for name, p in twin.named_parameters() if name not in weights}
 
     def loss(at: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ and spread are shown.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.reproduce.images import Images, load_images
 from lipadvisor.probe import Probe
 from lipadvisor.terms import Array, Terms
+from lipadvisor.trajectory import read_json, write_json
 
 __all__ = ["run"]
 
@@ -57,15 +58,15 @@ class _Compared:
     def add(self, terms: Terms, exact: list[ExactLayer], before: list[ExactLayer] | None) -> None:
         """Take in one measured step."""
         for index, true in enumerate(exact):
-            found_kappa = terms.noise_curvature_L[index] / true.noise_curvature
-            self.errors["s_1"].append(abs(np.expm1(terms.log_norm_L[index] - true.log_norm)))
-            self.errors["lam"].append(abs(np.sqrt(terms.noise_LL[index, index] / true.noise) - 1.0))
-            self.errors["update_ratio"].append(abs(terms.update_ratio_L[index] / true.update_ratio - 1.0))
+            found_kappa = float(terms.noise_curvature_L[index]) / true.noise_curvature
+            self.errors["s_1"].append(float(abs(np.expm1(terms.log_norm_L[index] - true.log_norm))))
+            self.errors["lam"].append(float(abs(np.sqrt(terms.noise_LL[index, index] / true.noise) - 1.0)))
+            self.errors["update_ratio"].append(float(abs(terms.update_ratio_L[index] / true.update_ratio - 1.0)))
             if terms.kinds[index] == "linear":
                 self.errors["kappa"].append(abs(found_kappa - 1.0))
             else:
                 self.estimate.append(found_kappa)
-            self.gap.append(abs(terms.gap_L[index] - true.gap))
+            self.gap.append(abs(float(terms.gap_L[index]) - true.gap))
             self.flagged.append(terms.status_L[index] == "gap_limited")
             self.closest = min(self.closest, true.gap)
             self.crossings += before is not None and true.crossed(before[index])
@@ -98,7 +99,7 @@ class _Compared:
 
 
 def run(settings: BarSettings) -> Bar:
-    """Measure the bar on both networks, both optimizers and two intervals."""
+    """Measure the bar on both networks, both optimizers and two intervals. Finished trainings are kept."""
     images = load_images("digits")
     pooled, figures = _Compared(), {}
     for network in _NETWORKS:
@@ -106,7 +107,13 @@ def run(settings: BarSettings) -> Bar:
             for interval, steps in _STEPS.items():
                 key = f"{network} {name} every {interval}"
                 steps = min(steps, 6 * interval) if settings.quick else steps
-                compared = _follow(network, make, images, interval, steps, settings.seed)
+                kept = settings.out / "trainings" / f"{key.replace(' ', '_')}_{steps}_seed{settings.seed}.json"
+                if kept.exists():
+                    compared = _Compared(**read_json(kept))
+                else:
+                    compared = _follow(network, make, images, interval, steps, settings.seed)
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(kept, asdict(compared))
                 pooled.join(compared)
                 figures[key] = compared.figures()
                 settings.progress(f"{key}: " + ", ".join(f"{k} {v:.2g}" for k, v in figures[key].items()))
