@@ -26,6 +26,7 @@ __all__ = ["CHECK_PAIRS", "DISAGREE", "Differences", "Spread", "common_factor"]
 
 OFF = 0.05  # of a sum's size, the root of the sum of squares: mismatch that half precision may leave
 UNITY = 1e-3  # a factor this close to 1 is 1
+CANDIDATES = 64  # ratios that are tried
 HORIZON = 20  # pairs over which covariances of differences are averaged
 MIN_PAIRS = 4  # pairs from which on their average is used
 CHECK_PAIRS = 40  # pairs over which the two variances are compared
@@ -36,8 +37,8 @@ CHI_SQUARE_MEDIAN = 0.4549  # one degree of freedom
 def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple[float, NDArray[np.bool_]]:
     """Return the factor between captured sums and the gradient, and which layers agree with it.
 
-    The factor is the median over the layers of gradient over sum, weighted by how well the sum stands out of its
-    parts. Without any captured layer it is 1.
+    Of the layers' own ratios of gradient to sum, the factor is the one that most layers agree with; among equals,
+    those whose sum stands out of its parts. Without any captured layer, or any positive ratio, it is 1.
 
     Args:
         shares_L: ``sum_i u' x_i v`` over the captured samples.
@@ -51,15 +52,17 @@ def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple
     usable_L = np.isfinite(ratio_L) & np.isfinite(weight_L) & (weight_L > 0)
     if not usable_L.any():
         return 1.0, np.isfinite(shares_L) & (np.abs(gradient_L) <= OFF * np.abs(size_L))
-    order = np.argsort(ratio_L[usable_L])
-    ratio, weight = ratio_L[usable_L][order], weight_L[usable_L][order]
-    factor = float(ratio[np.searchsorted(np.cumsum(weight), 0.5 * weight.sum())])
-    if not factor > 0.0:
-        return 1.0, np.zeros(len(shares_L), dtype=np.bool_)
-    if abs(factor - 1.0) < UNITY:
-        factor = 1.0
-    allowed_L = OFF * (np.abs(gradient_L) + factor * size_L)
-    return factor, np.abs(gradient_L - factor * shares_L) <= allowed_L
+    candidates = ratio_L[usable_L & (ratio_L > 0.0)]
+    if len(candidates) > CANDIDATES:
+        candidates = np.quantile(candidates, np.linspace(0.0, 1.0, CANDIDATES), method="nearest")
+    best, most = 1.0, (-1, -1.0)
+    agreed_L = np.zeros(len(shares_L), dtype=np.bool_)
+    for factor in map(float, candidates):
+        own_L = np.abs(gradient_L - factor * shares_L) <= OFF * (np.abs(gradient_L) + factor * size_L)
+        standing = (int(own_L.sum()), float(weight_L[own_L & usable_L].sum()))
+        if standing > most:
+            best, most, agreed_L = factor, standing, own_L
+    return (1.0 if abs(best - 1.0) < UNITY else best), agreed_L
 
 
 @dataclass(slots=True)
