@@ -124,12 +124,14 @@ class Inspector:
 
     def _measure(self, loss_fn: Callable[..., Tensor], batch: Any, knobs: _ByGroup) -> tuple[Reading, ...]:
         self._mark = time.perf_counter()
+        parameters = trained_parameters(self._optimizer)
+        if any(hasattr(parameter, "placements") for parameter in parameters):
+            raise NotImplementedError("parameters sharded over devices (DTensor) cannot be inspected yet")
 
         def loss_of(part: Any) -> Tensor:
             return loss_fn() if part is None else _call(loss_fn, part)
 
         with untouched(self._model):
-            parameters = trained_parameters(self._optimizer)
             hessian = self._errors.guard(lambda: LossHessian(loss_of(batch), parameters))
             readings = self._curvature(hessian, knobs)
             if batch is not None:

@@ -269,3 +269,34 @@ def test_bad_arguments_are_refused() -> None:
             advisor.inspect(torch.ones(()))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="every"):
             advisor.inspect(lambda: torch.ones(()), every=0)
+
+
+def test_a_data_parallel_model_trains_on(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        ends = []
+        for looked in (False, True):
+            model = nn.parallel.DistributedDataParallel(network(noisy=True).eval())
+            optimizer = optimizer_of("momentum", model)
+            with shadow(model, optimizer, interval=1) as advisor:
+                look = (lambda x, y, a=advisor, m=model: a.inspect(loss_of(m), (x, y))) if looked else lambda x, y: None
+                train(model, optimizer, advisor, 4, look)
+                if looked:
+                    frame = advisor.trajectory.inspections
+            ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert torch.equal(*ends)
+        assert set(frame.status) <= {"ok", "too_few_points", "not_converged"}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_model_is_inspected_uncompiled() -> None:
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    x, y = next(batches(1))
+    optimizer = optimizer_of("momentum", model)
+    with shadow(model, optimizer) as advisor:
+        train(compiled, optimizer, advisor, 2)
+        found = advisor.inspect(loss_of(compiled), (x, y))
+    assert found is not None
+    assert found["sharpness"] == pytest.approx(float(torch.linalg.eigvalsh(dense_hessian(model, x, y))[-1]), rel=1e-3)

@@ -21,7 +21,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     The generators of torch (CPU and the model's GPUs), Python and numpy are put back; buffers (running statistics) are
     stand-ins meanwhile, so that not even their versions count on; attention runs on torch's plain kernel, the only one
-    that can be differentiated twice; compiled models run uncompiled. A generator of the caller's own is the caller's.
+    that can be differentiated twice; compiled models run uncompiled, data-parallel ones without reducing gradients. A
+    generator of the caller's own is the caller's.
     """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     own = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
@@ -31,6 +32,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for module in model.modules():
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                stack.enter_context(module.no_sync())
         if "torch._dynamo" in sys.modules:  # asking for the stance would import it, which takes a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
