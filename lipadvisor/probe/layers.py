@@ -19,6 +19,8 @@ from lipadvisor.probe.kinds.convolution import find_convolution
 from lipadvisor.probe.kinds.convolution_matrix import find_convolution_matrix
 from lipadvisor.probe.kinds.embedding import find_embedding
 from lipadvisor.probe.kinds.linear import find_linear
+from lipadvisor.probe.kinds.normalization import find_normalization
+from lipadvisor.probe.kinds.parameter import find_parameters
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
@@ -29,6 +31,8 @@ FINDERS: tuple[Finder, ...] = (
     find_convolution_matrix,
     find_embedding,
     find_attention,
+    find_normalization,
+    find_parameters,  # what none of those above knows
 )
 
 
@@ -89,13 +93,12 @@ class _Search:
 
     def visit(self, name: str, module: nn.Module) -> None:
         """Take up or list what ``module`` itself holds."""
-        own = [p for key, p in module.named_parameters(recurse=False) if _is_weight(p)]
-        if id(module) in self.claimed or not (own or _parametrized(module)):
+        if id(module) in self.claimed:
             return
-        found = next((found for find in FINDERS if (found := find(module, self.options)) is not None), None)
-        if found is None:
-            found = f"{type(module).__name__} is not supported"
+        found = next((found for find in FINDERS if (found := find(module, self.options)) is not None), ())
         if isinstance(found, str):
+            own = [p for key, p in module.named_parameters(recurse=False) if "bias" not in key]
+            own = [p for p in own if p.dim() >= 2] or own  # vectors beside matrices are listed by themselves
             self._leave(name, found, own)
             self.unknown.update(id(p) for p in own)
             return
@@ -117,13 +120,13 @@ class _Search:
 
     def _take(self, label: str, candidate: Candidate, owner: nn.Module) -> None:
         """Measure a weight, or list it with what stands in the way."""
-        source = _source(owner, candidate.key)
+        source = _source(owner, candidate)
         if isinstance(source, str):
             self._leave(label, source, ())
             return
         weight = source.weight
         self.seen.add(id(weight))
-        place = (id(weight), candidate.suffix)
+        place = (id(weight), None if candidate.rows is None else candidate.rows.start)
         self.uses.setdefault(place, []).append(candidate.use)
         known = self.layers.get(place)
         if known is not None:
@@ -135,7 +138,7 @@ class _Search:
             return
         self.layers[place] = TrackedLayer(
             label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, candidate.form, source,
-            (), candidate.composition, rows=candidate.rows,
+            (), candidate.composition, rows=candidate.rows, decays=candidate.decays,
         )  # fmt: skip
 
     def found(self) -> tuple[TrackedLayer, ...]:
@@ -163,12 +166,12 @@ class _Search:
         self.seen.update(id(p) for p in parameters)
 
 
-def _source(owner: nn.Module, key: str) -> Plain | str:
+def _source(owner: nn.Module, candidate: Candidate) -> Plain | str:
     """Return where a weight's values are, or why that is not known."""
-    weight = owner._parameters.get(key)
+    weight = owner._parameters.get(candidate.key)
     if weight is None:
         return "its weight is parametrized"
-    return Plain(weight)
+    return Plain(weight) if candidate.source is None else candidate.source(weight)
 
 
 def _shared(layer: TrackedLayer, label: str, candidate: Candidate) -> TrackedLayer:
@@ -178,15 +181,6 @@ def _shared(layer: TrackedLayer, label: str, candidate: Candidate) -> TrackedLay
         kind, shape, form = candidate.kind, candidate.shape, candidate.form
         return replace(layer, kind=kind, shape=shape, form=form, composition=candidate.composition, shared=shared)
     return replace(layer, shared=shared)
-
-
-def _is_weight(parameter: nn.Parameter) -> bool:
-    """Whether a parameter has a norm of its own (a lazy one will have)."""
-    return isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.dim() >= 2
-
-
-def _parametrized(module: nn.Module) -> bool:
-    return torch.nn.utils.parametrize.is_parametrized(module)
 
 
 def _matches(label: str, globs: tuple[str, ...]) -> bool:

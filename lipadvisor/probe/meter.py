@@ -117,9 +117,17 @@ class NoiseMeter:
         self._opened_variance_L: Array | None = None
         self._differences, self._spread = Differences(), Spread()
         self._usable = True  # whether the samples of the last measured step could be used
+        beside = {i: layer.composition == 0.0 for p in packs for i, layer in zip(p.indices, p.layers, strict=True)}
+        self._beside_L = np.array([beside[index] for index in sorted(beside)], dtype=np.bool_)  # the network's sum
+        self._gaps = False  # layers beside the sum had no samples: differences fill in for them alone
         self._method, self._factor, self._measured = "none", 1.0, 0
         self._unmatched = dict.fromkeys(self._names.values(), 0)
         self._said: set[str] = set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether the step under way is the second of a pair."""
+        return self._pair is not None
 
     @property
     def wants_samples(self) -> bool:
@@ -183,7 +191,7 @@ class NoiseMeter:
         """Return what the noise does to each pack, and a table of each pack with the columns of ``record.NOISE``."""
         assert self._notes is not None
         own = self._own_batches()
-        by_pairs = self._by_pairs
+        by_pairs = self._by_pairs or self._gaps
         opens = by_pairs or self._spread.pairs < CHECK_PAIRS or self._measured % CHECK_EVERY == 0
         self._measured += 1
         pair, self._pair = self._pair, None
@@ -267,9 +275,10 @@ class NoiseMeter:
         sound_L = np.isfinite(gradient_L)
         known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & np.isfinite(curvature_L)
         if sound_L.any():
-            self._usable = bool((known_L | ~sound_L).all())
+            self._usable = bool((known_L | ~sound_L | self._beside_L).all())
+            self._gaps = bool((sound_L & ~known_L & self._beside_L).any())
             if self._captured and not self._coupled:
-                self._count(sound_L & ~agreed_L)
+                self._count(sound_L & ~agreed_L & np.isfinite(columns["share"]))
         self._opened_variance_L = np.diag(noise_LL).copy() if self._captured and self._usable else None
         doubts: list[Status | None] = [None] * len(gradient_L)
         self._method = "samples"
@@ -285,6 +294,15 @@ class NoiseMeter:
                 doubts = [Status.TOO_FEW_POINTS] * len(doubts)
         elif not self._usable:
             doubts = [None if known else Status.UNCALIBRATED for known in known_L | ~sound_L]
+        elif self._gaps:
+            gap_L = sound_L & ~known_L
+            filled = self._differences if self._differences.enough else Differences()
+            noise_LL, curvature_L = noise_LL.copy(), curvature_L.copy()
+            across_LL = gap_L[:, None] | gap_L[None, :]
+            noise_LL[across_LL] = np.nan if filled.noise_LL is None else filled.noise_LL[across_LL]
+            curvature_L[gap_L] = np.nan if filled.curvature_L is None else filled.curvature_L[gap_L]
+            missing_L = gap_L & ~np.isfinite(np.diag(noise_LL))
+            doubts = [Status.NOT_MEASURED if missing else None for missing in missing_L]
         return replace(readings, columns=columns | {"noise_curvature": curvature_L}, noise_LL=noise_LL), tuple(doubts)
 
     def _compare(self, columns: Mapping[str, Array]) -> None:
@@ -348,6 +366,7 @@ class NoiseMeter:
             "curvature": None if differences.curvature_L is None else differences.curvature_L.tolist(),
             "spread": self._spread.state_dict(),
             "usable": self._usable,
+            "gaps": self._gaps,
             "coupled": list(self._coupled),
             "measured": self._measured,
             "samples": self.samples,
@@ -366,6 +385,7 @@ class NoiseMeter:
             None if curvature is None else np.array(curvature, dtype=np.float64),
         )
         self._spread.load_state_dict(state["spread"])
+        self._gaps = bool(state.get("gaps", False))
         self._usable, self._coupled = bool(state["usable"]), tuple(state["coupled"])
         self._measured, self.samples = int(state["measured"]), int(state["samples"])
         self._unmatched = {name: int(count) for name, count in state["unmatched"].items()}

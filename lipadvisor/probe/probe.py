@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
 from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.compiled import EagerStep, bare, eagerly, is_compiled
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
 from lipadvisor.probe.meter import NoiseMeter, NoiseReport, check_noise_arguments
@@ -95,10 +96,11 @@ class Probe:
         self.level = level
         self.layers: tuple[TrackedLayer, ...]
         self.skipped: tuple[Skipped, ...]
+        self._model = bare(model)
         self.layers, self.skipped = find_layers(
-            model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
+            self._model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
         )
-        self._model = model
+        self._eager, self._compiled, self._blind = EagerStep(), is_compiled(model), False
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
         self._packs = make_packs(self.layers, self._generator)
@@ -108,14 +110,16 @@ class Probe:
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
-        self._meter = NoiseMeter(model, optimizer, self._packs, self._capture, self._generator, independent_samples)
+        self._meter = NoiseMeter(
+            self._model, optimizer, self._packs, self._capture, self._generator, independent_samples
+        )
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
-            self._trace(model, example_input if isinstance(example_input, tuple) else (example_input,), {})
+            self._trace(self._model, example_input if isinstance(example_input, tuple) else (example_input,), {})
 
     @property
     def overhead(self) -> float:
@@ -152,10 +156,36 @@ class Probe:
         self._capture.spent_s = 0.0
         if self.level == "full" or any(pack.operator is None for pack in self._packs):
             unsettled = any(pack.operator is None for pack in self._packs)
-            self._capture.attach(layers=unsettled or self._meter.wants_samples)
+            if unsettled and self._blind:
+                self._eager.begin()
+            wanted = unsettled or (self._meter.wants_samples and not self._compiled)
+            self._capture.attach(layers=wanted)
         else:
             self._capture.clear()
         self._spent_s += time.perf_counter() - self._armed_at
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do in the step under way: it is not measured, and no pair of steps is open."""
+        return self._armed is None and not self._meter.pending
+
+    def pass_over(self, step: int, since: float) -> bool:
+        """Account for the idle step number ``step``, instead of the four calls below, and arm the next one.
+
+        Args:
+            step: the step that was taken.
+            since: reading of ``time.perf_counter`` at which the caller's own work began: it is counted as cost.
+
+        Returns:
+            Whether the next step is idle, too.
+        """
+        self._updates += 1
+        now = time.perf_counter()
+        self._budget.spend(step, now - self._armed_at, now - since, False)
+        self._armed_at = now
+        if self._budget.due(step + 1):
+            return not self.arm(step + 1)
         return True
 
     def before_update(self) -> None:
@@ -184,7 +214,10 @@ class Probe:
             self._spent_s += time.perf_counter() - started
             return
         self._strides.knobs = tuple(
-            (float(lr_by_group.get(layer.group, 0.0)), float(weight_decay_by_group.get(layer.group, 0.0)))
+            (
+                float(lr_by_group.get(layer.group, 0.0)),
+                float(weight_decay_by_group.get(layer.group, 0.0)) if layer.decays else 0.0,
+            )
             for layer in self.layers
         )
         with torch.no_grad():
@@ -239,6 +272,7 @@ class Probe:
 
     def close(self) -> None:
         """Take the hooks out and forget what was captured."""
+        self._eager.end()
         self._capture.detach()
         self._capture.clear()
         self._armed, self._values_LC = None, None
@@ -253,7 +287,7 @@ class Probe:
         try:
             sizes.attach()
             model.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly(model):
                 model(*arguments, **keywords)
         finally:
             sizes.detach()

@@ -10,6 +10,7 @@ from lipadvisor.spectra.curvature import (
     Resolvent,
     curvature_form,
 )
+from lipadvisor.spectra.diagonal import DiagonalOperator
 from lipadvisor.spectra.linear import LinearOperator
 from lipadvisor.spectra.operator import LayerOperator
 
@@ -18,6 +19,7 @@ __all__ = [
     "Conv2dOperator",
     "ConvGeometry",
     "ConvOperator",
+    "DiagonalOperator",
     "FlatResolvent",
     "GramResolvent",
     "LayerOperator",

@@ -73,6 +73,9 @@ def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int =
     """
     count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
+    direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
+    if direct is not None:
+        return TrackedBlock(*direct(kernel, count), complete)
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
         q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
     else:

@@ -15,7 +15,7 @@ Shapes: ``B`` samples, ``T`` places in a sample, ``M`` outputs, ``N`` inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,6 +98,21 @@ class Use(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Plain:
+    """A parameter that acts as it is."""
+
+    weight: nn.Parameter
+
+    def value(self) -> Tensor:
+        """Return the parameter, detached."""
+        return self.weight.detach()
+
+    def versions(self) -> tuple[int, ...]:
+        """Return the parameter's version counter."""
+        return (self.weight._version,)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What the caller chose of what there is to measure; see :class:`lipadvisor.probe.Probe`.
 
@@ -133,6 +148,8 @@ class Candidate:
         suffix: appended to the module's name where it has several weights.
         rows: of the parameter that are the weight; None for all.
         owner: the module that holds the parameter, where that is a part of the one that acts with it.
+        decays: whether decoupled weight decay shrinks it; where not, whatever decay there is counts as update.
+        source: makes the source of the parameter.
     """
 
     key: str
@@ -144,6 +161,8 @@ class Candidate:
     suffix: str = ""
     rows: slice | None = None
     owner: nn.Module | None = None
+    decays: bool = True
+    source: Callable[[nn.Parameter], Plain] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +190,7 @@ class TrackedLayer:
         composition: dZ / d log_norm; 0 for what is measured beside the network's sum.
         shared: names of the other modules that act with the same weight.
         rows: of the parameter that are the weight; None for all.
+        decays: whether decoupled weight decay shrinks it; where not, whatever decay there is counts as update.
     """
 
     name: str
@@ -185,6 +205,7 @@ class TrackedLayer:
     composition: float = 1.0
     shared: tuple[str, ...] = ()
     rows: slice | None = None
+    decays: bool = True
 
     @property
     def flat(self) -> bool:
@@ -212,21 +233,6 @@ class TrackedLayer:
             input_shape: shape of one batch of inputs, (B, C, ...) for a convolution.
         """
         return self.form.operator(input_shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A parameter that acts as it is."""
-
-    weight: nn.Parameter
-
-    def value(self) -> Tensor:
-        """Return the parameter, detached."""
-        return self.weight.detach()
-
-    def versions(self) -> tuple[int, ...]:
-        """Return the parameter's version counter."""
-        return (self.weight._version,)
 
 
 def wide(x: Tensor) -> Tensor:
