@@ -1,7 +1,7 @@
 """Twelve guesses of the drift: moving averages of ``x (tau + tau_c)^p``.
 
-The drift per unit of ``tau`` decays like ``tau^-p``: ``p`` near 1 under SGD, near 1/2 under AdamW. Each expert has
-one ``p`` and one smoothing; it carries its average on along the planned ``tau``.
+The drift per unit of ``tau`` decays like ``tau^-p``: after the first rise ``p`` is near 1, later above it, while the
+loss runs out. Each expert has one ``p`` and one smoothing; it carries its average on along the planned ``tau``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lipadvisor.terms import Array
 
 __all__ = ["POWERS", "POWER_E", "SMOOTHINGS", "Experts", "power_integrals"]
 
-POWERS = (0.0, 0.5, 1.0)
+POWERS = (0.0, 1.0, 2.0)
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3)
 POWER_E = np.repeat(np.arange(len(POWERS)), len(SMOOTHINGS))  # index of the power of each expert
 _SMOOTHING_E = np.tile(np.array(SMOOTHINGS), len(POWERS))
 
 
 def power_integrals(start_S: Array, end_S: Array) -> Array:
-    """Return the integral of ``u^-p`` from ``start`` to ``end`` for ``p`` in 0, 1/2, 1.
+    """Return the integral of ``u^-p`` from ``start`` to ``end`` for ``p`` in 0, 1, 2.
 
     Args:
         start_S: ``tau + tau_c`` at the start, > 0 wherever ``end`` differs; any shape.
@@ -34,9 +34,9 @@ def power_integrals(start_S: Array, end_S: Array) -> Array:
     """
     step = end_S - start_S
     safe = np.where(start_S > 0.0, start_S, 1.0)
-    root = step / (np.sqrt(safe) + np.sqrt(end_S)) * 2.0  # 2 (sqrt(end) - sqrt(start)) without cancellation
+    share = step / safe
     integrals = np.empty((len(POWERS), *step.shape))
-    integrals[0], integrals[1], integrals[2] = step, root, np.log1p(step / safe)
+    integrals[0], integrals[1], integrals[2] = step, np.log1p(share), share / (safe + step)
     return integrals
 
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.experts import POWER_E, SMOOTHINGS, Experts, power_integrals
+from lipadvisor.forecast.guard import UpdateRatio
 from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
+from lipadvisor.forecast.rebound import rebound
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.tracker import HorizonTracker, Made, Present, raw_variance
 from lipadvisor.policies import Band, Status
@@ -30,10 +32,9 @@ _REFUSE_RATIO, _WARN_RATIO = 0.15, 0.08  # of the predicted relative update, s_1
 _CHANGE, _CHANGE_WIDENS = float(np.log(1.5)), 1.3  # bands across a change of lr beyond 1.5x are that much wider
 
 
-def _prior(optimizer: str) -> Array:
-    """Return the experts' mild prior: powers 1/2 and 1 under SGD and AdamW are what runs show (``POWER_E`` order)."""
-    by_power = {"sgd": (0.5, 1.0, 2.0), "adam": (0.5, 2.0, 1.0), "adamw": (0.5, 2.0, 1.0)}
-    prior_E = np.array(by_power.get(optimizer, (1.0, 1.0, 1.0)))[POWER_E]
+def _prior() -> Array:
+    """Return the experts' mild prior, in ``POWER_E`` order: the drift fades, as it does in runs of every optimizer."""
+    prior_E = np.array((0.1, 2.0, 1.0))[POWER_E]
     return np.asarray(prior_E / prior_E.sum())
 
 
@@ -43,7 +44,7 @@ class Forecaster:
     Args:
         names: the layers, in the order of the measurements.
         composition_L: weight of each layer in the network's log-norm; later measurements bring their own.
-        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``, or anything else for "no memory, no prior".
+        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``, or anything else for "no memory".
         momentum: coefficient of the first moment, in [0, 1).
         horizons: steps ahead at which forecasts are scored and bands given; ascending, at least 1.
 
@@ -76,7 +77,7 @@ class Forecaster:
         self._lr_L: Array = np.zeros(count)
         self._weight_decay_L: Array = np.zeros(count)
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
-        self._ratio_L: Array = np.zeros(count)
+        self._ratio = UpdateRatio(count)
         self._noise_S: Array = np.zeros(series)
         self._noise_mass_S: Array = np.zeros(series)
         self._residual_S: Array = np.zeros(series)
@@ -85,7 +86,7 @@ class Forecaster:
         self._slope_mass_GS: Array = np.zeros((len(SMOOTHINGS), series))
         self._motion = Motion(series)
         self._experts = Experts(series)
-        prior_E = _prior(optimizer)
+        prior_E = _prior()
         self._trackers = tuple(HorizonTracker(h, prior_E, series, optimizer, momentum) for h in self.horizons)
 
     @property
@@ -115,7 +116,7 @@ class Forecaster:
         self._learn_slopes(interval)
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
         self._composition_L = terms.composition_L.copy()
-        self._ratio_L = np.where(np.isfinite(terms.update_ratio_L), terms.update_ratio_L, self._ratio_L)
+        self._ratio.update(terms.update_ratio_L, max(1.0, float(interval.steps_S.max())))
         self.updates += int(interval.valid_S.any())
         self._track()
 
@@ -146,6 +147,8 @@ class Forecaster:
             gap * log_decay_S + np.cumsum(future.log_decay_hS, axis=0),
             gap * lr_S**2 + np.cumsum(future.lr_hS**2, axis=0),
         )
+        clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
+        mean_hS = mean_hS + rebound(log_decay_S - future.log_decay_hS, self._motion.clock + clock_h)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
         std_hS = np.maximum.accumulate(std_hS, axis=0)
         half_hS = np.maximum.accumulate(std_hS * quantile_hS, axis=0)
@@ -165,7 +168,7 @@ class Forecaster:
         )
         std_H = np.maximum.accumulate(std_HS[:, -1])
         half_H = np.maximum.accumulate(std_H * quantile_HS[:, -1])
-        ratio = float(np.max(self._ratio_L * self._lr_L))
+        ratio = float(np.max(self._ratio.last_L * self._lr_L))
         bands = []
         for horizon, mean, std, half in zip(self.horizons, mean_HS[:, -1], std_H, half_H, strict=True):
             status = self._judge(ratio, horizon, bool(np.isfinite(mean)))
@@ -209,6 +212,7 @@ class Forecaster:
         state |= {name: getattr(self, name).copy() for name in _ARRAYS}
         state["motion"] = self._motion.state_dict()
         state["experts"] = self._experts.state_dict()
+        state["ratio"] = self._ratio.state_dict()
         state["trackers"] = [tracker.state_dict() for tracker in self._trackers]
         return state
 
@@ -226,6 +230,7 @@ class Forecaster:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._motion.load_state_dict(state["motion"])
         self._experts.load_state_dict(state["experts"])
+        self._ratio.load_state_dict(state["ratio"])
         for tracker, saved in zip(self._trackers, state["trackers"], strict=True):
             tracker.load_state_dict(saved)
 
@@ -240,7 +245,7 @@ class Forecaster:
         gain_S = _NOISE_GAIN * good_S
         self._noise_S += gain_S * (noise_S - self._noise_S)
         self._noise_mass_S += gain_S * (1.0 - self._noise_mass_S)
-        if self.updates < 1:
+        if self.updates < 1 or (self._noise_mass_S > 0.0).all():
             return
         integral_PS = power_integrals(interval.start_S, np.where(moving_S, interval.end_S, interval.start_S))
         first_PS, _ = self._trackers[0].moments(self._experts.values_ES())
@@ -339,7 +344,7 @@ class Forecaster:
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
-        ratio_L = self._ratio_L * future.lr_hS[:, :-1].max(axis=0)
+        ratio_L = self._ratio.planned_L(self._lr_L, future.lr_hS[:, :-1].max(axis=0))
         worst = int(np.argmax(ratio_L))
         ratio = float(ratio_L[worst])
         status = self._judge(ratio, horizon, finite)
@@ -381,6 +386,6 @@ def _blend(values_H: Array, low_h: np.ndarray[Any, np.dtype[np.intp]], share_h: 
 
 _SMOOTHING_G = np.array(SMOOTHINGS)
 _ARRAYS = (
-    *("_lr_L", "_weight_decay_L", "_composition_L", "_ratio_L", "_noise_S", "_noise_mass_S"),
+    *("_lr_L", "_weight_decay_L", "_composition_L", "_noise_S", "_noise_mass_S"),
     *("_residual_S", "_residual_mass_S", "_slope_GS", "_slope_mass_GS"),
 )

@@ -1,19 +1,67 @@
-"""The guard on a plan where the loss's curvature is known: how close a learning rate is to an expanding update map.
+"""The guards on a plan: by the relative update, which is always measured, and by the loss's curvature, where known.
 
-The relative update, by which every forecast judges its plan, sees a jump to an unstable rate late or not at all when
-gradients are small. The largest eigenvalue of ``P H`` (preconditioner times Hessian) sees it before: the map expands
-where ``lr * eigenvalue`` passes the optimizer's limit, 2 for SGD, 3.8 with momentum .9, 38 for Adam.
+A layer that one step moves by a good part of its own norm is about to break. For a rate above the present one the
+average relative update of the last hundred steps counts: what one batch does says little of what the batches after a
+jump will do.
+
+The relative update sees a jump to an unstable rate late when gradients are small. The largest eigenvalue of ``P H``
+(preconditioner times Hessian) sees it before: the update map expands where ``lr * eigenvalue`` passes the optimizer's
+limit, 2 for SGD, 3.8 with momentum .9, 38 for Adam.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from lipadvisor.dynamics import stability_limit
+from lipadvisor.terms import Array
 
-__all__ = ["REFUSE_LOAD", "is_refused", "stability_load"]
+__all__ = ["REFUSE_LOAD", "UpdateRatio", "is_refused", "stability_load"]
 
 REFUSE_LOAD = 0.7  # of the limit: the eigenvalue goes on rising after the change
+
+_GAIN = 0.01  # per step, of the average relative update
+
+
+class UpdateRatio:
+    """Relative updates ``s_1(U) / s_1(W)`` of ``L`` layers, per unit of learning rate: the last and the average."""
+
+    def __init__(self, count: int) -> None:
+        self.last_L: Array = np.zeros(count)
+        self._mean_L: Array = np.zeros(count)
+        self._mass_L: Array = np.zeros(count)
+
+    def update(self, ratio_L: Array, steps: float) -> None:
+        """Take in a measurement that stands for ``steps`` steps; what is not finite is left out."""
+        known_L = np.isfinite(ratio_L)
+        self.last_L = np.where(known_L, ratio_L, self.last_L)
+        gain_L = (1.0 - (1.0 - _GAIN) ** steps) * known_L
+        self._mean_L += gain_L * (self.last_L - self._mean_L)
+        self._mass_L += gain_L * (1.0 - self._mass_L)
+
+    def planned_L(self, lr_L: Array, planned_L: Array) -> Array:
+        """Return the relative update to expect at planned learning rates.
+
+        Args:
+            lr_L: in force.
+            planned_L: the largest of the plan.
+        """
+        mean_L = self._mean_L / np.maximum(self._mass_L, 1e-300)
+        risen_L = np.maximum(mean_L * planned_L, self.last_L * lr_L)
+        return np.where(planned_L > lr_L, risen_L, self.last_L * planned_L)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages as arrays."""
+        return {name: value.copy() for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name in vars(self):
+            setattr(self, name, np.array(state[name], dtype=np.float64))
 
 
 def stability_load(optimizer: str, momentum: float, lr: float, eigenvalue: float) -> float:

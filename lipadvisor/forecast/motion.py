@@ -57,6 +57,11 @@ class Motion:
         """Optimizer steps taken at the last known log-norms."""
         return int(self.step_S.max())
 
+    @property
+    def clock(self) -> float:
+        """The network's ``tau + tau_c`` at its last known log-norm."""
+        return float(self.tau_S[-1] + self.offset_S[-1])
+
     def offset_factor(self, terms: Terms, lr: float) -> Array | None:
         """Set ``tau_c``; return the factor by which ``tau + tau_c`` grew, or ``None`` if it did not.
 

@@ -24,7 +24,7 @@ from lipadvisor.terms import Array
 __all__ = ["HorizonTracker", "Made", "Present", "raw_variance"]
 
 _GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast ...
-_EARLY = 3.0  # ... and sooner at first, by 3 / (n + 3): the way off the initial plateau says little of what follows
+_EARLY = 10.0  # ... and sooner at first, by 10 / (n + 10): the way off the initial plateau says little of what follows
 _PRIOR_SHARE, _PRIOR_SCORES = 0.1, 5.0  # the experts are equal but for the prior until about five are scored
 _QUANTILE_GAIN = 0.02  # per step
 _QUANTILE_RANGE = (1.2, 3.0)

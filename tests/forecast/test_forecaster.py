@@ -74,23 +74,31 @@ def test_a_change_of_learning_rate_in_mid_run_does_not_fool_the_drift(run_of: Ru
     assert abs(got.network.mean[-1] - truth) < 0.05 * abs(truth - run[405].network_log_norm)
 
 
-def test_planned_decay_is_exact(run_of: RunOf) -> None:
+def test_planned_decay_counts_less_what_growth_takes_back(run_of: RunOf) -> None:
     run = run_of(lambda tau: 0.1, [0.05] * 100)
     forecaster = _fed(run)
     decayed = forecaster.forecast(40, {"weight_decay": 0.5})
     plain = forecaster.forecast(40)
-    steps = np.arange(1, 41)
+    # The answer to decay, dR/du = -excess - R/u, step by step; u = tau + tau_c with tau_c = 10 lr.
+    gap_h, gap = np.zeros(40), 0.0
+    for j in range(40):
+        before, after = 5.5 + 0.05 * j, 5.5 + 0.05 * (j + 1)
+        gap = gap * before / after + np.log1p(-0.025)
+        gap_h[j] = gap
+    assert gap > 40 * np.log1p(-0.025)
     for name in ("layer0", "layer1"):
-        gap = decayed[name].mean - plain[name].mean
-        np.testing.assert_allclose(gap, steps * np.log1p(-0.025))
-    np.testing.assert_allclose(decayed.network.mean - plain.network.mean, 2 * steps * np.log1p(-0.025))
+        np.testing.assert_allclose(decayed[name].mean - plain[name].mean, gap_h)
+    np.testing.assert_allclose(decayed.network.mean - plain.network.mean, 2 * gap_h)
+    kept = forecaster.forecast(40, {"weight_decay": 0.0})
+    np.testing.assert_array_equal(kept.network.mean, plain.network.mean)
 
 
 def test_decay_in_force_is_taken_out_of_the_drift(run_of: RunOf) -> None:
     run = run_of(lambda tau: 0.4, [0.05] * 400, weight_decay_T=[0.0] * 200 + [0.6] * 200)
     forecaster = _fed(run[:300])
     off, on = forecaster.forecast(10, {"weight_decay": 0.0}), forecaster.forecast(10)
-    np.testing.assert_allclose(np.diff(off["layer0"].mean), 0.05 * 0.4, rtol=1e-4)
+    # Within a few steps the answer of growth to the decay that ends is small beside what it took off.
+    np.testing.assert_allclose(np.diff(off["layer0"].mean)[0], 0.05 * 0.4, atol=0.01 * 0.03)
     np.testing.assert_allclose(on["layer0"].mean[9], run[310].log_norm_L[0], rtol=1e-6)
 
 

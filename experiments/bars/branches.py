@@ -1,0 +1,144 @@
+"""Runs that branch: from one checkpoint, many replicas go on under each of several plans, with batches of their own.
+
+What a plan does is a distribution; one path shows it through its own noise, which at ten steps is as large as the
+effect. The replicas' spread is what no forecast could do better than.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+from lipadvisor.experiments.bars import BarSettings
+from lipadvisor.experiments.bars.networks import NETWORKS
+from lipadvisor.experiments.bars.recorded import INTERVAL
+from lipadvisor.experiments.reproduce.images import Images
+from lipadvisor.experiments.reproduce.replicas import Replicas, input_shapes, log_norms
+from lipadvisor.experiments.reproduce.run_log import RunLog
+from lipadvisor.experiments.reproduce.training import OptimizerKind, Recipe, Run, train
+from lipadvisor.probe import Probe, TrackedLayer
+from lipadvisor.terms import Array
+from lipadvisor.trajectory import read_json, write_json
+
+__all__ = ["Branch", "Outcome", "branch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where ``R`` replicas came to under one plan."""
+
+    level_hR: dict[int, Array]  # horizon -> network's log-norm of each replica, nats; not finite where it blew up
+    loss_R: Array  # on the training set, after the longest horizon
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A measured run at constant lr, and what came of each plan from its last step on."""
+
+    log: RunLog
+    lr: float
+    outcomes: dict[str, Outcome]
+
+
+def branch(
+    settings: BarSettings,
+    images: Images,
+    network: str,
+    optimizer: OptimizerKind,
+    steps: int,
+    plans: Mapping[str, tuple[float, float]],
+    horizons: tuple[int, ...],
+    count: int,
+) -> Branch:
+    """Return the branches of one checkpoint, from disk where they are there.
+
+    Args:
+        settings: of the bar; everything is kept below ``settings.out / "branches"``.
+        images: what to train on.
+        network: name in ``NETWORKS``.
+        optimizer: of the run.
+        steps: before the branching: one more than a multiple of ``INTERVAL``, so that the last step is measured.
+        plans: name -> (factor on the learning rate, what decay takes off a weight per step).
+        horizons: steps after the branching at which the replicas are looked at, ascending.
+        count: number of replicas.
+    """
+    recipe = Recipe(optimizer, steps, interval=INTERVAL, seed=settings.seed)
+    stem = settings.out / "branches" / f"{network}-{optimizer}-{steps}-seed{settings.seed}"
+    path = stem.with_suffix(".npz")
+    files = {plan: stem.with_name(f"{stem.name}-{_slug(plan)}.json") for plan in plans}
+    if not path.exists() or not all(file.exists() for file in files.values()):
+        log = RunLog(recipe.identity)
+
+        def on_step(step: int, loss: float, terms: Any) -> None:
+            log.add(loss, terms)
+
+        done = train(recipe, images, NETWORKS[network], on_step)
+        for plan, (factor, shrink) in plans.items():
+            replicas = Replicas(
+                done.model, done.optimizer, count, images.train_inputs, images.train_targets, images.classes, steps
+            )
+            found = _walked(replicas, done, images, recipe.batch_size, recipe.base_lr * factor, shrink, horizons)
+            write_json(files[plan], found)
+        log.save(path)
+        settings.progress(f"{stem.name}: branched")
+    outcomes = {plan: _outcome(read_json(file)) for plan, file in files.items()}
+    return Branch(RunLog.load(path), recipe.base_lr, outcomes)
+
+
+def _walked(
+    replicas: Replicas, done: Run, images: Images, batch_size: int, lr: float, shrink: float, horizons: tuple[int, ...]
+) -> dict[str, Any]:
+    layers = Probe(done.model, done.optimizer).layers
+    shapes = input_shapes(done.model, layers, images.train_inputs[:2])
+    names = {id(parameter): name for name, parameter in done.model.named_parameters()}
+    taken, levels = 0, {}
+    for horizon in horizons:
+        for _ in range(horizon - taken):
+            for layer in layers:
+                replicas.weights[names[id(layer.weight)]].mul_(1.0 - shrink)
+            replicas.step(batch_size, lr)
+        taken = horizon
+        levels[str(horizon)] = _levels(replicas, done, layers, shapes).tolist()
+    return {"levels": levels, "losses": _losses(replicas, done, images).tolist()}
+
+
+def _levels(replicas: Replicas, done: Run, layers: tuple[TrackedLayer, ...], shapes: list[tuple[int, ...]]) -> Array:
+    """Return the chain's log-norm of every replica; nan where a weight is not finite."""
+    total_R = np.zeros(replicas.count)
+    for layer, shape in zip(layers, shapes, strict=True):
+        kernels_R = replicas.kernels(layer, done.model)
+        finite_R = kernels_R.flatten(1).isfinite().all(1)
+        safe_R = torch.where(finite_R.view(-1, *([1] * (kernels_R.ndim - 1))), kernels_R, torch.ones_like(kernels_R))
+        total_R += np.where(finite_R.numpy(), log_norms(layer, shape, safe_R), np.nan)
+    return total_R
+
+
+def _losses(replicas: Replicas, done: Run, images: Images) -> Array:
+    inputs, targets = images.train_inputs.double(), images.train_targets
+    model = done.model.double()
+
+    def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.cross_entropy(functional_call(model, weights, (inputs,)), targets)
+
+    with torch.no_grad():
+        losses_R = vmap(loss, chunk_size=4)(replicas.weights)
+    model.float()
+    return np.asarray(losses_R.numpy(), dtype=np.float64)
+
+
+def _outcome(kept: dict[str, Any]) -> Outcome:
+    def numbers(values: list[float | None]) -> Array:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    levels = {int(horizon): numbers(values) for horizon, values in kept["levels"].items()}
+    return Outcome(levels, numbers(kept["losses"]))
+
+
+def _slug(plan: str) -> str:
+    return plan.replace(" ", "").replace("/", "-over-")
