@@ -22,6 +22,8 @@ KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
 INTERLEAVED = ("query_key_value",)  # in one weight, head by head
 PACKED = ("c_attn", "qkv", "Wqkv", "qkv_proj", "in_proj", *INTERLEAVED)  # queries, keys and values in one weight
 
+TAMED = "; a normalisation behind it limits the harm: it may train, only later"
+
 SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 3 (heads tied to a table apart)
 OUTPUT_OUTLIER = 1.0  # times min(1, median output rms), or a larger output than input: else it does no harm
 TABLE_OUTLIER = 5.0  # rms of an embedding; torch's own start, 1, is the largest in use
@@ -150,7 +152,8 @@ def diagnose(
     """
     scores = _attention(flow)
     collapsed = {finding.module for finding in scores}
-    found = [finding for finding in _sizes(flow, sizes) if not _makes_scores(finding.module, collapsed)]
+    tamed = _normalised_later(composition, kinds)
+    found = [finding for finding in _sizes(flow, sizes, tamed) if not _makes_scores(finding.module, collapsed)]
     found += _tables(flow, sizes, kinds, tied or {})
     found += scores + _gradients(flow, composition, constants, kinds, sizes)
     if warmup_steps is not None and warmup_steps < needed_warmup:
@@ -160,7 +163,17 @@ def diagnose(
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
-def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
+def _normalised_later(composition: Composition, kinds: Mapping[str, str]) -> frozenset[str]:
+    """Modules of whose output every path to the network's output passes through a normalisation."""
+    free = {composition.output}  # places whose size reaches the output; joins are in topological order
+    for index in range(composition.output, -1, -1):
+        join = composition.joins[index]
+        if index in free and not kinds.get(join.module or "", "").endswith("norm"):
+            free.update(join.inputs)
+    return frozenset(j.module for i, j in enumerate(composition.joins) if j.module is not None and i not in free)
+
+
+def _sizes(flow: Flow, sizes: Mapping[str, float], tamed: frozenset[str]) -> list[Finding]:
     measured = {n: q for n, q in sizes.items() if n in flow.weights and q > 0}
     if len(measured) < 3:
         return []
@@ -177,7 +190,10 @@ def _sizes(flow: Flow, sizes: Mapping[str, float]) -> list[Finding]:
                     name,
                     "init_scale",
                     f"scale_weight {usual / q:.3g}",
-                    f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times the median {usual:.3g} of the network",
+                    f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times the median {usual:.3g} of the network"
+                    + (
+                        "; a normalisation behind it limits the harm: it may train, only later" if name in tamed else ""
+                    ),
                     "arXiv 2306.09338 (initialization)",
                     math.log(q / usual),
                     usual / q,
