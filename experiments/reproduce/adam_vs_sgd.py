@@ -109,6 +109,7 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
     losses.set_xlabel("decades between the layers' norms")
     losses.set_ylabel("training loss at the best rate")
     rates.set_xlabel("learning rate (darker: more unequal)")
+    rates.set_ylabel("training loss")
     rates.set_xscale("log")
     for axes in (losses, rates):
         axes.set_yscale("log")

@@ -3,7 +3,8 @@
 Two copies of one network that differ by a tiny perturbation take the same batches; the mean growth of their distance
 over a step, ``ln(|dW'| / |dW|)``, is the log expansion factor of the update map along the direction that the map itself
 selects. For SGD on the whole data it is also computed from the map's Jacobian, ``max |1 - lr wd - lr lambda(H)|``.
-Weight decay must lower it by ``ln(1 - lr wd)``. DropPath must contract the forward map: in expectation a block has the
+Weight decay must lower it by ``ln(1 - lr wd)``. Loss, size of the weights and length of the steps stand beside it: they
+tell whether a map that contracts still trains a network. DropPath must contract the forward map: in expectation a block has the
 constant ``1 + (1 - p) K``.
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +35,7 @@ CLAIM = (
 DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0)  # lr * wd * 100: per cent that a step takes off
 DROPS = (0.0, 0.2, 0.4, 0.6, 0.8)
 BATCH, TINY = 64, 1e-7
+LEARNS = 0.95  # of the loss of guessing: above it the decay has won, and the network no longer learns
 
 
 def _orthogonal(G: Tensor) -> Tensor:
@@ -78,16 +82,40 @@ def _network(images: Images, seed: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, images.classes)).double()
 
 
-def _step(model: nn.Module, rule: _Rule, x: Tensor, y: Tensor, lr: float, shrink: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Means over the second half of a run.
+
+    Attributes:
+        log_factor: of the distance between the two copies, per step, nats.
+        loss: on the batches, nats.
+        weights: |W| over its value at the start.
+        relative_step: ``lr |direction| / |W|``, decay aside.
+    """
+
+    log_factor: float
+    loss: float
+    weights: float
+    relative_step: float
+
+
+def _step(model: nn.Module, rule: _Rule, x: Tensor, y: Tensor, lr: float, shrink: float) -> tuple[float, float]:
+    """Take one step; return the loss before it and the direction's length."""
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), parameters)
+    loss = nn.functional.cross_entropy(model(x), y)
+    directions = rule.directions(torch.autograd.grad(loss, parameters))
     with torch.no_grad():
-        for parameter, direction in zip(parameters, rule.directions(gradients), strict=True):
+        for parameter, direction in zip(parameters, directions, strict=True):
             parameter.mul_(1 - shrink).add_(direction, alpha=lr)
+    return float(loss.detach()), _length(directions)
 
 
-def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: int) -> float:
-    """Return the mean log expansion factor per step over the second half of ``steps``, nats.
+def _length(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in tensors))
+
+
+def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: int) -> Expansion:
+    """Follow two copies of one network over ``steps`` and return how their distance grew, and what became of it.
 
     Args:
         images: training data.
@@ -104,16 +132,19 @@ def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: i
         for parameter in other.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise, alpha=TINY / math.sqrt(sum(p.numel() for p in other.parameters())))
-    inputs, growth = images.train_inputs.double(), []
+    inputs, lr, start = images.train_inputs.double(), RATES[optimizer], _length(model.parameters())
+    kept: list[tuple[float, float, float, float]] = []
     for step in range(steps):
         chosen = torch.randint(0, len(images.train_targets), (BATCH,), generator=generator)
-        for one, rule in zip((model, other), rules, strict=True):
-            _step(one, rule, inputs[chosen], images.train_targets[chosen], RATES[optimizer], shrink)
-        growth.append(_reset(model, other, rules))
-        if step == 0:
-            growth.clear()
-    late = growth[len(growth) // 2 :]
-    return sum(late) / len(late)
+        size = _length(model.parameters())
+        x, y = inputs[chosen], images.train_targets[chosen]
+        loss, length = _step(model, rules[0], x, y, lr, shrink)
+        _step(other, rules[1], x, y, lr, shrink)
+        growth = _reset(model, other, rules)
+        if step > 0:  # the first one sets the moments
+            kept.append((growth, loss, size / start, lr * length / size))
+    late = kept[len(kept) // 2 :]
+    return Expansion(*(sum(column) / len(late) for column in zip(*late, strict=True)))
 
 
 def _reset(model: nn.Module, other: nn.Module, rules: tuple[_Rule, _Rule]) -> float:
@@ -205,9 +236,13 @@ def run(settings: Settings) -> Verdict:
     rows: list[dict[str, Any]] = []
     for optimizer in RATES:
         for decay in decays:
-            factor = expansion(images, optimizer, decay / 100, steps, settings.seed)
-            rows.append({"optimizer": optimizer, "decay_per_step": decay / 100, "log_expansion": factor})
-            settings.progress(f"{optimizer}, {decay:g} % a step: ln of the factor {factor:+.4f}")
+            found = expansion(images, optimizer, decay / 100, steps, settings.seed)
+            row = {"optimizer": optimizer, "decay_per_step": decay / 100, "log_expansion": found.log_factor}
+            rows.append(row | {name: getattr(found, name) for name in ("loss", "weights", "relative_step")})
+            settings.progress(
+                f"{optimizer}, {decay:g} % a step: ln of the factor {found.log_factor:+.4f}, loss {found.loss:.3f}, "
+                f"|W| {found.weights:.3f} of its start, relative step {found.relative_step:.4f}"
+            )
     checks = [sgd_factor(images, decay / 100, 20, settings.seed) for decay in decays]
     drops = [_drop_path(p, settings.seed) for p in DROPS]
     falls = {name: _slope_over_decay(rows_of(rows, name)) for name in RATES}
@@ -216,15 +251,24 @@ def run(settings: Settings) -> Verdict:
     most = {name: rows_of(rows, name)[-1]["log_expansion"] for name in RATES}
     contracting = [name for name in RATES if most[name] < min(0.0, bare[name])]
     local = [drop["log_local"] for drop in drops]
+    alive = [row for row in rows if row["loss"] < LEARNS * math.log(images.classes)]
+    dead = [row for row in rows if row not in alive]
     shrinks = all(b < a for a, b in itertools.pairwise(local))
     holds = all(abs(drop["formula"] - drop["log_bound"]) < 1e-6 for drop in drops)
-    keep(settings, {"rows": rows, "sgd": [list(pair) for pair in checks], "drop_path": drops}, _figure(rows, drops))
+    keep(
+        settings,
+        {"rows": rows, "sgd": [list(pair) for pair in checks], "drop_path": drops},
+        _figure(rows, drops, LEARNS * math.log(images.classes)),
+    )
     finding = (
         "ln of the update map's factor without decay: "
         + ", ".join(f"{n} {bare[n]:+.4f}" for n in RATES)
         + "; its change per unit of lr*wd (-1 where decay acts alone): "
         + ", ".join(f"{n} {falls[n]:.2f}" for n in RATES)
         + f"; with the strongest decay {', '.join(contracting) or 'none'} of {len(RATES)} contract"
+        + f"; of the {len(alive)} runs that still learn {_contract(alive)} contract, of the {len(dead)} whose loss is "
+        f"that of guessing {_contract(dead)}"
+        + "".join(f", {r['optimizer']} at |W| {r['weights']:.3f} of its start" for r in dead)
         + f"; SGD's Jacobian predicts its factor within {error:.1e} nats; DropPath takes the local constant from "
         f"e^{local[0]:.2f} to e^{local[-1]:.2f}"
     )
@@ -232,6 +276,10 @@ def run(settings: Settings) -> Verdict:
         "log_expansion_without_decay": bare,
         "slope_over_decay": falls,
         "log_expansion_strongest_decay": most,
+        "learning_runs": len(alive),
+        "learning_runs_that_contract": _contract(alive),
+        "guessing_runs": len(dead),
+        "guessing_runs_that_contract": _contract(dead),
         "sgd_error": error,
         "drop_path_shrinks": shrinks,
         "drop_path_formula_holds": holds,
@@ -239,6 +287,10 @@ def run(settings: Settings) -> Verdict:
     return Verdict(
         "contraction", CLAIM, len(contracting) == len(RATES) and shrinks and holds and error < 0.01, figures, finding
     )
+
+
+def _contract(rows: list[dict[str, Any]]) -> int:
+    return sum(row["log_expansion"] < 0 for row in rows)
 
 
 def rows_of(rows: list[dict[str, Any]], optimizer: str) -> list[dict[str, Any]]:
@@ -250,12 +302,16 @@ def _slope_over_decay(rows: list[dict[str, Any]]) -> float:
     return slope([-math.log1p(-r["decay_per_step"]) for r in rows], [r["log_expansion"] for r in rows])
 
 
-def _figure(rows: list[dict[str, Any]], drops: list[dict[str, float]]) -> Figure:
+def _figure(rows: list[dict[str, Any]], drops: list[dict[str, float]], limit: float) -> Figure:
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     update, forward = figure.subplots(1, 2)
     for optimizer in RATES:
         part = rows_of(rows, optimizer)
-        update.plot([r["decay_per_step"] for r in part], [r["log_expansion"] for r in part], "o-", label=optimizer)
+        line = [r["decay_per_step"] for r in part], [r["log_expansion"] for r in part]
+        (drawn,) = update.plot(*line, "-", label=optimizer)
+        for x, y, r in zip(*line, part, strict=True):
+            update.plot(x, y, "o", color=drawn.get_color(), mfc=None if r["loss"] < limit else "white")
+    update.set_title("open circles: the loss is that of guessing", fontsize=9)
     update.axhline(0, color="0.4", lw=0.8)
     update.set_xlabel("learning rate x weight decay")
     update.set_ylabel("ln of the update map's factor, nats per step")

@@ -108,8 +108,10 @@ def _figure(by_kind: dict[str, list[dict[str, Any]]]) -> Figure:
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for kind, part in by_kind.items():
             axes.plot([row["depth"] for row in part], [row[key] for row in part], ".-", label=kind)
-        axes.set_title(f"{title}, nats", fontsize=9)
+        axes.set_title(f"{title}, nats" + ("" if key == "log_bound" else " (linear within 5)"), fontsize=9)
         axes.set_xscale("log", base=2)
+        depths = sorted({row["depth"] for part in by_kind.values() for row in part})
+        axes.set_xticks(depths, [str(depth) for depth in depths])
         axes.set_xlabel("blocks")
         axes.grid(alpha=0.25)
         if key != "log_bound":

@@ -144,7 +144,7 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
         axes.plot([row["factor"] for row in part], [row["accuracy"] for row in part], ".-", label=kind)
     axes.set_xscale("log")
     axes.set_xlabel("factor on every weight matrix of the default initialization")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel("test accuracy (0: diverged)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)
     return figure

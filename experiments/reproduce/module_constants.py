@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.kept import keep
 from lipadvisor.modules import (
     CenterNorm,
+    DropPath,
     FeedForward,
     Kind,
     L2Attention,
     Residual,
+    ResNetBlock,
     ScaledCosineAttention,
+    TransformerBlock,
     constant_of,
 )
 
@@ -60,10 +64,17 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual, Linear": (lambda: Residual(nn.Linear(6, 6)), (6,)),
     "residual 0.1, Linear": (lambda: Residual(nn.Linear(6, 6), 0.1), (6,)),
     "feed-forward": (lambda: FeedForward(6, 8), (6,)),
+    "Linear, weight norm": (lambda: parametrizations.weight_norm(nn.Linear(8, 6)), (8,)),
+    "Linear, spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(8, 6)), (8,)),
+    "InstanceNorm (worst case)": (lambda: nn.InstanceNorm1d(3, affine=True), (3, 6)),
+    "DropPath (eval)": (lambda: DropPath(0.3), (6,)),
+    "RNN cell": (lambda: nn.RNNCell(4, 6), (4,)),
+    "ResNet block (eval)": (lambda: ResNetBlock(2, 3, 2), (2, 6, 6)),
+    "Transformer block (L2, CenterNorm)": (lambda: TransformerBlock(4, L2Attention(4), 6, norm=CenterNorm), (4, 4)),
     "L2 attention": (lambda: L2Attention(4), (5, 4)),
     "scaled-cosine attention": (lambda: ScaledCosineAttention(4, tau=2.0, eps=0.1), (5, 4)),
 }
-_WORST = ("LayerNorm (worst case)", "RMSNorm (worst case)", "GroupNorm (worst case)")
+_WORST = tuple(name for name in MODULES if name.endswith("(worst case)"))
 
 
 def _randomized(build: Callable[[], nn.Module], generator: torch.Generator, worst: bool) -> nn.Module:
@@ -149,12 +160,18 @@ def run(settings: Settings) -> Verdict:
 def _figure(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7.0, 0.6 + 0.23 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for y, row in enumerate(rows):
-        axes.plot(row["simulated"] / row["formula"], y, "o", color="C0" if row["kind"] == "exact" else "C1", ms=5)
+    for kind, colour, label in ((Kind.EXACT, "C0", "exact"), (Kind.UPPER, "C1", "upper bound")):
+        places = [y for y, row in enumerate(rows) if row["kind"] == kind]
+        ratios = [rows[y]["simulated"] / rows[y]["formula"] for y in places]
+        axes.plot(ratios, places, "o", color=colour, ms=5, label=label)
     axes.axvline(1.0, color="0.4", lw=0.8)
     axes.set_yticks(range(len(rows)), [row["module"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("simulated constant / formula (blue: exact, orange: upper bound)")
+    axes.set_xlim(0.08, 1.2)
+    axes.set_xticks([0.1, 0.2, 0.5, 1.0], ["0.1", "0.2", "0.5", "1"])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("simulated constant / formula")
+    axes.legend(fontsize=8, frameon=False, loc="center left")
     axes.grid(alpha=0.25, which="both")
     return figure

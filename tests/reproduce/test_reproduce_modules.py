@@ -66,10 +66,12 @@ def test_decay_alone_contracts_by_itself() -> None:
     rates = dict(contraction.RATES)
     try:
         contraction.RATES["SGD"] = 1e-9
-        factor = expansion(load_images("digits"), "SGD", 0.05, 6, 0)
+        found = expansion(load_images("digits"), "SGD", 0.05, 6, 0)
     finally:
         contraction.RATES.update(rates)
-    assert factor == pytest.approx(math.log(0.95), abs=1e-5)
+    assert found.log_factor == pytest.approx(math.log(0.95), abs=1e-5)
+    assert found.weights == pytest.approx((0.95**3 + 0.95**4 + 0.95**5) / 3, abs=1e-6)
+    assert found.relative_step < 1e-6
 
 
 @pytest.mark.slow
