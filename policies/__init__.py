@@ -25,6 +25,7 @@ from lipadvisor.policies.greedy import Greedy
 from lipadvisor.policies.groups import PerGroup, per_group
 from lipadvisor.policies.guard import Guard, guard
 from lipadvisor.policies.initialization import Initialization
+from lipadvisor.policies.lead_time import LeadTimeGuard
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.named import POLICIES, named_policy
@@ -34,6 +35,7 @@ from lipadvisor.policies.portfolio import Portfolio, portfolio
 from lipadvisor.policies.predictive import Predictive
 from lipadvisor.policies.replay import replay
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
+from lipadvisor.policies.shock import ShockNotice
 from lipadvisor.policies.spectral_cap import SpectralCap, UpdateCap
 from lipadvisor.policies.spectral_rate import SpectralRate
 from lipadvisor.policies.warmup_end import WarmupEnd
@@ -56,6 +58,7 @@ __all__ = [
     "Initialization",
     "Knobs",
     "Layer",
+    "LeadTimeGuard",
     "Linear",
     "Lipschitz",
     "LipschitzBudget",
@@ -71,6 +74,7 @@ __all__ = [
     "Portfolio",
     "Predictive",
     "Refiner",
+    "ShockNotice",
     "SpectralCap",
     "SpectralRate",
     "Status",

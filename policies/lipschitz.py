@@ -11,6 +11,7 @@ from lipadvisor.policies.guard import Guard, GuardState
 from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.overfitting import Overfitting
+from lipadvisor.policies.shock import ShockNotice
 from lipadvisor.policies.spectral_rate import SpectralRate
 from lipadvisor.policies.warmup_end import WarmupEnd
 from lipadvisor.policies.weight_decay import TotalDecay
@@ -23,7 +24,8 @@ class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
     In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
-    Lipschitz budget, weight decay, smaller steps on overfitting, end of the warmup; around them the guard.
+    Lipschitz budget, weight decay, smaller steps on overfitting, end of the warmup, notice of shocks; around them the
+    guard.
 
     Args:
         relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
@@ -88,6 +90,7 @@ class Lipschitz:
             TotalDecay(total=self.decay_total, annealing=annealing),
             Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),
             WarmupEnd(),
+            ShockNotice(),
             name=self.name,
         )
 

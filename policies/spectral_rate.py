@@ -134,7 +134,7 @@ class SpectralRate:
         logs = [
             layer.log_norm - 0.5 * sum(math.log(max(size, 1)) for size in layer.shape)
             for layer in observation.layers
-            if math.isfinite(layer.log_norm) and layer.shape
+            if math.isfinite(layer.log_norm) and layer.shape and layer.composition_weight != 0.0
         ]
         if not logs:
             return hold(observation, self.name, "no_norm"), state
@@ -167,8 +167,12 @@ LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 
 def total_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
-    """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all."""
+    """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all.
+
+    What stands beside the network's sum (tables, gains) has no say.
+    """
     highest = math.inf
+    layers = tuple([layer for layer in layers if layer.composition_weight != 0.0])
     usable = [ratio for layer in layers if 0.0 < (ratio := layer.update_ratio) < highest]  # false for nan
     if not usable:
         return None, -math.inf

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lipadvisor.experiments.benchmarks.baseline import Trial, revalidated, tuned
-from lipadvisor.experiments.benchmarks.drive import drive
+from lipadvisor.experiments.benchmarks.drive import Shock, drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.rehearsal import CANDIDATES, rehearse
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
 from lipadvisor.experiments.benchmarks.score import loss_ratio
+from lipadvisor.experiments.benchmarks.shocks import LABEL_NOISE, LR_FACTOR, label_noise, written_lr
 from lipadvisor.experiments.benchmarks.store import Results, source_hash, task_fingerprint
 from lipadvisor.experiments.benchmarks.suites import (
     INIT_SCALES,
@@ -28,11 +29,17 @@ from lipadvisor.experiments.benchmarks.suites import (
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import Lipschitz, Policy, Predictive, named_policy
+from lipadvisor.policies import LeadTimeGuard, Lipschitz, Policy, Predictive, chain, guard, named_policy
 
 __all__ = ["Bench", "Cell", "zero_tuning_policies"]
 
 _DRIVE_FILES = ("drive.py", "measure.py", "operators.py")
+SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the steps between decisions
+    "none": (None, 5),
+    f"labels {LABEL_NOISE:g}": (label_noise(), 5),
+    f"lr x{LR_FACTOR:g}": (written_lr(), 5),
+    f"lr x{LR_FACTOR:g}, decided every 50": (written_lr(), 50),
+}
 _MOST_MEMBERS = 64  # trained at once
 _HORIZON = 30  # factor of the horizon suite
 
@@ -121,6 +128,7 @@ class Bench:
         steps: int | None = None,
         scale_each_decades: float = 0.0,
         decide_every: int | None = None,
+        shock: tuple[str, Shock | None] = ("none", None),
     ) -> dict[str, list[float]]:
         """Return the test losses of ``cells``, by label and in order; only those not yet known are run."""
         every = self.decide_every if decide_every is None else decide_every
@@ -130,6 +138,11 @@ class Bench:
             "validate_every": validate_every(task, steps),
             "drive": source_hash(*(Path(__file__).parent / name for name in _DRIVE_FILES)),
             "each": scale_each_decades,
+            **(
+                {}
+                if shock[1] is None
+                else {"shock": shock[0], "shocks": source_hash(Path(__file__).parent / "shocks.py")}
+            ),
             **task_fingerprint(task, steps),
         }
         specs = [{"policy": frozen_hash(c.policy), "seed": c.seed, "scale": c.scale, **common} for c in cells]
@@ -147,12 +160,14 @@ class Bench:
                 perturb=scale_each(scale_each_decades) if scale_each_decades else all_scaled,
                 decide_every=every,
                 validate_every=validate_every(task, steps),
+                shock=shock[1],
                 function_every=every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
                 tick=self._ticker(task, len(part)),
             )
             for place, index in enumerate(part):
                 losses = {"train": outcome.train, "validation": outcome.validation, "test": outcome.test}
-                self.results.add(specs[index], {key: value[place] for key, value in losses.items()})
+                told = {"reasons": outcome.reasons[place]} if suite == "shocks" else {}
+                self.results.add(specs[index], {key: value[place] for key, value in losses.items()} | told)
             self.results.write()
         found: dict[str, list[float]] = {}
         for cell, spec in zip(cells, specs, strict=True):
@@ -268,16 +283,60 @@ class Bench:
         found: dict[str, dict[str, float]] = {}
         for task in self.tasks:
             frequent = self.cells(task, _starts({"": policy}, self.seeds), suite="interval")
-            for every in INTERVALS:
+            for every in (interval for interval in INTERVALS if interval < task.steps):
                 arms: dict[str, Policy[Any]] = {"reactive": policy, "forecast": Predictive(interval=every)}
                 if isinstance(policy, Lipschitz):
                     arms["told"] = replace(policy, lookahead=min(1.0, every / task.steps))
+                    arms["rollback only"] = _without_budget(policy)
+                    arms["lead time"] = _without_budget(policy, LeadTimeGuard(interval=every))
                 cells = _starts(arms, self.seeds)
                 for label, losses in self.cells(task, cells, suite="interval", decide_every=every).items():
-                    arm, start = label.split(" ")
+                    arm, start = label.rsplit(" ", 1)
                     ratio = loss_ratio(losses, frequent[f" {start}"])
                     found.setdefault(f"{arm} {every}", {})[f"{task.name} init {start}"] = ratio
         return found
+
+    def shocks(self) -> dict[str, dict[str, float]]:
+        """Return ratios of runs with a shock at half their length, and the share of runs whose reasons tell it.
+
+        Other labels: the ratio to the tuned configuration under the same shock. A written learning rate: to the same
+        policy without it; the tuned configuration keeps the written rate to its end, as a schedule that multiplies
+        a base rate does. ``told`` is the share of runs that gave the reason ``shock:loss`` at or after the shock,
+        ``false alarms`` that of the runs without one which gave it at any time.
+        """
+        policy = named_policy(self.default)
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            plain = self.policies(task, {"": policy}, suite="shocks")[""]
+            found.setdefault("false alarms", {})[task.name] = self._told(task, policy, "none", 0)
+            for name, (shock, every) in SHOCKS.items():
+                if shock is None or (name.startswith("labels") and task.loss_kind == "mse"):
+                    continue
+                option: dict[str, Any] = {"suite": "shocks", "decide_every": every, "shock": (name, shock)}
+                losses = self.policies(task, {"": policy}, **option)[""]
+                if name.startswith("labels"):
+                    best = Trial(**self.baseline(task)["best"]).policy()
+                    base = self.policies(task, {"tuned": best}, **option)["tuned"]
+                    found.setdefault(f"{name}, told", {})[task.name] = self._told(task, policy, name, task.steps // 2)
+                else:
+                    base = plain
+                    if every > self.decide_every:
+                        base = self.policies(task, {"": policy}, suite="shocks", decide_every=every)[""]
+                found.setdefault(name, {})[task.name] = loss_ratio(losses, base)
+        return found
+
+    def _told(self, task: Task, policy: Policy[Any], name: str, since: int) -> float:
+        """Return the share of the runs under a shock that gave the reason ``shock:loss`` from ``since`` on."""
+        told = [
+            record["reasons"].get("shock:loss", -1) >= since
+            for record in self.results.records.values()
+            if record["spec"].get("suite") == "shocks"
+            and record["spec"]["task"] == task.name
+            and record["spec"]["policy"] == frozen_hash(policy)
+            and record["spec"].get("shock", "none") == name
+            and record["spec"]["decide_every"] == self.decide_every
+        ]
+        return sum(told) / len(told)
 
     # -- details -----------------------------------------------------------------------------------------------------
 
@@ -302,6 +361,14 @@ class Bench:
 def validate_every(task: Task, steps: int | None = None) -> int:
     """Return the steps between the validation losses that policies are shown: on small tables, twenty times a run."""
     return max(1, (task.steps if steps is None else steps) // 20) if task.small_table else 0
+
+
+def _without_budget(policy: Lipschitz, *further: Any) -> Policy[Any]:
+    """Return the line of ``policy`` with ``further`` parts in place of its budget, and the rollback around it."""
+    parts: list[Any] = []
+    for part in policy.line().members:
+        parts += further if part.name == "lipschitz_budget" else (part,)
+    return guard(chain(*parts, name="line"))
 
 
 def _starts(arms: Mapping[str, Policy[Any]], seeds: int) -> list[Cell]:

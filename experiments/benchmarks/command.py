@@ -8,7 +8,7 @@ import click
 
 __all__ = ["bench"]
 
-SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval")
+SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 
 @click.group()
@@ -29,7 +29,7 @@ def bench() -> None:
     show_default=True,
     help="Tasks to run. The policy's constants are recorded before the confirmation list is touched.",
 )
-@click.option("--quick", is_flag=True, help="A subset of the tasks, 3 seeds, 32 trials: about 5 minutes.")
+@click.option("--quick", is_flag=True, help="A subset of the design list, 3 seeds, 32 trials: about 5 minutes.")
 @click.option("--policy", default="lipschitz", show_default=True, help="Name of the policy under test.")
 @click.option("--task", "only", multiple=True, help="Run this task alone; may be repeated.")
 @click.option("--seeds", type=click.IntRange(1, 100), help="Repetitions of each arm; 5 by default.")
@@ -62,7 +62,8 @@ def policies(
       constants  each internal constant wrong by 8, against the policy as it is
       horizon    two tasks at 30 times their length
       variants   one part changed at a time (design list alone)
-      interval   decisions 50 to 400 steps apart, reactive against forecast
+      interval   decisions 50 to 1000 steps apart, reactive against forecast
+      shocks     at half the run 40 % wrong labels, or the learning rate x 10
 
     \b
     Examples:

@@ -15,7 +15,9 @@ from lipadvisor.experiments.benchmarks.population import Population
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.policies import Decision, Knobs, Policy
 
-__all__ = ["Outcome", "drive"]
+__all__ = ["Outcome", "Shock", "drive"]
+
+Shock = Callable[[Population, list[float]], None]  # is given the learning rates in force, and may write them
 
 _SNAPSHOT_EVERY = 50
 _ALWAYS = 10  # steps at the start that are all measured
@@ -30,6 +32,7 @@ class Outcome:
     validation: list[float]
     test: list[float]
     rollbacks: int
+    reasons: tuple[dict[str, int], ...] = ()  # of each member: every reason given, with the first step it was given at
     traces: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
 
@@ -64,6 +67,7 @@ def drive(
     function_every: int = 0,
     horizon_known: bool = True,
     validate_every: int = 0,
+    shock: Shock | None = None,
     trace: Sequence[int] = (),
     tick: Callable[[int], None] = lambda step: None,
 ) -> Outcome:
@@ -79,6 +83,7 @@ def drive(
         function_every: see :class:`Measure`.
         validate_every: steps between validation losses that the policies are shown; 0 for never.
         horizon_known: whether the policies are told the length of the run.
+        shock: what happens to the run at half its length.
         trace: members whose observations and decisions are kept.
         tick: called after each step.
     """
@@ -92,13 +97,17 @@ def drive(
     kept, rollbacks = population.snapshot(), 0
     shown: list[tuple[float, int]] = []
     validated = 0
-    observations, fresh = measure.first(knobs.all()), True
+    given = knobs.all()
+    observations, fresh = measure.first(given), True
+    reasons: tuple[dict[str, int], ...] = tuple({} for _ in members)
     for step in range(population.steps):
         if fresh:
             back, scaled = [], False
             for i in members:
                 decision, states[i] = policies[i].decide(observations[i], states[i])
                 knobs.take(i, decision)
+                for reason in decision.reason.split("+"):
+                    reasons[i].setdefault(reason, step)
                 scaled = _rescale(population, i, decision) or scaled
                 if decision.rollback:
                     back.append(i)
@@ -110,6 +119,12 @@ def drive(
                 rollbacks += len(back)
             if scaled or back:
                 measure.remeasure()
+            if scaled and step == 0:  # as with the advisor: the run starts from the rescaled weights
+                for i, seen in zip(members, measure.first(given), strict=True):
+                    decision, states[i] = policies[i].decide(seen, policies[i].init())
+                    knobs.take(i, decision)
+        if shock is not None and step == population.steps // 2:
+            shock(population, knobs.lr)
         lr = torch.tensor(knobs.lr)
         shrink = lr * torch.tensor(knobs.weight_decay)
         result = population.propose(step)
@@ -136,6 +151,7 @@ def drive(
         population.evaluate("validation").tolist(),
         population.evaluate("test").tolist(),
         rollbacks,
+        reasons,
         traces,
     )
 

@@ -12,7 +12,7 @@ from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
 from lipadvisor.experiments.benchmarks.task import Task
 
-__all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "INTERVAL_TASKS", "QUICK", "TASKS"]
+__all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "INTERVAL_TASKS", "QUICK", "SHOCK_TASKS", "TASKS"]
 
 _LENGTH = 16  # characters in a window of text
 
@@ -93,3 +93,7 @@ INTERVAL_TASKS = frozenset(
     {"mlp_digits", "autoencoder", "low_noise"} | {"deep_tanh", "friedman", "spirals"}
 )  # of the design list, those of 400 to 1,200 steps that take seconds
 HORIZON_TASKS = frozenset({"autoencoder", "patches"})  # run 30 times as long by the horizon suite
+SHOCK_TASKS = frozenset(
+    {"mlp_digits", "deep_plain", "deep_tanh", "spirals", "batch_4_adamw", "muon_digits"}
+    | {"low_noise", "autoencoder", "friedman"}
+)  # of the design list; the last three have no labels, and are given the written learning rate alone

@@ -19,6 +19,7 @@ from lipadvisor.experiments.benchmarks.lists import (
     HORIZON_TASKS,
     INTERVAL_TASKS,
     QUICK,
+    SHOCK_TASKS,
     TASKS,
 )
 from lipadvisor.experiments.benchmarks.profile_figure import profile_figure
@@ -109,7 +110,11 @@ def _announce(lists: Mapping[str, Sequence[Task]], seeds: int, trials: int, resu
     sys.stderr.write(f"{plan}; {seeds} seeds, baselines of {trials} trials; records in {results.path}{known}\n")
 
 
-SUITE_TASKS = {"horizon": HORIZON_TASKS, "interval": INTERVAL_TASKS}  # the others run on whole lists
+SUITE_TASKS = {
+    "horizon": HORIZON_TASKS,
+    "interval": INTERVAL_TASKS,
+    "shocks": SHOCK_TASKS,
+}  # the others run on whole lists
 
 
 def _lists(which: str, quick: bool, only: Sequence[str], suite: str) -> dict[str, tuple[Task, ...]]:
@@ -137,7 +142,8 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
         "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,
         "horizon": 30 * (2 * 16 + seeds),
         "variants": baseline + len(VARIANTS) * seeds,
-        "interval": (1 + 3 * len(INTERVALS)) * len(INTERVAL_STARTS) * seeds,
+        "interval": (1 + 5 * sum(every < task.steps for every in INTERVALS)) * len(INTERVAL_STARTS) * seeds,
+        "shocks": baseline + (4 if task.loss_kind == "mse" else 6) * seeds,
     }
     return arms[suite] * task.steps
 

@@ -26,7 +26,7 @@ __all__ = [
 LR_FACTORS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)  # times the tuned learning rate
 INIT_SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)  # times every weight matrix
 WEIGHT_DECAY_FACTORS = (0.01, 1.0, 100.0)  # times the tuned weight decay
-INTERVALS = (50, 100, 200, 400)  # steps between decisions
+INTERVALS = (50, 100, 200, 400, 500, 1000)  # steps between decisions
 INTERVAL_STARTS = (1.0, 3.0)  # times every weight matrix, in the interval suite
 
 Perturb = Callable[[Population], None]

@@ -65,10 +65,13 @@ def test_policies_see_and_decide_what_they_would_under_the_real_advisor():
         optimizer.step()
         advisor.step(loss)
     advisor.close()
-    assert len(real.seen) == steps + 1
+    assert [seen.step for seen in real.seen if seen.step > 0] == list(range(1, steps + 1))
     assert len(batched.seen) >= 16
     theirs = {observation.step: (observation, lr) for observation, lr in zip(real.seen, real.rates, strict=True)}
-    for ours, lr in zip(batched.seen, batched.rates, strict=True):
+    mine_last = {
+        observation.step: (observation, lr) for observation, lr in zip(batched.seen, batched.rates, strict=True)
+    }
+    for ours, lr in mine_last.values():  # step 0 is decided twice: again on the rescaled weights
         if ours.step > 10:  # from here on small differences of the rate have made two different runs
             break
         other, their_lr = theirs[ours.step]

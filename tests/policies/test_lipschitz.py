@@ -239,7 +239,7 @@ def test_restore_names_what_is_wrong():
         restore_state(Lipschitz(), {**data, "colour": 1})
     with pytest.raises(ValueError, match=r"GuardState.inner must be an object, got 3"):
         restore_state(Lipschitz(), {**data, "inner": 3})
-    with pytest.raises(ValueError, match="must be a list of 7 items"):
+    with pytest.raises(ValueError, match="must be a list of 8 items"):
         restore_state(Lipschitz(), {**data, "inner": {"members": []}})
 
 
