@@ -71,8 +71,10 @@ def observation(
         )
         for index in range(len(terms.names))
     )
-    network_log_norm = terms.network_log_norm + float(terms.composition_L @ (log_norm_L - terms.log_norm_L))
-    status = worst([layer.status for layer in layers])
+    counted_L = terms.composition_L != 0.0  # the rest stands beside the network
+    moved_L = (log_norm_L - terms.log_norm_L)[counted_L]
+    network_log_norm = terms.network_log_norm + float(terms.composition_L[counted_L] @ moved_L)
+    status = worst([layer.status for layer, counted in zip(layers, counted_L, strict=True) if counted])
     if status in (Status.OK, Status.GAP_LIMITED) and not math.isfinite(network_log_norm):
         status = Status.NON_FINITE
     network = Layer(
@@ -82,14 +84,14 @@ def observation(
         -1,
         1.0,
         network_log_norm,
-        float(np.min(gap_L)),
+        float(np.min(gap_L[counted_L], initial=1.0)),
         0.0,
         drift=coefficients.drift,
         diffusion=coefficients.diffusion,
         noise_curvature=coefficients.noise_curvature,
         finite_step=coefficients.finite_step,
         decay=coefficients.decay,
-        update_ratio=float(np.max(terms.update_ratio_L)),
+        update_ratio=float(np.max(terms.update_ratio_L[counted_L], initial=0.0)),
         status=status,
     )
     if loss is not None and not math.isfinite(loss):

@@ -136,11 +136,12 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     decay_L = np.where(moving_L, log_decay(lr_L, terms.weight_decay_L) / safe_L, -terms.weight_decay_L)
 
     lr = network_lr(lr_L)
-    weight_L = terms.composition_L * (lr_L / lr if lr > 0.0 else 1.0)
+    counted_L = terms.composition_L != 0.0  # what stands beside the sum may be nan
+    weight_L = (terms.composition_L * (lr_L / lr if lr > 0.0 else 1.0))[counted_L]
     if noise == "exact":
-        variance = lr * float(weight_L @ noise_LL @ weight_L)
+        variance = lr * float(weight_L @ noise_LL[np.ix_(counted_L, counted_L)] @ weight_L)
     else:
-        variance = lr * float(weight_L**2 @ variance_L)
+        variance = lr * float(weight_L**2 @ variance_L[counted_L])
     return Coefficients(
         step=terms.step,
         form=form,
@@ -153,10 +154,10 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         noise_curvature_L=noise_curvature_L,
         finite_step_L=finite_step_L,
         decay_L=decay_L,
-        drift=float(weight_L @ drift_L),
+        drift=float(weight_L @ drift_L[counted_L]),
         diffusion=float(np.sqrt(max(variance, 0.0))) if np.isfinite(variance) else float("nan"),
-        noise_curvature=float(weight_L @ noise_curvature_L),
-        finite_step=float(weight_L @ finite_step_L),
-        decay=float(weight_L @ decay_L),
-        ito=0.5 * float(weight_L @ diffusion_L**2),
+        noise_curvature=float(weight_L @ noise_curvature_L[counted_L]),
+        finite_step=float(weight_L @ finite_step_L[counted_L]),
+        decay=float(weight_L @ decay_L[counted_L]),
+        ito=0.5 * float(weight_L @ diffusion_L[counted_L] ** 2),
     )

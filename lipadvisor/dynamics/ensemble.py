@@ -57,12 +57,13 @@ def ensemble_change(terms: Terms, steps: int = 1, single_batch: bool = True) -> 
     mean_L = first_L + second_L + 0.5 * lr_L**2 * (answer.s_2 - own) * noise_L
     mean_L = mean_L + steps * log_decay(lr_L, terms.weight_decay_L)
     covariance_LL = answer.s_2 * np.outer(lr_L, lr_L) * terms.noise_LL
-    weight_L = terms.composition_L
+    counted_L = terms.composition_L != 0.0  # what stands beside the sum may be nan
+    weight_L, own_LL = terms.composition_L[counted_L], covariance_LL[np.ix_(counted_L, counted_L)]
     return EnsembleChange(
         steps=steps,
         mean_L=mean_L,
         covariance_LL=covariance_LL,
-        mean=float(weight_L @ mean_L),
-        variance=float(weight_L @ covariance_LL @ weight_L),
-        independent_variance=float(weight_L**2 @ np.diagonal(covariance_LL)),
+        mean=float(weight_L @ mean_L[counted_L]),
+        variance=float(weight_L @ own_LL @ weight_L),
+        independent_variance=float(weight_L**2 @ np.diagonal(own_LL)),
     )
