@@ -53,15 +53,16 @@ class Capture:
     _sizes: dict[int, int] = field(default_factory=dict)  # samples of the model's first input, by round
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def attach(self, layers: bool = True) -> None:
+    def attach(self, layers: bool = True, root: bool = True) -> None:
         """Put the hooks in, with nothing recorded yet.
 
         Args:
-            layers: the layers' too, or only the model's own, which counts samples.
+            layers: those of the layers.
+            root: the model's own, which counts samples.
         """
         self.detach()
         self.clear()
-        if self.root is not None:
+        if self.root is not None and root:
             self._handles.append(self.root.register_forward_pre_hook(self._count, with_kwargs=True))
         for index, layer in enumerate(self.layers if layers else ()):
             for use in layer.uses:
@@ -94,6 +95,11 @@ class Capture:
     def samples(self) -> int:
         """Samples that went into the model, as the first dimension of its first tensor says; 0 if that is not seen."""
         return sum(self._sizes.values())
+
+    @property
+    def empty(self) -> bool:
+        """Whether no call of any layer has been recorded."""
+        return not any(self.calls)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

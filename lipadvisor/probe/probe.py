@@ -23,11 +23,13 @@ from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
 from lipadvisor.probe.capture import Capture
-from lipadvisor.probe.compiled import EagerStep, bare, eagerly, is_compiled
+from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
+from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
-from lipadvisor.probe.meter import NoiseMeter, NoiseReport, check_noise_arguments
+from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise import NoiseImages
+from lipadvisor.probe.noise_report import NoiseReport, check_noise_arguments
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
 from lipadvisor.probe.record import Measured, read, terms
 from lipadvisor.probe.response import respond
@@ -100,7 +102,8 @@ class Probe:
         self.layers, self.skipped = find_layers(
             self._model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
         )
-        self._eager, self._compiled, self._blind = EagerStep(), is_compiled(model), False
+        self._eager, self._blind = EagerStep(), False
+        self._compiled, self._wrapped = is_compiled(model), self._model is not model
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
         self._packs = make_packs(self.layers, self._generator)
@@ -119,7 +122,8 @@ class Probe:
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
-            self._trace(self._model, example_input if isinstance(example_input, tuple) else (example_input,), {})
+            given = example_input if isinstance(example_input, tuple) else (example_input,)
+            self._capture.input_shapes.update(input_sizes(self._model, self.layers, given, {}))
 
     @property
     def overhead(self) -> float:
@@ -159,7 +163,7 @@ class Probe:
             if unsettled and self._blind:
                 self._eager.begin()
             wanted = unsettled or (self._meter.wants_samples and not self._compiled)
-            self._capture.attach(layers=wanted)
+            self._capture.attach(layers=wanted, root=not self._compiled or self._wrapped)
         else:
             self._capture.clear()
         self._spent_s += time.perf_counter() - self._armed_at
@@ -196,7 +200,11 @@ class Probe:
         if self._armed is not None:
             self._capture.detach()
             self._capture.finish()
+            self._eager.end()
             self._unsettled = self._begin()
+            self._blind = any(self._unsettled)
+            if self._updates and self._capture.empty and EagerStep.possible():
+                self._compiled = True  # outside of the model, where it does not show
         self._spent_s += time.perf_counter() - started
 
     def after_update(self, lr_by_group: Mapping[int, float], weight_decay_by_group: Mapping[int, float]) -> None:
@@ -254,7 +262,7 @@ class Probe:
     def trace(self, *arguments: Any, **keywords: Any) -> None:
         """Learn the convolutions' input sizes from a batch, as ``example_input`` does: ``model(*arguments)``."""
         if any(pack.operator is None for pack in self._packs):
-            self._trace(self._model, arguments, keywords)
+            self._capture.input_shapes.update(input_sizes(self._model, self.layers, arguments, keywords))
 
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
@@ -278,22 +286,6 @@ class Probe:
         self._armed, self._values_LC = None, None
 
     # --- what happens inside -------------------------------------------------------------------------------------
-
-    def _trace(self, model: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        """Learn the input sizes from a forward pass that leaves modes, buffers and generators as they are."""
-        modes = [(module, module.training) for module in model.modules()]
-        sizes = Capture(self.layers, keep=False)
-        devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-        try:
-            sizes.attach()
-            model.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly(model):
-                model(*arguments, **keywords)
-        finally:
-            sizes.detach()
-            for module, training in modes:
-                module.training = training
-        self._capture.input_shapes.update(sizes.input_shapes)
 
     def _begin(self) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
