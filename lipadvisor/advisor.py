@@ -80,6 +80,10 @@ class Advisor:
         seed: of the advisor's own generator; no global random state is touched.
         include: globs of layer names to measure.
         exclude: globs of layer names to leave out.
+        conv_view: ``"operator"`` measures a convolution as the true one on its real input size, ``"matrix"`` its
+            kernel reshaped to (out, in x taps), as kinds named ``"..._matrix"``.
+        gains: measure the gains of normalisation layers too, beside the network's sum.
+        parameters: measure matrices that a custom module holds itself, beside the network's sum.
         independent_samples: whether each sample's gradient is its own; ``None`` finds out (BatchNorm in training mode
             couples them: the noise is then measured from successive steps).
         population: rows that the batches are drawn from without replacement, or the training ``DataLoader``: their
@@ -110,6 +114,9 @@ class Advisor:
         seed: int = 0,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        conv_view: Literal["operator", "matrix"] = "operator",
+        gains: bool = False,
+        parameters: bool = False,
         independent_samples: bool | None = None,
         population: int | torch.utils.data.DataLoader[Any] | None = None,
         out: str | os.PathLike[str] | None = None,
@@ -136,11 +143,18 @@ class Advisor:
             interval=interval,
             include=tuple(include),
             exclude=tuple(exclude),
+            conv_view=conv_view,
+            gains=gains,
+            parameters=parameters,
             seed=seed,
             independent_samples=independent_samples,
             population=population,
         )
-        self._applier = Applier(optimizer, {layer.name: layer.weight for layer in self._probe.layers}, mode)
+        self._applier = Applier(
+            optimizer,
+            {layer.name: target for layer in self._probe.layers if (target := layer.target) is not None},
+            mode,
+        )
         if snapshot_every == "auto":
             snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
         self._snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
@@ -157,6 +171,7 @@ class Advisor:
         self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
         self._updated = self._started = self._closed = self._gave_up = False
+        self._calm = False  # nothing to measure in the step under way, and the knobs are owned
         self._failed = self._errors_seen = 0
         self._decide_s = 0.0
         self._first_forward = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -190,9 +205,10 @@ class Advisor:
             self._errors.guard(self._rearm)
             return None
         self._updated = False
-        decision = self._errors.guard(lambda: self._advance(self._loss.read(loss)))
-        self._give_up_after_errors()
-        return decision if isinstance(decision, Decision) else None
+        decision = self._errors.guard(self._close_step, loss)
+        if self._failed or self._errors.count != self._errors_seen:
+            self._give_up_after_errors()
+        return decision
 
     def _give_up_after_errors(self) -> None:
         """Hand the knobs back to the user once ``GIVE_UP`` steps in a row have failed."""
@@ -367,12 +383,17 @@ class Advisor:
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # a compiler is tracing: the advisor starts outside of the graph
+            return
         if not self._started and module.training and torch.is_grad_enabled():
             self._errors.guard(lambda: self._start(args, kwargs))
         if self._started:
             self._first_forward.remove()  # a hook costs every forward pass some microseconds
 
     def _before_update(self, *_: Any) -> None:
+        if self._calm and self._applier.stands():
+            return
+        self._calm = False
         if not self._gave_up:
             self._errors.guard(self._prepare_update)
 
@@ -381,16 +402,20 @@ class Advisor:
         self._probe.before_update()
         self._applier.before_update()
         begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
+        self._read_knobs()
+        self._acting_s = time.perf_counter() - begun
+
+    def _read_knobs(self) -> None:
+        """Note the knobs in force in the step under way, and the mean learning rate of the measured layers."""
         in_step = self._applier.in_force()
         if in_step[0] != self._in_step[0]:
             lr = in_step[0]
             self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
         self._in_step = in_step
-        self._acting_s = time.perf_counter() - begun
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
-        if not self._gave_up:
+        if not self._calm and not self._gave_up:
             self._errors.guard(self._finish_update)
 
     def _finish_update(self) -> None:
@@ -425,8 +450,19 @@ class Advisor:
         self._probe.charge(time.perf_counter() - begun)
         self._probe.arm(0)
 
-    def _advance(self, loss: float | None) -> Decision:
+    def _close_step(self, loss: torch.Tensor | float | None) -> Decision:
         begun = time.perf_counter()
+        value = self._loss.read(loss)
+        calm, self._calm = self._calm, False
+        due = self._decision is None or (self._step + 1) % self._stride == 0 or self._snapshot.due(self._step)
+        if calm and not due and (value is None or math.isfinite(value)):
+            self._step += 1
+            self._tau += self._lr_in_step
+            self._calm = self._probe.pass_over(self._step - 1, begun)
+            return self._decision
+        return self._advance(value, begun)
+
+    def _advance(self, loss: float | None, begun: float) -> Decision:
         if self._last is None:
             raise RuntimeError("the advisor did not start; see the first error in the log")
         step = self._step
@@ -458,7 +494,9 @@ class Advisor:
         self._decision = decision
         self._probe.charge(time.perf_counter() - begun + self._acting_s)
         self._acting_s = 0.0
-        self._probe.arm(self._step)
+        self._calm = not self._probe.arm(self._step) and self.mode == "takeover" and self._probe.idle
+        if self._calm:
+            self._read_knobs()
         return decision
 
     def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
@@ -531,6 +569,7 @@ class Advisor:
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _rearm(self) -> None:
+        self._calm = False
         self._probe.collect(self._step)
         self._probe.arm(self._step)
 
@@ -538,4 +577,7 @@ class Advisor:
 def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:
     _log.info("%s (%s) %s; measures %d layers", policy, mode, _OWNS[mode], len(probe.layers))
     if probe.skipped:
-        _log.info("not measured: %s", "; ".join(f"{one.name}: {one.reason}" for one in probe.skipped))
+        by_reason: dict[str, list[str]] = {}
+        for one in probe.skipped:
+            by_reason.setdefault(one.reason, []).append(one.name or "the model itself")
+        _log.info("not measured: %s", "; ".join(f"{', '.join(by_reason[why])}: {why}" for why in by_reason))

@@ -24,6 +24,8 @@ __all__ = ["MODES", "Applied", "Applier", "Mode"]
 Mode = Literal["takeover", "cap", "shadow"]
 MODES: tuple[Mode, ...] = ("takeover", "cap", "shadow")
 
+# A parameter group, its learning rate, the factor of its decay, and the matrices that it shrinks.
+_Standing = tuple[dict[str, Any], float, float, list[torch.Tensor]]
 _DECOUPLED = ("AdamW", "Muon")
 _log = logging.getLogger("lipadvisor")
 
@@ -62,6 +64,7 @@ class Applier:
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
         self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group
         self._restore: dict[int, float] = {}  # the user's learning rate during a capped step
+        self._standing: list[_Standing] = []  # what stands() asserts; empty: the long way
         self._own_decay = any(kind.__name__ in _DECOUPLED for kind in type(optimizer).__mro__)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
@@ -77,6 +80,7 @@ class Applier:
             refused += self._scale(decision.weight_scale, "weight_scale", before_training=True)
         if self.mode == "takeover":
             self._write()
+            self._note_standing()
         return Applied(before, decision.knobs, self.knobs(), tuple(refused))
 
     def _take(self, knobs: Knobs) -> list[str]:
@@ -115,6 +119,34 @@ class Applier:
         return refused
 
     # -- around the optimizer's step ---------------------------------------------------------------------------------
+
+    def stands(self) -> bool:
+        """Do what :meth:`before_update` does, if nobody wrote an owned knob since it was applied; else do nothing.
+
+        This is on the path of every step that is not measured, where each call of a function counts.
+        """
+        for group, lr, _, _ in self._standing:
+            if group["lr"] != lr or group.get("weight_decay"):
+                return False
+        with torch.no_grad():
+            for _, _, factor, matrices in self._standing:
+                live = [p for p in matrices if p.grad is not None]
+                if live:
+                    torch._foreach_mul_(live, factor)
+        return bool(self._standing)
+
+    def _note_standing(self) -> None:
+        self._standing = []
+        if self._lr.keys() != self._weight_decay.keys():
+            return
+        standing: list[_Standing] = []
+        for index, lr in self._lr.items():
+            group = self.optimizer.param_groups[index]
+            if isinstance(group["lr"], torch.Tensor) or isinstance(group.get("weight_decay"), torch.Tensor):
+                return
+            factor = 1.0 - lr * self._weight_decay[index]
+            standing.append((group, lr, factor, [p for p in group["params"] if p.ndim >= 2 and factor != 1.0]))
+        self._standing = standing
 
     def before_update(self) -> None:
         """Assert the knobs; shrink the matrices by the decoupled decay. Called with the gradients in place."""
@@ -172,6 +204,7 @@ class Applier:
             _set(self.optimizer.param_groups[index], "weight_decay", self._user[index][1])
         self._lr.clear()
         self._weight_decay.clear()
+        self._standing = []
 
     def release(self) -> None:
         """Give everything back as the user had it, the learning rate included: the advisor can no longer steer."""
@@ -181,6 +214,7 @@ class Applier:
             _set(self.optimizer.param_groups[index], "weight_decay", weight_decay)
         self._lr.clear()
         self._weight_decay.clear()
+        self._standing = []
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
@@ -201,6 +235,7 @@ class Applier:
         self.foreign_writes = int(state["foreign_writes"])
         if self.mode == "takeover":
             self._write()
+            self._note_standing()
 
     # -- details -----------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
 __all__ = ["FailOpen"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _DEVICES = ("cpu", "cuda")
 _log = logging.getLogger("lipadvisor")
@@ -29,16 +30,16 @@ class FailOpen:
         self.raises = raises
         self.count = 0
 
-    def guard(self, action: Callable[[], T]) -> T | None:
+    def guard(self, action: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | None:
         """Return what ``action`` returns, ``None`` if it failed."""
         try:
             autocast = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
             if not autocast:  # this is on the path of every step
-                return action()
+                return action(*arguments, **keywords)
             with ExitStack() as stack:
                 for device in autocast:
                     stack.enter_context(torch.autocast(device, enabled=False))
-                return action()
+                return action(*arguments, **keywords)
         except Exception:
             if self.raises:
                 raise

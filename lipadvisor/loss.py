@@ -18,6 +18,6 @@ class LossReader:
         if not isinstance(loss, torch.Tensor):
             return None if loss is None else float(loss)
         if loss.device.type == "cpu":
-            return float(loss.detach())
+            return float(loss.item())
         late, self._pending = self._pending, loss.detach().to("cpu", non_blocking=True)
         return None if late is None else float(late)

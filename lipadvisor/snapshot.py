@@ -36,6 +36,10 @@ class Snapshot:
         self._good: dict[str, Any] | None = None
         self._spare: dict[str, Any] = {}  # the copy before the good one: its memory is written to again
 
+    def due(self, step: int) -> bool:
+        """Return whether :meth:`keep` has anything to do at this step."""
+        return self._waiting is not None or (self.every is not None and step % self.every == 0)
+
     def keep(self, step: int) -> None:
         """Called after each step with a finite loss: confirm the waiting copy, and take a new one when it is due."""
         if self.every is None:
