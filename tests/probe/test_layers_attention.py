@@ -96,7 +96,9 @@ def test_parts_of_the_packed_weight_are_scaled_one_by_one() -> None:
     probe = Probe(attention, torch.optim.SGD(attention.parameters(), lr=0.1))
     before = attention.in_proj_weight.detach().clone()
     probe.spectrum()
-    probe.layers[1].target.mul_(2.0)
+    part = probe.layers[1].target
+    assert part is not None
+    part.mul_(2.0)
     after = attention.in_proj_weight.detach()
     torch.testing.assert_close(after[8:16], 2 * before[8:16])
     torch.testing.assert_close(after[:8], before[:8])

@@ -213,10 +213,11 @@ class TrackedLayer:
         return self.form.matrix and bool(self.uses) and all(use.flat for use in self.uses)
 
     @property
-    def target(self) -> Tensor:
-        """What is scaled to scale the weight: its own memory."""
-        weight = self.weight.detach()
-        return weight if self.rows is None else weight[self.rows]
+    def target(self) -> Tensor | None:
+        """What is scaled in place to scale the weight; None where it is computed from parameters."""
+        if not isinstance(self.source, Plain):
+            return None
+        return self.weight if self.rows is None else self.weight.detach()[self.rows]
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape (a gradient, a moment) as one of the kernel's."""
