@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from lipadvisor import Advisor, load_run
 from lipadvisor.policies import Decision, Knobs, Observation, Status, named_policy
+from lipadvisor.probe import Probe
 from lipadvisor.report.replay import replayed
 
 
@@ -525,3 +527,36 @@ def test_the_default_policy_replayed_over_its_own_run_decides_what_was_decided(t
     assert len(frame) == 61
     np.testing.assert_allclose(frame.lr_proposed, frame.lr_recorded, rtol=1e-12)
     np.testing.assert_allclose(frame.weight_decay_proposed, frame.weight_decay_recorded, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_short_path_of_steps_without_measurement_changes_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> tuple[nn.Module, list[float], pd.DataFrame]:
+        model = network()
+        optimizer = optimizer_of(kind, model)
+        rates = []
+        with Advisor(model, optimizer, 1000, interval=13, on_error="raise") as advisor:
+            for x, y in batches(130):
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                if len(rates) == 60:
+                    optimizer.param_groups[0]["lr"] = 7.0  # from outside
+                optimizer.step()
+                optimizer.zero_grad()
+                advisor.step(loss)
+                rates.append(float(optimizer.param_groups[0]["lr"]))
+            frame = advisor.trajectory.observations.query("layer == '*'")
+        return model, rates, frame
+
+    model, rates, frame = trained()
+    monkeypatch.setattr(Probe, "idle", False)
+    slow_model, slow_rates, slow_frame = trained()
+    assert max(rates) < 7.0
+    assert rates == slow_rates
+    for one, other in zip(model.parameters(), slow_model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (frame.step.diff().dropna() > 1).any(), "some steps were not measured"
+    for column in ("step", "tau", "log_norm", "predicted"):
+        np.testing.assert_array_equal(frame[column], slow_frame[column])
