@@ -4,8 +4,8 @@ Two copies of one network that differ by a tiny perturbation take the same batch
 over a step, ``ln(|dW'| / |dW|)``, is the log expansion factor of the update map along the direction that the map itself
 selects. For SGD on the whole data it is also computed from the map's Jacobian, ``max |1 - lr wd - lr lambda(H)|``.
 Weight decay must lower it by ``ln(1 - lr wd)``. Loss, size of the weights and length of the steps stand beside it: they
-tell whether a map that contracts still trains a network. DropPath must contract the forward map: in expectation a block has the
-constant ``1 + (1 - p) K``.
+tell whether a map that contracts still trains a network. DropPath must contract the forward map: in expectation a
+block has the constant ``1 + (1 - p) K``.
 """
 
 from __future__ import annotations

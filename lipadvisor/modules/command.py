@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import time
 import traceback
@@ -32,7 +33,10 @@ def load_factory(text: str) -> Callable[[], Any]:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load {text!r}: {error}") from error
+        hint = f"; leave out .py: {module.removesuffix('.py')}:{name}" if module.endswith(".py") else ""
+        raise ValueError(f"cannot load {text!r}: {error}{hint}") from error
+    except Exception as error:  # the module is the caller's: it may fail in any way
+        raise ValueError(f"importing {module!r} raised {_line(error)}") from error
     if not callable(found):
         raise ValueError(f"{text!r} must be callable, got {type(found).__name__}.")
     factory: Callable[[], Any] = found
@@ -52,7 +56,18 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _called(text: str) -> Any:
+    from torch import nn
+
     made = load_factory(text)
+    if isinstance(made, nn.Module):
+        return made  # a model that stands in the module as it is
+    try:
+        inspect.signature(made).bind()
+    except TypeError as error:
+        rule = "must be callable without arguments; name a function that gives them"
+        raise ValueError(f"{text!r} {rule}: {error}") from error
+    except ValueError:  # no signature to be had
+        pass
     try:
         return made()
     except Exception as error:  # the factory is the caller's: it may fail in any way
@@ -66,7 +81,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
-def _check_call(model: Any, batch: Any) -> None:
+def _check_call(model: Any, batch: Any, drawn: bool) -> None:
     """Call the model once as the audit will.
 
     Raises:
@@ -80,7 +95,9 @@ def _check_call(model: Any, batch: Any) -> None:
         with observed(model), torch.no_grad():
             run(model, batch)
     except Exception as error:
-        raise ValueError(f"the model cannot be called with this batch: {_line(error)}") from error
+        tokens = drawn and any(isinstance(module, torch.nn.Embedding) for module in model.modules())
+        hint = "; a model that reads tokens needs --vocabulary" if tokens else ""
+        raise ValueError(f"the model cannot be called with this batch: {_line(error)}{hint}") from error
 
 
 def _model_and_batch(factory: str, batch: str | None, shape: tuple[int, ...] | None, vocabulary: int | None) -> Any:
@@ -141,8 +158,9 @@ def audit(
 ) -> None:
     """Audit a model before its first step: constants, gains, alarms with their cures, advice.
 
-    MODULE:FACTORY names a callable that returns the model, or (model, batch). The exit code is 0 also where there are
-    alarms.
+    MODULE:FACTORY names a callable that returns the model, or (model, batch), or a model; MODULE is imported as Python
+    does it, also from the working directory. The exit code is 0 also where there are alarms; what they ask for is done
+    by lipadvisor.modules.apply_cures(model, findings, batch), which goes on until nothing is left.
 
     \b
     Examples:
@@ -152,7 +170,7 @@ def audit(
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     try:
         model, example = _model_and_batch(factory, batch, _shape(shape), vocabulary)
-        _check_call(model, example)
+        _check_call(model, example, drawn=batch is None and shape is not None and vocabulary is None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     from lipadvisor.modules.examine import audit as examine

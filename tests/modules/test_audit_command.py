@@ -25,6 +25,9 @@ def batch():
 number = 3
 def wrong():
     return 4
+model = plain()
+def needy(width):
+    return nn.Linear(width, 2)
 def failing():
     raise OSError("no such data")
 """
@@ -33,6 +36,7 @@ def failing():
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models_for_audit.py").write_text(MODEL)
+    (tmp_path / "fails_on_import.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -58,6 +62,7 @@ def test_batches(folder: Path) -> None:
         ("models_for_audit:plain", "--input", "4,6"),
         ("models_for_audit:plain", "--batch", "models_for_audit:batch"),
         ("models_for_audit:tokens", "--input", "2,5", "--vocabulary", "11"),
+        ("models_for_audit:model", "--input", "4,6"),
     ):
         assert called(*arguments).exit_code == 0
 
@@ -69,6 +74,10 @@ def test_batches(folder: Path) -> None:
         (("no_such_module_here:x",), "cannot load"),
         (("models_for_audit:number",), "must be callable"),
         (("models_for_audit:wrong",), "torch.nn.Module"),
+        (("models_for_audit.py:plain",), "leave out .py: models_for_audit:plain"),
+        (("models_for_audit:needy",), "must be callable without arguments"),
+        (("fails_on_import:x",), "importing 'fails_on_import' raised ZeroDivisionError"),
+        (("models_for_audit:tokens", "--input", "2,5"), "needs --vocabulary"),
         (("models_for_audit:plain",), "returns no batch"),
         (("models_for_audit:plain", "--input", "4,-6"), "--input must be"),
         (("models_for_audit:plain", "--input", "4,7"), "cannot be called with this batch: RuntimeError"),
@@ -80,6 +89,18 @@ def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: tuple[str, ...
     result = called(*arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_alarms_say_what_to_do(folder: Path) -> None:
+    source = (
+        "def sick():\n    m = plain()\n    m.append(nn.Linear(2, 2))\n    m[2].weight.data.mul_(100)\n    return m\n"
+    )
+    (folder / "models_for_audit_sick.py").write_text("from models_for_audit import *\n" + source)
+    shown = called("models_for_audit_sick:sick", "--input", "4,6", "--html", "page.html").stdout
+    assert "! 2: init_scale" in shown
+    assert "apply_cures(model, lipadvisor.audit(model, batch).findings, batch)" in shown
+    assert "apply_cures(model" in (folder / "page.html").read_text()
+    assert "apply_cures" not in called("models_for_audit:plain", "--input", "4,6").stdout
 
 
 def test_load_factory_takes_attributes(folder: Path) -> None:
