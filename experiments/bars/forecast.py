@@ -29,15 +29,15 @@ def run(settings: BarSettings) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
     figures: dict[str, Any] = {}
     table = [
-        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'no rise':>8} {'CRPS':>6} "
-        f"{'coverage':>8} {'least':>6} {'forecasts':>9}"
+        f"{'steps':>5} {'MAE':>6} {'constant':>8} {'worst run':>9} {'changes':>8} {'of sums':>8} {'no rise':>8} "
+        f"{'CRPS':>6} {'coverage':>8} {'least':>6} {'forecasts':>9}"
     ]
     for horizon in HORIZONS:
         found = _pooled(scored, horizon)
         figures[str(horizon)] = found
         table.append(
             f"{horizon:5d} {found['mae']:6.2f} {found['constant']:8.2f} {found['worst']:9.2f} {found['changed']:8.2f} "
-            f"{found['changed_without_rises']:8.2f} "
+            f"{found['changed_of_sums']:8.2f} {found['changed_without_rises']:8.2f} "
             f"{found['crps']:6.2f} {found['coverage']:8.3f} {found['least_coverage']:6.2f} {found['n']:9.0f}"
         )
         checks += _checks(horizon, found)
@@ -53,13 +53,16 @@ def _pooled(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int) ->
     whole = {name: scores[horizon].ratios() for name, (_, scores) in scored.items() if horizon in scores}
     constant = [whole[name]["mae_ratio"] for name, (schedule, _) in scored.items() if schedule == "constant"]
     hits = np.concatenate([scores[horizon].hit_N for _, scores in scored.values() if horizon in scores])
+    across = _across(scored, horizon)
     return {
         "mae": _mean([one["mae_ratio"] for one in whole.values()]),
         "mae_of_sums": sum(one["mae"] for one in whole.values()) / sum(one["mae_slope"] for one in whole.values()),
         "constant": _mean(constant),
         "worst": max(one["mae_ratio"] for one in whole.values()),
-        "changed": _across(scored, horizon, rises=True),
-        "changed_without_rises": _across(scored, horizon, rises=False),
+        "changed": across["ratio"],
+        "changed_of_sums": across["sums"],
+        "changed_windows": across["windows"],
+        "changed_without_rises": _across(scored, horizon, "rise")["ratio"],
         "crps": _mean([one["crps_ratio"] for one in whole.values()]),
         "coverage": float(hits.mean()),
         "least_coverage": min(one["coverage"] for one in whole.values()),
@@ -67,22 +70,31 @@ def _pooled(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int) ->
     }
 
 
-def _across(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int, rises: bool) -> float:
-    """Return the summed error over the summed error of each run's best slope, in windows across a change.
+def _across(scored: dict[str, tuple[str, dict[int, RunScore]]], horizon: int, leave_out: str = "") -> dict[str, float]:
+    """Return errors over those of each run's best slope, in windows across a change of lr or decay.
+
+    ``ratio`` is the geometric mean over the runs, as everywhere here; ``sums`` the ratio of the summed errors, which
+    the runs that move most decide.
 
     Args:
         scored: schedule and scores of each run.
         horizon: steps ahead.
-        rises: whether runs whose learning rate was doubled count too.
+        leave_out: a schedule whose runs do not count.
     """
     found = [
         scores[horizon].ratios(scores[horizon].changed_N)
         for schedule, scores in scored.values()
-        if horizon in scores and (rises or schedule != "rise")
+        if horizon in scores and schedule != leave_out
     ]
     found = [one for one in found if one["n"] > 0]
-    slope = sum(one["n"] * one["mae_slope"] for one in found)
-    return sum(one["n"] * one["mae"] for one in found) / slope if found else float("nan")
+    if not found:
+        return {"ratio": float("nan"), "sums": float("nan"), "windows": 0.0}
+    sums = sum(one["n"] * one["mae"] for one in found) / sum(one["n"] * one["mae_slope"] for one in found)
+    return {
+        "ratio": _mean([one["mae_ratio"] for one in found]),
+        "sums": sums,
+        "windows": sum(one["n"] for one in found),
+    }
 
 
 def _mean(ratios: list[float]) -> float:

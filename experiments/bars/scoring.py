@@ -1,8 +1,8 @@
 """Forecasts of a recorded run, made as they would have been online, beside slopes that are smoothed.
 
 The forecast is made with the plan that came true, as a schedule is known in advance; the slope knows no plan. The best
-slope is chosen in hindsight for each run and horizon: nobody has it online. Its band is the running root mean square
-of its own past errors at that horizon.
+slope is chosen in hindsight for each run and horizon, once for all its windows: nobody has it online. Its band is the
+running root mean square of its own past errors at that horizon.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class RunScore:
     changed_N: Array
 
     def ratios(self, where_N: Array | None = None) -> dict[str, float]:
-        """Return the figures over the best slope's, on the forecasts ``where_N``."""
+        """Return the figures over the best slope's, on the forecasts ``where_N``; which slope is best, all say."""
         keep = np.ones(len(self.error_N), bool) if where_N is None else where_N.astype(bool)
         if not keep.any():
             return {"n": 0.0}
-        best = float(self.slope_error_GN[:, keep].mean(1).min())
-        best_crps = float(self.slope_crps_GN[:, keep].mean(1).min())
+        best = float(self.slope_error_GN[self.slope_error_GN.mean(1).argmin(), keep].mean())
+        best_crps = float(self.slope_crps_GN[self.slope_crps_GN.mean(1).argmin(), keep].mean())
         return {
             "n": float(keep.sum()),
             "mae": float(self.error_N[keep].mean()),

@@ -14,7 +14,7 @@ import numpy as np
 
 from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.experts import POWER_E, SMOOTHINGS, Experts, power_integrals
-from lipadvisor.forecast.guard import UpdateRatio
+from lipadvisor.forecast.guard import WARN_LOAD, UpdateRatio
 from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
 from lipadvisor.forecast.rebound import rebound
@@ -28,7 +28,6 @@ __all__ = ["Forecaster"]
 _FEW_POINTS = 5  # updates before a forecast means anything
 _CALIBRATED = 20  # scored forecasts before a band does
 _NOISE_GAIN = 0.03  # averaging of the noise: one batch's estimate is off by half near the end
-_REFUSE_RATIO, _WARN_RATIO = 0.15, 0.08  # of the predicted relative update, s_1(lr U) / s_1(W)
 _CHANGE, _CHANGE_WIDENS = float(np.log(1.5)), 1.3  # bands across a change of lr beyond 1.5x are that much wider
 
 
@@ -168,10 +167,10 @@ class Forecaster:
         )
         std_H = np.maximum.accumulate(std_HS[:, -1])
         half_H = np.maximum.accumulate(std_H * quantile_HS[:, -1])
-        ratio = float(np.max(self._ratio.last_L * self._lr_L))
+        load = float(np.max(self._ratio.load_L(self._lr_L, self._lr_L)))
         bands = []
         for horizon, mean, std, half in zip(self.horizons, mean_HS[:, -1], std_H, half_H, strict=True):
-            status = self._judge(ratio, horizon, bool(np.isfinite(mean)))
+            status = self._judge(load, horizon, bool(np.isfinite(mean)))
             bands.append(Band(horizon, float(mean), float(std), float(mean - half), float(mean + half), status))
         return tuple(bands)
 
@@ -344,20 +343,19 @@ class Forecaster:
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
-        ratio_L = self._ratio.planned_L(self._lr_L, future.lr_hS[:, :-1].max(axis=0))
-        worst = int(np.argmax(ratio_L))
-        ratio = float(ratio_L[worst])
-        status = self._judge(ratio, horizon, finite)
-        if not ratio > _WARN_RATIO:
+        load_L = self._ratio.load_L(self._lr_L, future.lr_hS[:, :-1].max(axis=0))
+        worst = int(np.argmax(load_L))
+        load = float(load_L[worst])
+        status = self._judge(load, horizon, finite)
+        if not load > WARN_LOAD:
             return status, ()
-        limit = f"above {_REFUSE_RATIO:g}: refused" if ratio > _REFUSE_RATIO else f"above {_WARN_RATIO:g}"
-        text = f"planned lr moves layer {self.names[worst]!r} by {ratio:.3g} of its norm in one step, {limit}"
-        return status, (text,)
+        verdict = "refused" if load > 1.0 else "near its limit"
+        return status, (f"planned lr moves layer {self.names[worst]!r} by {load:.2f} of what it bears: {verdict}",)
 
-    def _judge(self, ratio: float, horizon: int, finite: bool) -> Status:
+    def _judge(self, load: float, horizon: int, finite: bool) -> Status:
         if self.updates > 0 and not finite:
             return Status.NON_FINITE
-        if ratio > _REFUSE_RATIO:
+        if load > 1.0:
             return Status.UNSTABLE
         if self.updates < _FEW_POINTS:
             return Status.TOO_FEW_POINTS

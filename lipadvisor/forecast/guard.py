@@ -1,8 +1,8 @@
 """The guards on a plan: by the relative update, which is always measured, and by the loss's curvature, where known.
 
 A layer that one step moves by a good part of its own norm is about to break. For a rate above the present one the
-average relative update of the last hundred steps counts: what one batch does says little of what the batches after a
-jump will do.
+average relative update of some hundred steps counts: what one batch does says little of what the batches after a jump
+will do.
 
 The relative update sees a jump to an unstable rate late when gradients are small. The largest eigenvalue of ``P H``
 (preconditioner times Hessian) sees it before: the update map expands where ``lr * eigenvalue`` passes the optimizer's
@@ -20,11 +20,14 @@ import numpy as np
 from lipadvisor.dynamics import stability_limit
 from lipadvisor.terms import Array
 
-__all__ = ["REFUSE_LOAD", "UpdateRatio", "is_refused", "stability_load"]
+__all__ = ["REFUSE_LOAD", "WARN_LOAD", "UpdateRatio", "is_refused", "stability_load"]
 
 REFUSE_LOAD = 0.7  # of the limit: the eigenvalue goes on rising after the change
 
-_GAIN = 0.01  # per step, of the average relative update
+_GAIN = 0.005  # per step, of the average relative update
+_LIMIT = 0.15  # of the relative update s_1(lr U) / s_1(W) of the last step, at the present rate or a lower one ...
+_RISE_LIMIT = 0.19  # ... and of the average one, at a rate that rises
+WARN_LOAD = 0.53  # of a limit: worth a word
 
 
 class UpdateRatio:
@@ -43,16 +46,16 @@ class UpdateRatio:
         self._mean_L += gain_L * (self.last_L - self._mean_L)
         self._mass_L += gain_L * (1.0 - self._mass_L)
 
-    def planned_L(self, lr_L: Array, planned_L: Array) -> Array:
-        """Return the relative update to expect at planned learning rates.
+    def load_L(self, lr_L: Array, planned_L: Array) -> Array:
+        """Return the relative update to expect at planned learning rates, over its limit: above 1 is too much.
 
         Args:
             lr_L: in force.
             planned_L: the largest of the plan.
         """
         mean_L = self._mean_L / np.maximum(self._mass_L, 1e-300)
-        risen_L = np.maximum(mean_L * planned_L, self.last_L * lr_L)
-        return np.where(planned_L > lr_L, risen_L, self.last_L * planned_L)
+        risen_L = np.maximum(mean_L * planned_L / _RISE_LIMIT, self.last_L * lr_L / _LIMIT)
+        return np.where(planned_L > lr_L, risen_L, self.last_L * planned_L / _LIMIT)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages as arrays."""

@@ -205,10 +205,10 @@ def test_a_plan_that_moves_a_layer_too_far_is_refused_with_a_reason(run_of: RunO
     run = run_of(lambda tau: 0.1, [0.05] * 60, sigma=0.1, update_ratio_L=np.array([0.2, 1.0]))
     forecaster = _fed(run)
     assert forecaster.forecast(5).status is Status.OK
-    warned = forecaster.forecast(5, {"lr": 0.1})
+    warned = forecaster.forecast(5, {"lr": 0.15})
     assert warned.status is Status.OK
     assert "'layer1'" in warned.warnings[0]
-    refused = forecaster.forecast(5, {"lr": [0.05, 0.05, 0.2, 0.05, 0.05]})
+    refused = forecaster.forecast(5, {"lr": [0.05, 0.05, 0.25, 0.05, 0.05]})
     assert refused.status is Status.UNSTABLE
     assert "refused" in refused.warnings[0]
 

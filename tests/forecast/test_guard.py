@@ -1,12 +1,13 @@
-"""The guard on plans by curvature: right on a quadratic, and careful with what is not a number."""
+"""The guards on plans: by curvature right on a quadratic, by the relative update not fooled by one quiet batch."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from lipadvisor.forecast.guard import REFUSE_LOAD, is_refused, stability_load
+from lipadvisor.forecast.guard import REFUSE_LOAD, UpdateRatio, is_refused, stability_load
 
 
 @pytest.mark.parametrize(("momentum", "lr"), [(0.0, 0.19), (0.0, 0.21), (0.9, 0.37), (0.9, 0.39)])
@@ -27,3 +28,25 @@ def test_limits_of_the_refusal() -> None:
     assert stability_load("adamw", 0.9, 0.1, -5.0) == 0.0
     with pytest.raises(ValueError, match="lr"):
         stability_load("sgd", 0.0, -1.0, 1.0)
+
+
+def test_a_rise_is_judged_by_the_average_update_and_what_goes_on_by_the_last() -> None:
+    ratio, lr_L = UpdateRatio(2), np.array([0.01, 0.01])
+    for step in range(300):
+        ratio.update(np.array([2.0 if step % 2 else 4.0, 1.0]), 1.0)
+    ratio.update(np.array([0.1, np.nan]), 1.0)  # a quiet batch, and a layer that was not measured
+    steady_L, risen_L = ratio.load_L(lr_L, lr_L), ratio.load_L(lr_L, 10.0 * lr_L)
+    np.testing.assert_allclose(steady_L, [0.001 / 0.15, 0.01 / 0.15])
+    np.testing.assert_allclose(risen_L, [0.3 / 0.19, 0.1 / 0.19], rtol=0.03)
+    ratio.update(np.array([30.0, 1.0]), 1.0)  # what the last step does counts at any rate
+    assert ratio.load_L(lr_L, lr_L)[0] == pytest.approx(2.0)
+    assert ratio.load_L(lr_L, 1.001 * lr_L)[0] >= 2.0
+
+
+def test_a_measurement_of_many_steps_weighs_as_many() -> None:
+    one, many, lr_L = UpdateRatio(1), UpdateRatio(1), np.ones(1)
+    for value in (1.0, 3.0):
+        many.update(np.array([value]), 5.0)
+        for _ in range(5):
+            one.update(np.array([value]), 1.0)
+    np.testing.assert_allclose(one.load_L(lr_L, 2.0 * lr_L), many.load_L(lr_L, 2.0 * lr_L))
