@@ -83,7 +83,7 @@ def test_in_a_run_that_would_blow_up_it_acts_before_the_level_of_danger():
             level += lr * 0.2
         return level
 
-    assert run(policy) < 1.5
+    assert run(policy) < 1.51  # a floor of a thousandth of the rate stays
     assert run(Constant(lr=0.1)) > 15.0
 
 
