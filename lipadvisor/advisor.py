@@ -205,7 +205,7 @@ class Advisor:
             self._errors.guard(self._rearm)
             return None
         self._updated = False
-        decision = self._errors.guard(self._close_step, loss)
+        decision = self._errors.guard(self._close_step, self._probe.ranks.mean(loss))
         if self._failed or self._errors.count != self._errors_seen:
             self._give_up_after_errors()
         return decision

@@ -31,6 +31,7 @@ from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.noise_report import NoiseReport, check_noise_arguments
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
+from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, read, terms
 from lipadvisor.probe.response import respond
 from lipadvisor.probe.schedule import Budget
@@ -98,7 +99,7 @@ class Probe:
         self.level = level
         self.layers: tuple[TrackedLayer, ...]
         self.skipped: tuple[Skipped, ...]
-        self._model = bare(model)
+        self._model, self.ranks = bare(model), ranks_of(model)
         self.layers, self.skipped = find_layers(
             self._model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
         )
@@ -236,7 +237,7 @@ class Probe:
         """Return what step number ``step`` gave, in one device synchronisation; None if it was not measured."""
         started = time.perf_counter()
         values_LC = self._values_LC if self._armed == step else None
-        readings = None if values_LC is None else read(values_LC, self._meter.noise_LL)
+        readings = None if values_LC is None else read(values_LC, self._meter.noise_LL, self._meter.samples, self.ranks)
         doubts: tuple[Status | None, ...] = ()
         if readings is not None and self.level == "full":
             readings, doubts = self._meter.settle(readings)
@@ -247,12 +248,14 @@ class Probe:
         measure_s += now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
+        if readings is not None:
+            self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
         self._armed, self._values_LC = None, None
         self._capture.spent_s = 0.0
         if readings is None:
             return None
         self._note(readings.columns)
-        samples, wait = self._meter.samples, max(wait, 1)
+        samples, wait = readings.samples, max(wait, 1)
         knobs, unsettled = self._strides.knobs, self._unsettled
         measured = Measured(
             step, self.level, knobs, samples, unsettled, measure_s, step_s, wait, doubts, self._population

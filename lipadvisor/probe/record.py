@@ -13,6 +13,7 @@ from torch import Tensor
 from lipadvisor.policies import Status
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.layers import TrackedLayer
+from lipadvisor.probe.ranks import ALONE, Ranks
 from lipadvisor.terms import Array, Terms
 
 __all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "noise_covariance", "read", "statuses", "terms"]
@@ -22,6 +23,7 @@ BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
 AFTER = ("s_1_after", "s_2_after", "s_last_after", "sum_squares_after", "residual_after")
 STEP = ("first", "curvature", "change", "update_ratio", "noise_curvature")
 NOISE = ("share", "square", "gradient", "pair", "pair_curvature")
+SUMMED = ("share", "square", "noise_curvature")  # over the samples
 COLUMNS = BEFORE + AFTER + STEP + NOISE
 PER_NORM = ("first", "curvature", "update_ratio", "noise_curvature")  # read as they are, then divided by s_1
 
@@ -41,6 +43,7 @@ class Readings:
 
     columns: dict[str, Array]
     noise_LL: Array
+    samples: int = 0  # of the whole batch
 
 
 def noise_covariance(scalars: Sequence[Tensor | None], samples: int) -> Tensor:
@@ -73,26 +76,32 @@ def noise_covariance(scalars: Sequence[Tensor | None], samples: int) -> Tensor:
     return centred_LM @ centred_LM.mT / (samples * (samples - 1))
 
 
-def read(values_LC: Tensor, noise_LL: Tensor | None) -> Readings:
+def read(values_LC: Tensor, noise_LL: Tensor | None, samples: int = 0, ranks: Ranks = ALONE) -> Readings:
     """Bring everything to the host at once.
 
     Args:
         values_LC: columns as in ``COLUMNS``, or fewer of them; the rest is nan.
         noise_LL: covariance of ``u' g v``, if measured.
+        samples: M of this process.
+        ranks: that the samples are spread over.
     """
     layers, columns = values_LC.shape
-    parts = [values_LC.reshape(-1)] if noise_LL is None else [values_LC.reshape(-1), noise_LL.reshape(-1)]
-    flat = torch.cat(parts).double().cpu().numpy()
+    values_LC = values_LC.double()
+    if noise_LL is None:
+        noise_LL = values_LC.new_full((layers, layers) if columns == len(COLUMNS) else (0, 0), float("nan"))
+    if columns == len(COLUMNS):
+        summed = [COLUMNS.index(name) for name in SUMMED]
+        values, noise, samples = ranks.pool(values_LC, noise_LL.double(), samples, summed, COLUMNS.index("share"))
+    else:
+        values, noise = values_LC.cpu().numpy(), np.full((layers, layers), np.nan)
     table = np.full((layers, len(COLUMNS)), np.nan)
-    table[:, :columns] = flat[: layers * columns].reshape(layers, columns)
+    table[:, :columns] = values
     named = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}
-    noise = np.full((layers, layers), np.nan)
     with np.errstate(all="ignore"):
         for name in PER_NORM:
             named[name] /= named["s_1"]
-        if noise_LL is not None:
-            noise = flat[layers * columns :].reshape(layers, layers) / np.outer(named["s_1"], named["s_1"])
-    return Readings(named, noise)
+        noise = noise / np.outer(named["s_1"], named["s_1"])
+    return Readings(named, noise, samples)
 
 
 def statuses(
