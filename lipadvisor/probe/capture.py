@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.kinds import TrackedLayer, Use
+from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.samples import Seen, SeenSamples
 
 __all__ = ["Capture"]
@@ -79,6 +80,9 @@ class Capture:
 
     def finish(self) -> None:
         """Work out what hangs on the weights, while these are still the ones that the calls saw."""
+        for layer in self.layers:
+            if isinstance(layer.source, Computed):
+                layer.source.keep()
         for calls in self.calls:
             for call in calls:
                 finish = getattr(call.use, "finish", None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe import optimizers
-from lipadvisor.probe.kinds import Plain
+from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack, Refreshed
 
 __all__ = ["GradientNotes", "View", "applied_gradient", "note_gradients", "view"]
@@ -42,7 +42,11 @@ def note_gradients(optimizer: torch.optim.Optimizer, packs: Sequence[Pack]) -> G
 
 
 def applied_gradient(
-    optimizer: torch.optim.Optimizer, pack: Pack, versions: Sequence[int | None], scaled: bool, scale: Tensor | None
+    optimizer: torch.optim.Optimizer,
+    pack: Pack,
+    versions: Sequence[int | None],
+    scaled: bool,
+    scale: Tensor | ThroughParameters | None,
 ) -> Tensor:
     """Return ``P * G`` (l, *kernel shape) after the step; zeros without a gradient, nan where it has been overwritten.
 
@@ -53,16 +57,26 @@ def applied_gradient(
         scaled: see :class:`GradientNotes`.
         scale: preconditioner P; None stands for ones.
     """
+    if isinstance(scale, ThroughParameters):
+        return _through_parameters(pack, scale, versions[0], scaled)
     grads = []
     for layer, version in zip(pack.layers, versions, strict=True):
         grad = optimizers.raw_gradient(optimizer, layer.weight, layer.group, version, scaled)
-        if not isinstance(layer.source, Plain):  # computed from parameters: its own gradient is kept nowhere
-            grad = None
-        elif layer.weight.grad is None:
+        if layer.weight.grad is None:
             grad = torch.zeros_like(layer.weight)
         grads.append(torch.full_like(layer.weight, float("nan")) if grad is None else grad.detach())
     gradient = pack.gather(grads)
     return gradient if scale is None else gradient * scale
+
+
+def _through_parameters(pack: Pack, scale: ThroughParameters, version: int | None, scaled: bool) -> Tensor:
+    """Return ``D P g`` (1, *kernel shape) of a weight that is computed from parameters with the gradients ``g``."""
+    source, first = scale.source, scale.source.weight.grad
+    if first is not None and first._version != version and not scaled:  # written over by the step
+        nothing = scale.view(source.value())
+        return torch.full_like(nothing, float("nan")).unsqueeze(0)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in source.parameters]
+    return scale.forward(grads).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)

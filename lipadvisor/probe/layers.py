@@ -21,6 +21,7 @@ from lipadvisor.probe.kinds.embedding import find_embedding
 from lipadvisor.probe.kinds.linear import find_linear
 from lipadvisor.probe.kinds.normalization import find_normalization
 from lipadvisor.probe.kinds.parameter import find_parameters
+from lipadvisor.probe.kinds.parametrized import Computed, computed_source
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
@@ -126,6 +127,9 @@ class _Search:
             return
         weight = source.weight
         self.seen.add(id(weight))
+        if isinstance(source, Computed):
+            self.seen.update(id(p) for p in source.parameters)
+            self.claimed.update(id(part) for part in source.recipe.modules() if part is not owner)
         place = (id(weight), None if candidate.rows is None else candidate.rows.start)
         self.uses.setdefault(place, []).append(candidate.use)
         known = self.layers.get(place)
@@ -138,7 +142,8 @@ class _Search:
             return
         self.layers[place] = TrackedLayer(
             label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, candidate.form, source,
-            (), candidate.composition, rows=candidate.rows, decays=candidate.decays,
+            (), candidate.composition, rows=candidate.rows,
+            decays=candidate.decays and isinstance(source, Plain),
         )  # fmt: skip
 
     def found(self) -> tuple[TrackedLayer, ...]:
@@ -166,11 +171,11 @@ class _Search:
         self.seen.update(id(p) for p in parameters)
 
 
-def _source(owner: nn.Module, candidate: Candidate) -> Plain | str:
+def _source(owner: nn.Module, candidate: Candidate) -> Plain | Computed | str:
     """Return where a weight's values are, or why that is not known."""
     weight = owner._parameters.get(candidate.key)
     if weight is None:
-        return "its weight is parametrized"
+        return computed_source(owner, candidate.key)
     return Plain(weight) if candidate.source is None else candidate.source(weight)
 
 

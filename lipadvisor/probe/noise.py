@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
 from lipadvisor.spectra import LinearOperator
@@ -48,7 +49,9 @@ class NoiseImages:
     factor: float
 
 
-def batch_noise(pack: Pack, batches: Sequence[Batch], scale: Tensor | None, signs_KB: Tensor) -> NoiseImages:
+def batch_noise(
+    pack: Pack, batches: Sequence[Batch], scale: Tensor | ThroughParameters | None, signs_KB: Tensor
+) -> NoiseImages:
     """Return what the noise of a batch does to a pack's top pairs.
 
     Args:
@@ -69,6 +72,7 @@ def batch_noise(pack: Pack, batches: Sequence[Batch], scale: Tensor | None, sign
         return _projected(pack, first, scale, centred_KB[:CONV_SIGNS], factor)
     assert pack.old is not None
     assert isinstance(pack.operator, LinearOperator)
+    assert not isinstance(scale, ThroughParameters)
     u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
     pairs = [batch for batch in batches if isinstance(batch, tuple)]
     image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, pairs, scale)
@@ -115,26 +119,33 @@ def _stack(tensors: Sequence[Tensor], width: int) -> Tensor:
 
 
 def _projected(
-    pack: Pack, samples: SampleGradients, scale: Tensor | None, weights_KB: Tensor, factor: float
+    pack: Pack,
+    samples: SampleGradients,
+    scale: Tensor | ThroughParameters | None,
+    weights_KB: Tensor,
+    factor: float,
 ) -> NoiseImages:
     """Return the noise of a layer that is no plain matrix: exact scalars, forms of a few random sums of samples."""
     assert pack.old is not None
     assert pack.operator is not None
     operator, block = pack.operator, pack.old.block
     u_1M, v_1N = block.u_RM[0, :1], block.v_RN[0, :1]
-    jacobian = operator.outer(u_1M, v_1N)
-    if scale is not None:
-        jacobian = jacobian * scale[0]
+    jacobian = _answered(scale, operator.outer(u_1M, v_1N))
     scalars_B = samples.scalars(jacobian) * samples.count
     images, coimages = [], []
     for weight_B in weights_KB:
-        noise = samples.weighted(weight_B)
-        if scale is not None:
-            noise = noise * scale[0]
+        noise = _answered(scale, samples.weighted(weight_B))
         images.append(operator.apply(noise, v_1N))
         coimages.append(operator.adjoint(noise, u_1M))
     image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
     return NoiseImages((scalars_B,), image_KM, coimage_KN, factor / len(weights_KB))
+
+
+def _answered(scale: Tensor | ThroughParameters | None, gradient: Tensor) -> Tensor:
+    """Return what the optimizer makes of a gradient of a lone layer's kernel."""
+    if isinstance(scale, ThroughParameters):
+        return scale.answer(gradient)
+    return gradient if scale is None else gradient * scale[0]
 
 
 def sample_count(batch: Batch) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.probe.kinds import TrackedLayer
+from lipadvisor.probe.kinds.parametrized import Computed, ThroughParameters
 from lipadvisor.probe.pack import Pack
 
 __all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "raw_gradient", "seen_steps"]
@@ -38,8 +40,14 @@ def seen_steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> int | 
     return None if step is None else int(step)
 
 
-def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | None:
-    """Return ``P = 1 / (sqrt(vhat) + eps)`` of a pack's weights (l, *shape), as it is now; None stands for ones."""
+def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | ThroughParameters | None:
+    """Return ``P = 1 / (sqrt(vhat) + eps)`` of a pack's weights (l, *shape), as it is now; None stands for ones.
+
+    A weight that is computed from parameters is alone in its pack, and answers through them.
+    """
+    layer = pack.layers[0]
+    if isinstance(layer.source, Computed):
+        return _through_parameters(optimizer, layer, layer.source)
     if optimizer_name(optimizer) not in ("adam", "adamw"):
         return None
     groups = [optimizer.param_groups[layer.group] for layer in pack.layers]
@@ -56,6 +64,22 @@ def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | Non
     inverse_l, eps_l = columns.to(seconds.device, non_blocking=True).reshape(2, -1, *[1] * (seconds.dim() - 1))
     preconditioner: Tensor = (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
     return preconditioner
+
+
+def _through_parameters(optimizer: torch.optim.Optimizer, layer: TrackedLayer, source: Computed) -> ThroughParameters:
+    """Return how ``optimizer`` answers a gradient at a computed weight, per unit of the layer's learning rate."""
+    options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    lr = float(optimizer.param_groups[layer.group]["lr"])
+    scales: list[Tensor | None] = []
+    for parameter in source.parameters:
+        group, state = options.get(id(parameter)), optimizer.state.get(parameter, {})
+        share = 0.0 if group is None or lr == 0.0 else float(group["lr"]) / lr
+        scale = None if share == 1.0 else torch.full_like(parameter, share)
+        if group is not None and optimizer_name(optimizer) in ("adam", "adamw") and "exp_avg_sq" in state:
+            scale = share / _root(state, group)
+        scales.append(scale)
+    unview = getattr(layer.form, "unview", None) or (lambda kernel: kernel)
+    return ThroughParameters(source, tuple(scales), layer.view, unview)
 
 
 def raw_gradient(

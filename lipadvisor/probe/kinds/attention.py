@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.probe.kinds.linear import LinearUse, MatrixForm
@@ -29,10 +30,12 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def find_attention(module: nn.Module, options: Options) -> tuple[Candidate, ...] | None:
-    """Return the four projections of an attention module; None for other modules."""
+def find_attention(module: nn.Module, options: Options) -> tuple[Candidate, ...] | str | None:
+    """Return the four projections of an attention module, why they cannot be measured, or None for other modules."""
     if not isinstance(module, nn.MultiheadAttention):
         return None
+    if is_parametrized(module) or is_parametrized(module.out_proj):
+        return "an attention module whose weights are computed is not supported"
     reader, width = AttentionReader(module), module.embed_dim
     found = []
     for place, name in enumerate(PROJECTIONS[:3]):

@@ -146,8 +146,12 @@ class ConvolutionUse:
 def conv_geometry(module: AnyConv) -> ConvGeometry:
     """Return the geometry of a convolution module."""
     before, after = _padding(module)
+    sides = (
+        (module.in_channels, module.out_channels) if module.transposed else (module.out_channels, module.in_channels)
+    )
+    shape = (sides[0], sides[1] // module.groups, *module.kernel_size)  # the weight itself may be computed: not touched
     return ConvGeometry(
-        tuple(module.weight.shape), tuple(module.stride), before, after, tuple(module.dilation), module.groups,
+        shape, tuple(module.stride), before, after, tuple(module.dilation), module.groups,
         module.padding_mode, module.transposed,
     )  # fmt: skip
 

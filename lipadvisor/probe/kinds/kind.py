@@ -210,7 +210,8 @@ class TrackedLayer:
     @property
     def flat(self) -> bool:
         """Whether it is a plain matrix whose samples' gradients are sums of few outer products."""
-        return self.form.matrix and bool(self.uses) and all(use.flat for use in self.uses)
+        plain = self.form.matrix and isinstance(self.source, Plain)
+        return plain and bool(self.uses) and all(use.flat for use in self.uses)
 
     @property
     def target(self) -> Tensor | None:

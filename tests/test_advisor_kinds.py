@@ -1,0 +1,86 @@
+"""The advisor on models of many kinds of layers, and what it says of those that it leaves out."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipadvisor import Advisor
+
+
+class Everything(nn.Module):
+    """Tied tables, shared positions, attention, a convolution, gains and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position, self.norm = nn.Embedding(20, 16), nn.Embedding(6, 16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mixing = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+        self.conv = nn.Conv1d(16, 16, 3, padding=1, padding_mode="circular")
+        self.start, self.norm_2 = nn.Parameter(torch.zeros(1, 1, 16)), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.token(x) + self.position(torch.arange(x.shape[1])) + self.start)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        h = self.mixing(h + self.conv(h.mT).mT)
+        y: Tensor = self.head(self.norm_2(h).mean(1))
+        return y
+
+
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Everything()
+
+
+@pytest.mark.parametrize("view", ["operator", "matrix"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_training_with_every_kind_of_layer(view: str, everything: bool) -> None:
+    network = model()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    choices = {"gains": everything, "parameters": everything}
+    advisor = Advisor(network, optimizer, 12, interval=1, on_error="raise", conv_view=view, **choices)  # type: ignore[arg-type]
+    with advisor:
+        for _ in range(12):
+            x, y = torch.randint(0, 20, (8, 6), generator=generator), torch.randint(0, 20, (8,), generator=generator)
+            loss = nn.functional.cross_entropy(network(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+        frame = advisor.trajectory.observations
+    last = frame[frame["step"] == 12].set_index("layer")
+    assert last.loc["conv", "kind"] == ("conv1d" if view == "operator" else "conv1d_matrix")
+    assert ("norm" in last.index) == everything
+    assert ("start" in last.index) == everything
+    assert set(last["status"]) <= {"ok", "gap_limited"}
+    counted = last[(last["composition_weight"] == 1.0) & (last.index != "*")]
+    assert last.loc["*", "log_norm"] == pytest.approx(counted["log_norm"].sum(), abs=1e-6)
+    assert math.isfinite(last.loc["*", "diffusion"])
+    assert set(last.index) >= {"token", "position", "attention.q_proj", "attention.out_proj", "mixing", "conv", "*"}
+    assert "head" not in last.index  # it is the table
+
+
+def test_what_is_left_out_is_said_once_by_reason(caplog: pytest.LogCaptureFixture) -> None:
+    network = model()
+    with caplog.at_level(logging.INFO, logger="lipadvisor"):
+        advisor = Advisor(network, torch.optim.SGD(network.parameters(), lr=0.1), 10)
+    said = [record.getMessage() for record in caplog.records if "not measured" in record.getMessage()]
+    assert len(said) == 1
+    assert "norm, norm_2: a gain: measured with gains=True" in said[0]
+    assert "the model itself: Everything is no known kind of layer" in said[0]
+    assert {name for name, _ in advisor.skipped_layers} == {"", "norm", "norm_2", "*.bias"}
+    advisor.close()
+
+
+def test_a_choice_of_the_wrong_kind_is_refused_before_any_work() -> None:
+    network = model()
+    with pytest.raises(ValueError, match=r"conv_view"):
+        Advisor(network, torch.optim.SGD(network.parameters(), lr=0.1), 10, conv_view="image")  # type: ignore[arg-type]
