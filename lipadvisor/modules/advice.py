@@ -100,8 +100,10 @@ def _family(spread: float, adaptive: bool, attends: bool) -> Finding:
 
 
 def _rate(flow: Flow, adaptive: bool, with_loss: bool) -> Finding | None:
+    reason = f"largest rate whose first step moves no singular value by more than {RELATIVE_STEP:.0%} of the norm"
     if not adaptive and not with_loss:
         adaptive = True  # a random cotangent has no scale: only the sign's rate means something
+        reason += "; SGD's needs the scale of a loss: audit(loss=...)"
     caps = {}
     for name, w in flow.weights.items():
         size = w.sign_norm if adaptive else w.gradient_norm
@@ -112,7 +114,6 @@ def _rate(flow: Flow, adaptive: bool, with_loss: bool) -> Finding | None:
     name = min(caps, key=caps.__getitem__)
     lr = RELATIVE_STEP * caps[name]
     which = "AdamW" if adaptive else "SGD"
-    reason = f"largest rate whose first step moves no singular value by more than {RELATIVE_STEP:.0%} of the norm"
     return Finding(
         name,
         "learning_rate",

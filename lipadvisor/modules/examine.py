@@ -141,7 +141,9 @@ def audit(
     sizes = layer_sizes(model)
     needed = warmup_length(composition, kinds, total_steps, beta2)
     findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed, tied_heads(model))
+    sized = {finding.module for finding in findings if finding.problem == "init_scale"}  # one word on each is enough
     advice = advise(flow, composition, kinds, dead_zone_rescue(model), total_steps, beta2, loss is not None)
+    advice = tuple(one for one in advice if one.problem != "init_scale" or one.module not in sized)
     modules = _frame(model, readings, composition, sizes, flow)
     say("done")
     return Audit(modules, findings, advice, _network(composition, flow, log_local), composition)

@@ -45,9 +45,13 @@ def _normalised(module: nn.Module) -> str:
     for rule in rules["weight"]:
         kind = type(rule).__name__
         if kind == "_SpectralNorm":
+            if isinstance(module, nn.modules.conv._ConvNd):
+                return "spectral normalisation holds the reshaped matrix at 1, which is not this operator"
             return "spectral normalisation: 1 once its power iteration has converged"
         if kind == "_WeightNorm":
             g = rules["weight"].original0.detach()
+            if isinstance(module, nn.modules.conv._ConvNd):
+                return f"weight normalisation: |g| = {float(g.norm()):.6g} is that of the reshaped matrix"
             return f"weight normalisation: at most |g| = {float(g.norm()):.6g} for any direction"
     return ""
 
@@ -69,6 +73,7 @@ def _operator(module: nn.Module, inputs: tuple[Tensor, ...]) -> Constant:
     else:
         norm = linear_map_norm(module, shape, like)
     note = "for this input size" if norm.converged else f"for this input size; residual {norm.residual:.1e}"
+    note = "; ".join(part for part in (note, _normalised(module)) if part)
     return Constant(norm.value, Kind.EXACT, note, "s_1 of the true operator, Lanczos on it and its adjoint")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -32,6 +33,8 @@ _COLUMNS = (
     ("gradient", "gradient"),
 )
 
+NAMED = 40  # up to so many modules stand by their names below the picture
+
 
 def gain_along_depth(audit: Audit) -> Figure:
     """Draw each module's gains, and the sizes of signal and gradient, along the order of execution."""
@@ -52,6 +55,10 @@ def gain_along_depth(audit: Audit) -> Figure:
             if finding.module and at:
                 axes.axvspan(min(at) - 0.5, max(at) + 0.5, color="C1", alpha=0.25, lw=0)
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if len(frame) <= NAMED:
+        sizes.set_xticks(x, [name[-24:] or "(model)" for name in frame["module"]], rotation=90, fontsize=7)
+    else:
+        sizes.xaxis.get_major_locator().set_params(integer=True)
     sizes.set_xlabel("module, in order of execution" + (" (findings shaded)" if audit.findings else ""))
     gains.set_ylabel("gain")
     sizes.set_ylabel("size")
@@ -89,7 +96,7 @@ def _summary(audit: Audit) -> list[tuple[str, str]]:
     n = audit.network
     return [
         ("log bound Z", f"{_number(n['log_bound'])} nats, by {n['method']}"),
-        ("local constant, log", f"{_number(n['log_local'])} nats, from below; gap {_number(n['log_gap'])}"),
+        ("local constant, log", _local(n)),
         ("heterogeneity", f"{_number(n['heterogeneity'])} nats between the layers' |G|/|W|"),
         (
             "forward principle",
@@ -102,9 +109,16 @@ def _summary(audit: Audit) -> list[tuple[str, str]]:
     ] + [(key, text) for key, text in (("note", str(n["note"])), ("without a constant", _without(audit))) if text]
 
 
+def _local(network: Mapping[str, Any]) -> str:
+    if math.isnan(network["log_local"]):
+        return "not measured"
+    return f"{_number(network['log_local'])} nats, from below; gap {_number(network['log_gap'])}"
+
+
 def _without(audit: Audit) -> str:
     """How many modules have no constant, and the first few of them."""
-    names = [row["module"] or "(model)" for row in audit.modules.to_dict("records") if row["constant_kind"] == "none"]
+    rows = [row for row in audit.modules.to_dict("records") if row["constant_kind"] == "none"]
+    names = [row["module"] or "(model)" for row in rows if row["kind"] == "none"]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)}: {', '.join(names[:3])}{more}; their rows say why" if names else ""
 

@@ -82,7 +82,9 @@ def constants(model: nn.Module, batch: Any, progress: Callable[[str], None] | No
 
 
 def read_modules(model: nn.Module, batch: Any, progress: Callable[[str], None] | None = None) -> dict[str, Reading]:
-    """Return a reading of every leaf and of every module without an entry, in order of execution; uncalled ones last.
+    """Return a reading of every leaf and of every module without an entry, in order of execution.
+
+    Those that the batch does not reach come last, if they have no entry or hold weights.
 
     A rule that fails on what reaches its module is no reason to stop: the reading then says what went wrong.
     """
@@ -93,6 +95,8 @@ def read_modules(model: nn.Module, batch: Any, progress: Callable[[str], None] |
     for name, module in (known | unknown).items():
         if name not in found:
             entry = find(module)
+            if entry is not None and next(module.parameters(), None) is None:
+                continue  # a dropout that was never called has nothing to tell
             note = NOT_CALLED if entry is not None else f"{NOT_CALLED}; {NO_ENTRY}"
             found[name] = Reading("none" if entry is None else entry.name, None, note, called=False)
     return found

@@ -106,6 +106,12 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dropout": (lambda: nn.Dropout(0.4), (6,)),
     "center_norm": (lambda: CenterNorm(5), (3, 5)),
     "drop_path": (lambda: DropPath(0.3), (5,)),
+    "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
+    "weight_norm_whole": (lambda: parametrizations.weight_norm(nn.Linear(4, 3), dim=None), (4,)),
+    "weight_norm_conv": (lambda: parametrizations.weight_norm(nn.Conv2d(2, 3, 3, padding=1)), (2, 4, 4)),
+    "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(4, 3)), (4,)),
+    "spectral_norm_conv": (lambda: parametrizations.spectral_norm(nn.Conv2d(2, 3, 3, padding=1)), (2, 4, 4)),
+    "center_norm_wide": (lambda: CenterNorm(9), (9,)),
 }
 NORMALIZATIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "layer_norm": (lambda: nn.LayerNorm(5), (3, 5)),
@@ -307,14 +313,54 @@ def test_embedding() -> None:
     assert pairs <= constant.value
 
 
-def test_weight_and_spectral_normalisation() -> None:
-    plain = nn.Linear(6, 5)
-    spectral = parametrizations.spectral_norm(nn.Linear(6, 5), n_power_iterations=100)
-    assert constant_of(spectral).value == pytest.approx(1.0, rel=1e-4)
-    weighted = parametrizations.weight_norm(plain)
-    weighted.parametrizations.weight.original0.data.fill_(0.5)
-    assert constant_of(weighted).value <= 0.5 * math.sqrt(5) * (1 + 1e-6)  # |g|_2: every row has norm g_i
-    assert "|g|" in constant_of(weighted).condition
+@pytest.mark.parametrize("seed", range(4))
+def test_weight_normalisation_keeps_what_it_guarantees(seed: int) -> None:
+    """Whatever the direction, the constant is at most |g|; it is met where all rows point the same way."""
+    module = randomized(parametrizations.weight_norm(nn.Linear(6, 5)), seed)
+    g = module.parametrizations.weight.original0.detach()
+    promised = float(g.norm())
+    constant = constant_of(module)
+    assert constant.kind is Kind.EXACT
+    assert f"at most |g| = {promised:.6g}" in constant.condition
+    assert constant.value <= promised * (1 + 1e-9)
+    assert constant.value == pytest.approx(float(torch.linalg.matrix_norm(module.weight.detach(), 2)), rel=1e-9)
+    with torch.no_grad():
+        module.parametrizations.weight.original1.copy_(torch.ones(5, 6))
+    assert constant_of(module).value == pytest.approx(promised, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_spectral_normalisation_approaches_one(seed: int) -> None:
+    """In training each forward pass is a step of power iteration; a matrix ends at 1, whatever its size was."""
+    module = randomized(parametrizations.spectral_norm(nn.Linear(6, 5)), seed, size=10.0).train()
+    for _ in range(300):
+        module(torch.ones(1, 6, dtype=torch.float64))
+    module.eval()
+    assert constant_of(module).value == pytest.approx(1.0, rel=1e-3)
+    assert "1 once its power iteration has converged" in constant_of(module).condition
+    conv = randomized(parametrizations.spectral_norm(nn.Conv2d(2, 3, 3, padding=1), n_power_iterations=200), seed)
+    conv(torch.ones(1, 2, 6, 6, dtype=torch.float64))
+    conv.eval()
+    true = constant_of(conv, torch.zeros(1, 2, 6, 6)).value  # torch normalises the reshaped matrix, not the operator
+    assert 1 / 3 <= true <= 3 * (1 + 1e-6)
+    assert abs(true - 1) > 1e-2
+    assert "which is not this operator" in constant_of(conv, torch.zeros(1, 2, 6, 6)).condition
+
+
+@pytest.mark.parametrize("dim", [2, 3, 7])
+def test_center_norm_formula(dim: int) -> None:
+    """``d/(d-1)`` for gamma = 1, never above ``d/(d-1) max|gamma|``, met by a centred direction."""
+    module = CenterNorm(dim).double()
+    assert constant_of(module).value == pytest.approx(dim / (dim - 1), rel=1e-9)
+    for seed in range(5):
+        randomized(module, seed)
+        bound = dim / (dim - 1) * float(module.weight.detach().abs().max())
+        constant = constant_of(module)
+        assert constant.kind is Kind.EXACT
+        assert constant.value <= bound * (1 + 1e-9)
+        _, _, V = torch.linalg.svd(jacobian_of(module, torch.zeros(dim, dtype=torch.float64)))
+        moved = module(V[0]) - module(torch.zeros(dim, dtype=torch.float64))
+        assert float(moved.detach().norm()) == pytest.approx(constant.value, rel=1e-9)
 
 
 def test_rules_without_formula_are_local() -> None:
