@@ -19,7 +19,7 @@ from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
 from lipadvisor.forecast.rebound import rebound
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
-from lipadvisor.forecast.tracker import HorizonTracker, Made, Present, raw_variance
+from lipadvisor.forecast.tracker import HorizonTracker, Made, Present, noise_growth, raw_variance
 from lipadvisor.policies import Band, Status
 from lipadvisor.terms import Array, Terms
 
@@ -281,7 +281,9 @@ class Forecaster:
             if not tracker.due(now.step):
                 continue
             first_PS, second_PS = tracker.moments(value_ES)
-            raw_S = self._raw_std(tracker.horizon, start_S, first_PS, second_PS, noise_S)
+            integral_PS = power_integrals(start_S, start_S + tracker.horizon * motion.lr_S)
+            squared_S = tracker.horizon * motion.lr_S * motion.lr_S
+            raw_S = tracker.raw_std(integral_PS, squared_S, first_PS, second_PS, noise_S)
             tracker.settle(raw_S, self._nearest_scored(place))
             tracker.make(
                 Made(
@@ -305,16 +307,6 @@ class Forecaster:
         scored = [i for i, tracker in enumerate(self._trackers) if tracker.n_S[-1] > 0]
         return self._trackers[min(scored, key=lambda i: abs(i - place))] if scored else None
 
-    def _raw_std(self, horizon: int, start_S: Array, first_PS: Array, second_PS: Array, noise_S: Array) -> Array:
-        """Return the uncalibrated standard deviation at one horizon under the knobs in force."""
-        lr_S = self._motion.lr_S
-        integral_PS = power_integrals(start_S, start_S + horizon * lr_S)
-        mean_S = np.add.reduce(first_PS * integral_PS)
-        second_S = np.add.reduce(second_PS * integral_PS * integral_PS)
-        steps = np.asarray(float(horizon))
-        squared_S = horizon * lr_S * lr_S
-        return np.sqrt(raw_variance(self.optimizer, self.momentum, steps, squared_S, noise_S, mean_S, second_S))
-
     def _evaluate(
         self, steps_h: Array, tau_hS: Array, log_decay_hS: Array, squared_hS: Array
     ) -> tuple[Array, Array, Array]:
@@ -337,9 +329,8 @@ class Forecaster:
         integral_PhS = power_integrals(start_S, start_S + tau_hS)
         free_hS = np.einsum("hps,phs->hs", first_hPS, integral_PhS)
         second_hS = np.einsum("hps,phs->hs", second_hPS, integral_PhS**2)
-        variance_hS = raw_variance(
-            self.optimizer, self.momentum, steps_h[:, None], squared_hS, self._noise(), free_hS, second_hS
-        )
+        growth_h1 = noise_growth(self.optimizer, self.momentum, steps_h)[:, None]
+        variance_hS = raw_variance(squared_hS, self._noise(), growth_h1, free_hS, second_hS)
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:

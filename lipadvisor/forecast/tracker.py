@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, power_integ
 from lipadvisor.forecast.result import Score
 from lipadvisor.terms import Array
 
-__all__ = ["HorizonTracker", "Made", "Present", "raw_variance"]
+__all__ = ["HorizonTracker", "Made", "Present", "noise_growth", "raw_variance"]
 
 _GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast ...
 _EARLY = 10.0  # ... and sooner at first, by 10 / (n + 10): the way off the initial plateau says little of what follows
@@ -34,6 +35,7 @@ _PEAK_DECAY = 0.98  # per scored forecast, of the largest error that caps the ba
 _LOG_FLOOR = 0.01
 _LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
 _TWICE_PEAK, _CRPS_OFFSET = 2.0 / math.sqrt(2.0 * math.pi), 1.0 / math.sqrt(math.pi)
+_SCORED_AT_ONCE = 32
 _TINY_VARIANCE = 1e-20  # nats^2, keeps a series that never moves from dividing by zero
 
 
@@ -67,9 +69,7 @@ class Made:
     slope_GS: Array  # nats per step
 
 
-def raw_variance(
-    optimizer: str, momentum: float, steps: Array, squared: Array, noise: Array, mean: Array, second: Array
-) -> Array:
+def raw_variance(squared: Array, noise: Array, growth: Array | float, mean: Array, second: Array) -> Array:
     """Return the uncalibrated variance of the change of a log-norm, nats^2.
 
     The SDE's, with the optimizer's memory and the contraction of stiff directions that was measured by branching runs,
@@ -78,18 +78,23 @@ def raw_variance(
         mean(lr^2) S_2(h) C (1 + h/10)^(-1/2) + sum_e w_e f_e^2 - f^2
 
     Args:
-        optimizer: name, for the response.
-        momentum: coefficient of the first moment.
-        steps: horizons ``h``; broadcasts with the rest.
         squared: sum of ``lr^2`` over the ``h`` steps.
         noise: ``C``, nats^2 per tau^2.
+        growth: ``S_2(h) (1 + h/10)^(-1/2) / h``, see :func:`noise_growth`.
         mean: the combined forecast ``f`` of the change, nats.
         second: weighted mean of the experts' squared forecasts, nats^2.
     """
-    diffusion = (
-        squared / steps * squared_response_sums(optimizer, momentum, steps) * noise / np.sqrt(1.0 + steps / 10.0)
-    )
-    return np.asarray(np.maximum(diffusion + np.maximum(second - mean**2, 0.0), _TINY_VARIANCE))
+    return np.asarray(np.maximum(squared * growth * noise + np.maximum(second - mean * mean, 0.0), _TINY_VARIANCE))
+
+
+def noise_growth(optimizer: str, momentum: float, steps: Array) -> Array:
+    """Return ``S_2(h) (1 + h/10)^(-1/2) / h`` for each horizon ``h`` of ``steps``."""
+    return np.asarray(squared_response_sums(optimizer, momentum, steps) / (steps * np.sqrt(1.0 + steps / 10.0)))
+
+
+@lru_cache(maxsize=256)
+def _growth(optimizer: str, momentum: float, steps: float) -> float:
+    return float(noise_growth(optimizer, momentum, np.asarray(steps)))
 
 
 class HorizonTracker:
@@ -101,6 +106,7 @@ class HorizonTracker:
         self._prior_ES = np.repeat(prior_E[:, None], series, axis=1)
         self._response = (optimizer, momentum)
         self._waiting: deque[Made] = deque()
+        self._scored: list[tuple[Array, ...]] = []  # forecasts whose scores are still to be worked out
         self._last_made = -self.stride
         self._error_ES: Array = np.zeros((len(POWER_E), series))
         self._log_S: Array = np.zeros(series)  # of the squared standardised errors
@@ -125,6 +131,21 @@ class HorizonTracker:
         weighted_ES = self.weight_ES * value_ES
         first_PS = np.add.reduce(weighted_ES.reshape(shape), axis=1)
         return first_PS, np.add.reduce((weighted_ES * value_ES).reshape(shape), axis=1)
+
+    def raw_std(self, integral_PS: Array, squared_S: Array, first_PS: Array, second_PS: Array, noise_S: Array) -> Array:
+        """Return the uncalibrated standard deviation at this horizon, nats.
+
+        Args:
+            integral_PS: of each power over the steps to come.
+            squared_S: sum of ``lr^2`` over them.
+            first_PS: see :meth:`moments`.
+            second_PS: see :meth:`moments`.
+            noise_S: variance of one step's direction, nats^2 per tau^2.
+        """
+        mean_S = np.add.reduce(first_PS * integral_PS)
+        second_S = np.add.reduce(second_PS * integral_PS * integral_PS)
+        growth = _growth(*self._response, float(self.horizon))
+        return np.asarray(np.sqrt(raw_variance(squared_S, noise_S, growth, mean_S, second_S)))
 
     def settle(self, raw_S: Array, nearest: HorizonTracker | None) -> None:
         """Set the scale in use: this horizon's own, or that of the nearest one which has been scored.
@@ -167,6 +188,7 @@ class HorizonTracker:
 
     def result(self, series: int) -> Score:
         """Return the scores of one series."""
+        self._settle_scores()
         n = float(self.n_S[series])
         mae, persistence, crps, hits = self._sum_4S[:, series] / n if n else np.full(4, np.nan)
         slope_G = self._slope_sum_GS[:, series] / n if n else np.full(len(SMOOTHINGS), np.nan)
@@ -187,6 +209,7 @@ class HorizonTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned and waiting, as numbers and arrays."""
+        self._settle_scores()
         state: dict[str, Any] = {name: getattr(self, name) for name in ("horizon", "dropped", "_last_made")}
         state |= {name: getattr(self, name).copy() for name in self._array_names()}
         state["waiting"] = {
@@ -204,6 +227,7 @@ class HorizonTracker:
             found = (state["horizon"], np.shape(state["n_S"])[0])
             raise ValueError(f"state must be of horizon {self.horizon} and {len(self.n_S)} series, got {found}.")
         self.dropped, self._last_made = int(state["dropped"]), int(state["_last_made"])
+        self._scored.clear()
         for name in self._array_names():
             setattr(self, name, np.array(state[name], dtype=np.float64))
         columns = state["waiting"]
@@ -237,7 +261,8 @@ class HorizonTracker:
         mean_S = np.add.reduce(made.first_PS * integral_PS)
         second_S = np.add.reduce(made.second_PS * integral_PS * integral_PS)
         squared_S = now.squared_S - made.squared_S
-        raw_S = np.sqrt(raw_variance(*self._response, np.asarray(steps), squared_S, made.noise_S, mean_S, second_S))
+        growth = _growth(*self._response, steps)
+        raw_S = np.sqrt(raw_variance(squared_S, made.noise_S, growth, mean_S, second_S))
         error_S = free_S - mean_S
         # Where the clock stood still there was nothing to foresee, and nothing to learn.
         good_S = np.isfinite(error_S) & np.isfinite(raw_S) & (squared_S > 0.0)
@@ -246,6 +271,7 @@ class HorizonTracker:
             free_S, moved_S = np.where(good_S, free_S, 0.0), np.where(good_S, moved_S, 0.0)
             raw_S = np.where(good_S, raw_S, 1.0)
         self._learn(made, now.step, error_S, free_S, raw_S, integral_PS, good_S)
+        self.n_S += good_S
         self._keep_score(made, steps, error_S, moved_S, raw_S, good_S)
 
     def _learn(
@@ -269,12 +295,22 @@ class HorizonTracker:
     def _keep_score(
         self, made: Made, steps: float, error_S: Array, moved_S: Array, raw_S: Array, good_S: Array
     ) -> None:
+        """Note what the scores are made of: nothing waits for them, so many are worked out at once."""
         std_S = made.scale_S * raw_S
-        z_S = error_S / std_S
+        self._scored.append((good_S, error_S, moved_S, std_S, made.quantile_S, moved_S - made.slope_GS * steps))
+        if len(self._scored) >= _SCORED_AT_ONCE:
+            self._settle_scores()
+
+    def _settle_scores(self) -> None:
+        if not self._scored:
+            return
+        columns = [np.stack(column) for column in zip(*self._scored, strict=True)]
+        self._scored.clear()
+        good_NS, error_NS, moved_NS, std_NS, quantile_NS, slope_NGS = columns
+        z_NS = error_NS / std_NS
         # CRPS of a Gaussian: Gneiting and Raftery (2007), eq. 21 and below.
-        crps_S = std_S * (z_S * (2.0 * ndtr(z_S) - 1.0) + _TWICE_PEAK * np.exp(-0.5 * z_S * z_S) - _CRPS_OFFSET)
-        hit_S = np.abs(error_S) <= made.quantile_S * std_S
-        self.n_S += good_S
-        for row, values_S in enumerate((np.abs(error_S), np.abs(moved_S), crps_S, hit_S)):
-            self._sum_4S[row] += values_S * good_S
-        self._slope_sum_GS += np.abs(moved_S - made.slope_GS * steps) * good_S
+        crps_NS = std_NS * (z_NS * (2.0 * ndtr(z_NS) - 1.0) + _TWICE_PEAK * np.exp(-0.5 * z_NS * z_NS) - _CRPS_OFFSET)
+        hit_NS = np.abs(z_NS) <= quantile_NS
+        for row, values_NS in enumerate((np.abs(error_NS), np.abs(moved_NS), crps_NS, hit_NS)):
+            self._sum_4S[row] += (values_NS * good_NS).sum(axis=0)
+        self._slope_sum_GS += (np.abs(slope_NGS) * good_NS[:, None]).sum(axis=0)
