@@ -168,8 +168,10 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
     axes.set_yticks(range(len(rows)), [row["module"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(0.08, 1.2)
-    axes.set_xticks([0.1, 0.2, 0.5, 1.0], ["0.1", "0.2", "0.5", "1"])
+    lowest = min(row["simulated"] / row["formula"] for row in rows)
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick > lowest / 2]
+    axes.set_xlim(lowest / 1.3, 1.2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("simulated constant / formula")
     axes.legend(fontsize=8, frameon=False, loc="center left")
