@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,7 +33,8 @@ __all__ = ["QUANTITIES", "Inspection", "Inspector", "Reading"]
 
 QUANTITIES = ("sharpness", "preconditioned_sharpness", "expansion", "noise_scale", "local_log_norm")
 PRODUCTS = 8  # Hessian-vector products of a visit at most: many steps may lie between two, and the batches differ
-TOLERANCE = 1e-2  # residual of an eigenvector at which a visit stops; the value's error is of the order of its square
+TOLERANCE = 2e-2  # residual of an eigenvector at which a visit stops; the value's error is of the order of its square
+_OF_CURVATURE = frozenset(QUANTITIES[:3])
 _NAN = float("nan")
 _Found: TypeAlias = tuple[float, float, Status]  # value, residual, status
 _ByGroup: TypeAlias = tuple[Mapping[int, float], Mapping[int, float]]  # learning rate and decoupled decay
@@ -109,8 +110,9 @@ class Inspector:
         loss_fn: Callable[..., Tensor],
         batch: Any = None,
         knobs: _ByGroup | None = None,
+        quantities: Sequence[str] = QUANTITIES,
     ) -> Inspection:
-        """Measure all that ``loss_fn`` and ``batch`` allow: noise and local slope need a batch.
+        """Measure what is asked for, as far as ``loss_fn`` and ``batch`` allow: noise and local slope need a batch.
 
         Args:
             step: steps taken.
@@ -118,11 +120,21 @@ class Inspector:
                 position, a mapping by keyword, a tensor as it is.
             batch: samples first. A mapping, or else its first part, is what the model itself is called with.
             knobs: learning rate and decoupled decay in force by parameter group; those of the optimizer if None.
+            quantities: some of ``QUANTITIES``.
+
+        Raises:
+            ValueError: a quantity is not known.
         """
-        found = self._errors.guard(lambda: self._measure(loss_fn, batch, knobs or _own_knobs(self._optimizer)))
+        unknown = [name for name in quantities if name not in QUANTITIES]
+        if unknown or isinstance(quantities, str):
+            raise ValueError(f"inspect(quantities=...) must be some of {QUANTITIES}, got {quantities!r}.")
+        wanted = frozenset(quantities)
+        found = self._errors.guard(lambda: self._measure(loss_fn, batch, knobs or _own_knobs(self._optimizer), wanted))
         return Inspection(step, found or ())
 
-    def _measure(self, loss_fn: Callable[..., Tensor], batch: Any, knobs: _ByGroup) -> tuple[Reading, ...]:
+    def _measure(
+        self, loss_fn: Callable[..., Tensor], batch: Any, knobs: _ByGroup, wanted: frozenset[str]
+    ) -> tuple[Reading, ...]:
         self._mark = time.perf_counter()
         parameters = trained_parameters(self._optimizer)
         if any(hasattr(parameter, "placements") for parameter in parameters):
@@ -132,12 +144,13 @@ class Inspector:
             return loss_fn() if part is None else _call(loss_fn, part)
 
         with untouched(self._model):
-            hessian = self._errors.guard(lambda: LossHessian(loss_of(batch), parameters))
-            readings = self._curvature(hessian, knobs)
-            if batch is not None:
-                whole = None if hessian is None else hessian.loss
-                hessian = None  # and its graph with it
-                readings.append(self._read("noise_scale", lambda: self._noises(loss_of, batch, whole)))
+            readings: list[Reading] = []
+            if wanted & _OF_CURVATURE:
+                hessian = self._errors.guard(lambda: LossHessian(loss_of(batch), parameters))
+                readings = self._curvature(hessian, knobs, wanted)
+            if batch is not None and "noise_scale" in wanted:
+                readings.append(self._read("noise_scale", lambda: self._noises(loss_of, batch)))
+            if batch is not None and "local_log_norm" in wanted:
                 inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
                 readings.append(self._read("local_log_norm", lambda: self._slope(inputs)))
         return tuple(readings)
@@ -172,19 +185,23 @@ class Inspector:
         spent_s, self._mark = now - self._mark, now
         return Reading(quantity, value, residual, status, spent_s)
 
-    def _curvature(self, hessian: LossHessian | None, knobs: _ByGroup) -> list[Reading]:
-        sharpness = self._read("sharpness", lambda: _follow(self._sharpness, hessian, None))
-        readings, stiffest = [sharpness], sharpness
+    def _curvature(self, hessian: LossHessian | None, knobs: _ByGroup, wanted: frozenset[str]) -> list[Reading]:
         linear = self._errors.guard(lambda: update_map(self._optimizer, *knobs))
-        if linear is not None and linear.scale_P is not None:
-            scale_P = linear.scale_P
+        scale_P = None if linear is None else linear.scale_P
+        readings: list[Reading] = []
+        stiffest = Reading("sharpness", _NAN, _NAN, Status.NOT_MEASURED, 0.0)
+        if "sharpness" in wanted or (scale_P is None and "expansion" in wanted):
+            stiffest = self._read("sharpness", lambda: _follow(self._sharpness, hessian, None))
+            readings.append(stiffest)
+        if scale_P is not None and wanted & {"preconditioned_sharpness", "expansion"}:
             stiffest = self._read("preconditioned_sharpness", lambda: _follow(self._preconditioned, hessian, scale_P))
             readings.append(stiffest)
-        readings.append(self._read("expansion", lambda: _expansion(linear, stiffest)))
+        if "expansion" in wanted:
+            readings.append(self._read("expansion", lambda: _expansion(linear, stiffest)))
         return readings
 
-    def _noises(self, loss_of: Callable[[Any], Tensor], batch: Any, whole: Tensor | None) -> _Found:
-        seen = part_gradients(loss_of, batch, trained_parameters(self._optimizer), whole=whole)
+    def _noises(self, loss_of: Callable[[Any], Tensor], batch: Any) -> _Found:
+        seen = part_gradients(loss_of, batch, trained_parameters(self._optimizer))
         if seen is None:
             return _NAN, _NAN, Status.NOT_MEASURED
         status = self._noise.update(seen)

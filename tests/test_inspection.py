@@ -147,6 +147,23 @@ def test_the_calls_in_between_do_not_run_the_loss() -> None:
     assert set(frame.quantity) == {"sharpness", "expansion"}  # the rest needs a batch
 
 
+def test_each_choice_of_quantities_has_its_own_interval() -> None:
+    model = network()
+    optimizer = optimizer_of("adamw", model)
+
+    def look(x: Tensor, y: Tensor) -> None:
+        advisor.inspect(loss_of(model), (x, y), every=4, quantities=("noise_scale",))
+        advisor.inspect(loss_of(model), (x, y), every=10, quantities=("expansion",))
+
+    with shadow(model, optimizer) as advisor:
+        train(model, optimizer, advisor, 12, look)
+        frame = advisor.trajectory.inspections
+    assert list(frame[frame.quantity == "noise_scale"].step) == [1, 5, 9]
+    assert list(frame[frame.quantity == "expansion"].step) == [1, 11]
+    # what the expansion is read from is measured with it; nothing else is
+    assert set(frame.quantity) == {"noise_scale", "expansion", "preconditioned_sharpness"}
+
+
 @pytest.mark.parametrize("when", ["before", "amid", "after"])
 @pytest.mark.parametrize("mode", ["shadow", "takeover"])
 def test_the_training_and_its_measurements_are_bitwise_the_same(when: str, mode: str) -> None:
@@ -267,6 +284,9 @@ def test_bad_arguments_are_refused() -> None:
     with shadow(model, optimizer_of("momentum", model)) as advisor:
         with pytest.raises(ValueError, match="loss_fn"):
             advisor.inspect(torch.ones(()))  # type: ignore[arg-type]
+        for quantities in ("sharpness", ("speed",)):
+            with pytest.raises(ValueError, match="quantities"):
+                advisor.inspect(lambda: torch.ones(()), quantities=quantities)
         with pytest.raises(ValueError, match="every"):
             advisor.inspect(lambda: torch.ones(()), every=0)
 

@@ -142,13 +142,9 @@ def split_batch(batch: Any, parts: int) -> list[Any]:
 
 
 def part_gradients(
-    loss_of: Callable[[Any], Tensor],
-    batch: Any,
-    parameters: Sequence[nn.Parameter],
-    parts: int = 4,
-    whole: Tensor | None = None,
+    loss_of: Callable[[Any], Tensor], batch: Any, parameters: Sequence[nn.Parameter], parts: int = 4
 ) -> PartGradients | None:
-    """Return the squared gradient norms of a batch's parts and of their mean, for the cost of one backward pass.
+    """Return the squared gradient norms of a batch's parts and of their mean, for the cost of one backward and two forward passes.
 
     A loss that is a sum over samples is told from a mean by its size, and divided.
 
@@ -157,7 +153,6 @@ def part_gradients(
         batch: a tensor, or a tuple, list or mapping of them, samples first.
         parameters: those that the gradient is taken over.
         parts: how many, >= 2; fewer where the batch is smaller.
-        whole: loss of the whole batch, if it is known; else it is computed.
 
     Returns:
         None where the batch has fewer than two samples.
@@ -174,10 +169,8 @@ def part_gradients(
         losses.append(loss.detach().reshape(()).double())
         squares.append(_square(slopes))
         total = list(torch._foreach_add(total, list(slopes))) if total else list(slopes)
-    if whole is None:
-        with torch.no_grad():
-            whole = loss_of(batch)
-    whole = whole.detach().reshape(()).double()
+    with torch.no_grad():
+        whole = loss_of(batch).reshape(()).double()
     numbers = torch.stack([torch.stack(squares).mean(), _square(total), whole, torch.stack(losses).mean()])
     part_square, total_square, whole_loss, part_loss = numbers.tolist()
     size = samples // parts

@@ -74,7 +74,6 @@ class LossHessian:
         )
         if _once_only(self._slopes):
             raise RuntimeError("the loss has a custom function marked once_differentiable: it has no Hessian here.")
-        self.loss = loss.detach()
         self.gradient_P = _flat([slope.detach() for slope in self._slopes])
         self.products = 0
 
