@@ -28,6 +28,7 @@ from lipadvisor.spectra import (
     refresh,
     start_vectors,
 )
+from lipadvisor.spectra.curvature import outside
 
 __all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs"]
 
@@ -55,6 +56,21 @@ class Refreshed:
     versions: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Weights after a step, seen by the block of those before it.
+
+    Attributes:
+        kernel: copy of the weights.
+        image_RM: their images of the old block's right vectors.
+        versions: as in :class:`Refreshed`.
+    """
+
+    kernel: Tensor
+    image_RM: Tensor
+    versions: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Pack:
     """Mutable state of the layers of one geometry.
@@ -69,6 +85,7 @@ class Pack:
         update_KN: right vectors of the last update, (l, K, N).
         old: weights before the step.
         new: weights after it.
+        moved: the same before their block is found, from :meth:`move` to :meth:`follow`.
     """
 
     indices: tuple[int, ...]
@@ -80,6 +97,7 @@ class Pack:
     update_KN: Tensor | None = None
     old: Refreshed | None = None
     new: Refreshed | None = None
+    moved: Moved | None = None
     _slots: list[tuple[slice, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -152,10 +170,33 @@ class Pack:
             self.new = self._refresh(self.start_RN, degree)
         self.old = self.new
 
-    def follow(self, degree: int) -> None:
-        """Set ``new`` to the present weights, with the block refreshed from that of ``old``."""
+    def move(self) -> None:
+        """Set ``moved`` to the present weights."""
         assert self.old is not None
-        self.new = self._refresh(self.old.block.v_RN, degree)
+        assert self.operator is not None
+        kernel = self.kernel()
+        self.moved = Moved(kernel, self.operator.apply(kernel, self.old.block.v_RN), self.versions())
+
+    def follow(self, degree: int, image_RM: Tensor | None = None) -> None:
+        """Set ``new`` to the moved weights, with the block refreshed from that of ``old``.
+
+        Args:
+            degree: of the filter.
+            image_RM: images to go on from without a filter, if they are better than those of the old vectors.
+        """
+        assert self.old is not None
+        assert self.moved is not None
+        assert self.operator is not None
+        kernel, before = self.moved.kernel, self.old.block
+        start_RM = self.moved.image_RM if degree or image_RM is None else image_RM
+        block = refresh(self.operator, kernel, before.v_RN, degree, start_RM)
+        if degree >= 2:
+            residual_l1 = self._residual(kernel, block)
+        else:  # after a small step: how far the vector moved out of the block bounds how far it still has to go
+            off_l1N = outside(block.v_RN[:, :1], before.v_RN)
+            residual_l1 = torch.linalg.vector_norm(off_l1N, dim=-1) * (block.s_R[:, -1:] / block.s_R[:, :1])
+        self.new = Refreshed(kernel, block, _row(kernel, block.s_R, residual_l1), self.moved.versions)
+        self.moved = None
 
     def keep(self, sound: Sequence[bool]) -> None:
         """Go on from ``new`` where it is sound; the layers where it is not keep their last sound vectors.
@@ -202,13 +243,20 @@ class Pack:
         assert self.operator is not None
         kernel = self.kernel()
         block = refresh(self.operator, kernel, start_RN, degree)
-        s_lR = block.s_R
-        off_l1M = self.operator.apply(kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * s_lR[:, :1, None]
-        residual_l1 = torch.linalg.vector_norm(off_l1M, dim=-1) / s_lR[:, :1]
-        squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
-        second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
-        row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
-        return Refreshed(kernel, block, row_lC, self.versions())
+        return Refreshed(kernel, block, _row(kernel, block.s_R, self._residual(kernel, block)), self.versions())
+
+    def _residual(self, kernel: Tensor, block: TrackedBlock) -> Tensor:
+        """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
+        assert self.operator is not None
+        off_l1M = self.operator.apply(kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
+        return torch.linalg.vector_norm(off_l1M, dim=-1) / block.s_R[:, :1]
+
+
+def _row(kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:
+    """Return s_1, s_2, the block's last value, sum of squares, residual (l, 5)."""
+    squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
+    second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
+    return torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
 
 
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:

@@ -28,14 +28,14 @@ from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
 from lipadvisor.probe.meter import NoiseMeter
-from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.noise_report import NoiseReport, check_noise_arguments
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, read, terms
-from lipadvisor.probe.response import respond
+from lipadvisor.probe.response import noise_form, respond
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.strides import Strides
+from lipadvisor.spectra import Resolvent
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
@@ -146,7 +146,7 @@ class Probe:
         readings = read(values_LC, None)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
-        self._note_width(readings.columns["s_1"], readings.columns["s_last"])
+        self._note_width(readings.columns["s_1"], readings.columns["s_2"], readings.columns["s_last"])
         measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
@@ -303,24 +303,37 @@ class Probe:
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
+        tables: list[list[Tensor]] = []
+        resolvents: list[Resolvent | None] = []
         for pack in self._packs:
-            if pack.old is not None:
-                pack.follow(self._strides.degree(pack))
-        tables = [[self._row(pack, before=True), self._row(pack, before=False)] for pack in self._packs]
-        if self.level != "norms":
-            noises: list[NoiseImages | None] = [None] * len(self._packs)
-            sums_by_pack: list[Tensor] = []
-            if self.level == "full":
-                noises, sums_by_pack = self._meter.measure()
-            for pack, table, noise in zip(self._packs, tables, noises, strict=True):
-                if pack.old is None:
-                    table.append(table[0].new_full((len(pack.layers), 5), float("nan")))
+            steps, resolvent = self._move(pack)
+            resolvents.append(resolvent)
+            tables.append([self._row(pack, before=True), self._row(pack, before=False), *steps])
+        if self.level == "full":
+            noises, sums_by_pack = self._meter.measure()
+            for pack, table, resolvent, noise in zip(self._packs, tables, resolvents, noises, strict=True):
+                if resolvent is None or noise is None:
+                    table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
-                    direction, length = self._strides.direction(pack), self._strides.length(pack)
-                    table.append(respond(pack, direction, length, self._strides.pace(pack), noise))
-            for table, sums in zip(tables, sums_by_pack, strict=False):
+                    table.append(noise_form(pack, resolvent, noise))
+            for table, sums in zip(tables, sums_by_pack, strict=True):
                 table.append(sums)
         self._values_LC = self._in_order([torch.cat(table, dim=1) for table in tables])
+
+    def _move(self, pack: Pack) -> tuple[list[Tensor], Resolvent | None]:
+        """Bring a pack to the weights after the step; return what the step did (l, 4), and the resolvent before it."""
+        if pack.old is None:
+            return ([] if self.level == "norms" else [self._row(pack, before=True)[:, :4] * float("nan")]), None
+        pack.move()
+        strides = self._strides
+        if self.level == "norms":
+            pack.follow(max(2, strides.degree(pack)))
+            return [], None
+        resolvent = pack.resolvent(pack.old.kernel, pack.old.block)
+        direction, length, kept = strides.direction(pack), strides.length(pack), strides.kept(pack)
+        response = respond(pack, resolvent, direction, length, kept, strides.pace(pack))
+        pack.follow(strides.degree(pack), response.ahead_RM)
+        return [response.columns_l4], resolvent
 
     def _row(self, pack: Pack, before: bool) -> Tensor:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
@@ -337,7 +350,7 @@ class Probe:
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
         self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
-        self._note_width(columns["s_1_after"], columns["s_last_after"])
+        self._note_width(columns["s_1_after"], columns["s_2_after"], columns["s_last_after"])
         if self.level == "norms":
             return
         for pack in self._packs:
@@ -353,12 +366,15 @@ class Probe:
         for pack in self._packs:
             pack.keep([bool(sound_L[index]) for index in pack.indices])
 
-    def _note_width(self, s_L: np.ndarray[Any, Any], last_L: np.ndarray[Any, Any]) -> None:
+    def _note_width(
+        self, s_L: np.ndarray[Any, Any], second_L: np.ndarray[Any, Any], last_L: np.ndarray[Any, Any]
+    ) -> None:
         for pack in self._packs:
             complete = pack.old is not None and pack.old.block.complete
             for index in pack.indices:
                 if s_L[index] > 0 and np.isfinite(last_L[index]):
                     self._strides.width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
+                    self._strides.gap_L[index] = float(1.0 - second_L[index] / s_L[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
@@ -370,6 +386,7 @@ class Probe:
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
             "ratios": list(self._strides.ratio_L),
             "widths": list(self._strides.width_L),
+            "gaps": list(self._strides.gap_L),
             "updates": self._updates,
             "generator": self._generator.get_state(),
             "noise": self._meter.state_dict(),
@@ -395,6 +412,7 @@ class Probe:
             pack.stand(state["blocks"][number])
         self._strides.ratio_L = [float(r) for r in state["ratios"]]
         self._strides.width_L = [float(w) for w in state["widths"]]
+        self._strides.gap_L = [float(gap) for gap in state["gaps"]]
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
         self._budget.load_state_dict(state["budget"])

@@ -1,7 +1,8 @@
 """What one step did to the top of a pack's spectra: first order, curvature, predicted change, size, noise.
 
 All changes share one solve with the complement. A step that is long for the norm is followed in stretches, each
-predicted from a block brought up to its start.
+predicted from a block brought up to its start. What the step does within the block is read off the moved weights'
+images of the block, which the refresh needs anyway; U itself meets the top pair alone.
 
 Shapes: ``l`` layers of the pack, ``R`` block, ``K`` changes or noise directions, ``M`` outputs, ``N`` inputs.
 """
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
-from lipadvisor.spectra import LayerOperator, TrackedBlock, refresh
-from lipadvisor.spectra.change import TINY, BlockChange, bordered_corner, project_change
-from lipadvisor.spectra.curvature import split_change
+from lipadvisor.spectra import LayerOperator, Resolvent, TrackedBlock, curvature_form, refresh
+from lipadvisor.spectra.change import TINY, moved_norm, turned_pair
+from lipadvisor.spectra.curvature import outside, split_change
 
-__all__ = ["Pace", "respond", "update_norm"]
+__all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
 
 
 MAX_STRETCHES = 32
@@ -34,11 +35,13 @@ class Pace:
         lr: largest learning rate of the pack.
         stretch: longest relative step that is predicted in one go.
         expected: relative step, judged by the last update: what counts where the device must not be waited for.
+        turned: whether the top pair may turn within the block, judged likewise.
     """
 
     lr: float
     stretch: float
     expected: float
+    turned: bool
 
     def stretches(self, size_l: Tensor, norm_l: Tensor) -> int:
         """Return the number of stretches for an update of ``size`` on weights of ``norm``."""
@@ -50,81 +53,142 @@ class Pace:
         return min(MAX_STRETCHES, max(1, math.ceil(relative / self.stretch)))
 
 
-def respond(pack: Pack, direction: Tensor, length: float | Tensor, pace: Pace, noise: NoiseImages | None) -> Tensor:
-    """Return columns (l, 5): ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, noise's form.
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a step did to the top pairs of a pack.
+
+    Attributes:
+        columns_l4: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``.
+        ahead_RM: images, by the moved weights, of the block's right vectors, the top one turned to first order.
+    """
+
+    columns_l4: Tensor
+    ahead_RM: Tensor
+
+
+def respond(
+    pack: Pack, resolvent: Resolvent, direction: Tensor, length: float | Tensor, kept: float | Tensor, pace: Pace
+) -> Response:
+    """Return what a step did.
 
     Args:
-        pack: with ``old`` refreshed; its update's vectors are moved on.
+        pack: with ``old`` refreshed, and moved; its update's vectors are moved on.
+        resolvent: of ``old``.
         direction: U, (l, *kernel shape).
         length: how far along U the weights go; a tensor is (l, 1, 1).
+        kept: what the decay then leaves: the new weights are ``kept (W + length U)``.
         pace: how a long step is cut up.
-        noise: of the batch, if it is asked for; without it its form is nan.
     """
     assert pack.old is not None
+    assert pack.moved is not None
     assert pack.operator is not None
     assert pack.update_KN is not None
-    kernel, block = pack.old.kernel, pack.old.block
-    size_l, change, pack.update_KN = update_norm(pack.operator, direction, block, pack.update_KN)
+    block, moved = pack.old.block, pack.moved
+    image_1M, coimage_1N, size_l, pack.update_KN = update_norm(
+        pack.operator, direction, block.u_RM[:, :1], block.v_RN[:, :1], pack.update_KN
+    )
+    first_l = (block.u_RM[:, 0] * image_1M[:, 0]).sum(-1)
     stretches = pace.stretches(size_l, block.s_R[:, 0])
-    step = length / stretches
-    top_l, q_lK = _stretch(pack, kernel, block, direction, change, step, noise)
-    ratio_l = top_l / block.s_R[:, 0]
-    now = block
-    for index in range(1, stretches):
-        start = kernel + direction * (step * index)
-        now = refresh(pack.operator, start, now.v_RN, 2)
-        onward = project_change(pack.operator, direction, now)
-        top_l, _ = _stretch(pack, start, now, direction, onward, step, None)
-        ratio_l = ratio_l * (top_l / now.s_R[:, 0])
-    nothing_l = torch.full_like(size_l, float("nan"))
-    noise_l = nothing_l if noise is None else q_lK[:, 1:].sum(1) * noise.factor
-    return torch.stack([change.corner_RR[:, 0, 0], q_lK[:, 0], ratio_l.log(), size_l, noise_l], dim=1)
+    if stretches == 1:
+        corner_RR = block.u_RM @ moved.image_RM.mT / kept
+        step = _Step(block, corner_RR, direction, length, moved.kernel, kept)
+        top_l, q_l, ahead_RM = _stretch(pack, resolvent, step, image_1M, coimage_1N, pace.turned)
+        ratio_l, ahead_RM = top_l / block.s_R[:, 0], moved.image_RM + ahead_RM
+    else:
+        ratio_l, q_l = _stretches(pack, resolvent, direction, length / stretches, stretches, image_1M, coimage_1N)
+        ahead_RM = moved.image_RM
+    return Response(torch.stack([first_l, q_l, ratio_l.log(), size_l], dim=1), ahead_RM)
+
+
+def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
+    """Return the noise's form q (l, 1)."""
+    assert pack.old is not None
+    q_lK = curvature_form(pack.old.block, resolvent, noise.image_KM, noise.coimage_KN)
+    return q_lK.sum(1, keepdim=True) * noise.factor
 
 
 def update_norm(
-    operator: LayerOperator, direction: Tensor, block: TrackedBlock, start_KN: Tensor
-) -> tuple[Tensor, BlockChange, Tensor]:
-    """Return ``s_1(U)`` (l,), what U does to the block, and U's right vectors (l, K, N) to start from next time.
+    operator: LayerOperator, direction: Tensor, u_1M: Tensor, v_1N: Tensor, start_KN: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``U v`` (l, 1, M), ``U' u`` (l, 1, N), ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
 
     The size is the Ritz value after two warm-started iterations: never above the true one.
     """
-    rank = block.s_R.shape[-1]
-    image_KM = operator.apply(direction, torch.cat([block.v_RN, start_KN], 1))
-    image_RM = image_KM[:, :rank]
-    q_KM = torch.linalg.qr(image_KM[:, rank:].mT)[0].mT
-    coimage_KN = operator.adjoint(direction, torch.cat([block.u_RM, q_KM], 1))
-    coimage_RN = coimage_KN[:, :rank]
-    basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, rank:].mT)
+    image_KM = operator.apply(direction, torch.cat([v_1N, start_KN], 1))
+    q_KM = torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
+    coimage_KN = operator.adjoint(direction, torch.cat([u_1M, q_KM], 1))
+    basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, 1:].mT)
     turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
     start_KN = turn_KK.mT @ basis_NK.mT
     # The first of them goes once more there and back: a step's direction may be all new.
-    image_1M = operator.apply(direction, start_KN[:, :1])
-    unit_1M = image_1M / torch.linalg.vector_norm(image_1M, dim=-1, keepdim=True).clamp_min(TINY)
+    again_1M = operator.apply(direction, start_KN[:, :1])
+    unit_1M = again_1M / torch.linalg.vector_norm(again_1M, dim=-1, keepdim=True).clamp_min(TINY)
     size_l = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1).squeeze(1)
-    return size_l, BlockChange(image_RM, coimage_RN, block.u_RM @ image_RM.mT), start_KN
+    return image_KM[:, :1], coimage_KN[:, :1], size_l, start_KN
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A straight step from weights with a block: to ``moved / kept = W + length U``."""
+
+    block: TrackedBlock
+    corner_RR: Tensor  # U'(W + length E)V of the block
+    direction: Tensor
+    length: float | Tensor
+    moved: Tensor
+    kept: float | Tensor
 
 
 def _stretch(
-    pack: Pack,
-    kernel: Tensor,
-    block: TrackedBlock,
-    direction: Tensor,
-    change: BlockChange,
-    length: float | Tensor,
-    noise: NoiseImages | None,
-) -> tuple[Tensor, Tensor]:
-    """Return s_1 (l,) after the stretch as predicted, and the forms q (l, 1 + K) of the direction and of the noise."""
+    pack: Pack, resolvent: Resolvent, step: _Step, image_1M: Tensor, coimage_1N: Tensor, turned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return s_1 (l,) after the stretch as predicted, the form q (l,), and what the turn adds to the block's images."""
     assert pack.operator is not None
-    corner_RR = torch.diag_embed(block.s_R) + change.corner_RR * length
-    p_1M, y_1N = change.turning(block, corner_RR)
-    image_KM, coimage_KN = change.image_RM[:, :1], change.coimage_RN[:, :1]
-    if noise is not None:
-        image_KM = torch.cat([image_KM, noise.image_KM], 1)
-        coimage_KN = torch.cat([coimage_KN, noise.coimage_KN], 1)
-    split = split_change(block, image_KM, coimage_KN)
-    (x_1M, z_1N), forms_lK = pack.resolvent(kernel, block).both(p_1M, y_1N, split.p_KM, split.y_KN)
-    moved = kernel + direction * length
-    corner = bordered_corner(pack.operator, moved, block, change, corner_RR, length, x_1M, z_1N)
-    finite_l = torch.isfinite(corner).all(-1).all(-1)
-    top_l = torch.linalg.svdvals(torch.nan_to_num(corner, 0.0, 0.0, 0.0))[:, 0]
-    return torch.where(finite_l, top_l, float("nan")), split.block_K + forms_lK
+    block, operator = step.block, pack.operator
+    split = split_change(block, image_1M, coimage_1N)
+    turning = None
+    if turned:
+        pair = turned_pair(block, step.corner_RR)
+        turn_1R = pair.turn_1R
+        image_1M = operator.apply(step.direction, pair.right_1N)
+        coimage_1N = operator.adjoint(step.direction, pair.left_1M)
+        turning = outside(image_1M, block.u_RM), outside(coimage_1N, block.v_RN)
+    else:
+        turn_1R = torch.eye(1, block.s_R.shape[-1], dtype=image_1M.dtype, device=image_1M.device)
+        turn_1R = turn_1R.expand(len(image_1M), 1, -1)
+    z_1N, forms_l1 = resolvent.both(turning, split.p_KM, split.y_KN)
+    z_1N = outside(z_1N, block.v_RN)
+    image_z_1M = operator.apply(step.moved, z_1N)
+    top_l = moved_norm(block, step.corner_RR, turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept)
+    return top_l, (split.block_K + forms_l1)[:, 0], turn_1R.mT @ (image_z_1M * step.length)
+
+
+def _stretches(
+    pack: Pack,
+    resolvent: Resolvent,
+    direction: Tensor,
+    length: float | Tensor,
+    stretches: int,
+    image_1M: Tensor,
+    coimage_1N: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the predicted ratio of s_1 (l,) after a long step of several stretches, and the form q of the first."""
+    assert pack.old is not None
+    assert pack.operator is not None
+    now, start = pack.old.block, pack.old.kernel
+    ratio_l, first_q_l = torch.ones_like(now.s_R[:, 0]), None
+    for index in range(stretches):
+        if index:
+            now = refresh(pack.operator, start, now.v_RN, 2)
+            image_1M = pack.operator.apply(direction, now.v_RN[:, :1])
+            coimage_1N = pack.operator.adjoint(direction, now.u_RM[:, :1])
+            resolvent = pack.resolvent(start, now)
+        moved = start + direction * length
+        corner_RR = now.u_RM @ pack.operator.apply(moved, now.v_RN).mT
+        step = _Step(now, corner_RR, direction, length, moved, 1.0)
+        top_l, q_l, _ = _stretch(pack, resolvent, step, image_1M, coimage_1N, True)
+        ratio_l = ratio_l * (top_l / now.s_R[:, 0])
+        first_q_l = q_l if first_q_l is None else first_q_l
+        start = moved
+    assert first_q_l is not None
+    return ratio_l, first_q_l

@@ -62,7 +62,9 @@ def start_vectors(operator: LayerOperator, rank: int, like: Tensor, generator: t
     return rows
 
 
-def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int = 4) -> TrackedBlock:
+def refresh(
+    operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int = 4, image_RM: Tensor | None = None
+) -> TrackedBlock:
     """Return the block of ``kernel`` after one filtered subspace iteration from ``v_RN``.
 
     Args:
@@ -70,6 +72,7 @@ def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int =
         kernel: its weight.
         v_RN: right vectors to start from; any basis of roughly the right space.
         degree: degree of the filter in ``W'W``, >= 0; each costs one application and one adjoint.
+        image_RM: the weight's images of ``v_RN``, where they are known.
     """
     count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
@@ -82,8 +85,10 @@ def refresh(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int =
         if complete:
             v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
         elif degree > 0:
-            v_RN = _filter(operator, kernel, v_RN, degree)
-        q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
+            v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
+        if complete or degree > 0 or image_RM is None:
+            image_RM = operator.apply(kernel, v_RN)
+        q_RM = torch.linalg.qr(image_RM.mT)[0].mT
     basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
     # Q'W = upper' basis', and upper' = x diag(s) z
     x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))
@@ -113,9 +118,10 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
     return block
 
 
-def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int) -> Tensor:
+def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int, image_RM: Tensor | None) -> Tensor:
     """Return ``T_degree(2 W'W / cutoff - 1) v``: at most 1 below the cut-off, growing fast above it."""
-    image_RM = operator.apply(kernel, v_RN)
+    if image_RM is None:
+        image_RM = operator.apply(kernel, v_RN)
     power_R = image_RM.square().sum(-1)
     least, most = power_R.aminmax(dim=-1, keepdim=True)
     half_1R = (0.5 * torch.maximum(least, MIN_CUTOFF * most).clamp_min(1e-30)).unsqueeze(-1)

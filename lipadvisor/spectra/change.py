@@ -4,7 +4,7 @@ In the basis of the block ``W + E`` is ``[[S + U'EV, U'E V_c], [U_c'E V, D + E_c
 corner turns out of the block along ``x, z``, the complement's response to ``p = (I - UU') E V k`` and
 ``y = (I - VV') E' U h``. The predicted s_1 is the largest singular value of ``W + E`` between ``[U, x]`` and
 ``[V, z]``: vectors right to first order give a value right to third (Wigner's 2n + 1 rule), whatever the gaps inside
-the block, and never above the true one.
+the block. On the input side the other pairs of the corner meet ``z`` too; that they meet ``x`` is left out.
 
 Shapes: those of :mod:`lipadvisor.spectra.block`, leading dimensions included.
 """
@@ -18,78 +18,74 @@ from torch import Tensor
 
 from lipadvisor.spectra.block import TrackedBlock
 from lipadvisor.spectra.curvature import outside
-from lipadvisor.spectra.operator import LayerOperator
 
-__all__ = ["TINY", "BlockChange", "bordered_corner", "project_change"]
+__all__ = ["TINY", "TurnedPair", "moved_norm", "turned_pair"]
 
 TINY = 1e-30
 NEGLIGIBLE = 1e-4  # of the direction's own size; what is lost is the square of it
 
 
 @dataclass(frozen=True, slots=True)
-class BlockChange:
-    """What a direction E does to the tracked block.
+class TurnedPair:
+    """Top pair of a corner ``U'(W + E)V``, in the layer's own coordinates.
 
     Attributes:
-        image_RM: rows ``E v_k``.
-        coimage_RN: rows ``E' u_k``.
-        corner_RR: ``U' E V``.
+        left_1M: ``U h``.
+        right_1N: ``V k``.
+        turn_1R: ``k``.
     """
 
-    image_RM: Tensor
-    coimage_RN: Tensor
-    corner_RR: Tensor
-
-    def turning(self, block: TrackedBlock, corner_RR: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``p`` (1, M) and ``y`` (1, N), per unit of E, of the top pair of ``corner_RR = S + length U'EV``."""
-        h_RR, _, k_RR = torch.linalg.svd(torch.nan_to_num(corner_RR, 0.0, 0.0, 0.0))
-        h_1R, k_1R = h_RR[..., :1].mT, k_RR[..., :1, :]
-        p_1M = k_1R @ self.image_RM - (k_1R @ self.corner_RR.mT) @ block.u_RM
-        y_1N = h_1R @ self.coimage_RN - (h_1R @ self.corner_RR) @ block.v_RN
-        return p_1M, y_1N
+    left_1M: Tensor
+    right_1N: Tensor
+    turn_1R: Tensor
 
 
-def project_change(operator: LayerOperator, direction: Tensor, block: TrackedBlock) -> BlockChange:
-    """Return what ``direction``, of the kernel's shape, does to the block."""
-    image_RM = operator.apply(direction, block.v_RN)
-    coimage_RN = operator.adjoint(direction, block.u_RM)
-    return BlockChange(image_RM, coimage_RN, block.u_RM @ image_RM.mT)
+def turned_pair(block: TrackedBlock, corner_RR: Tensor) -> TurnedPair:
+    """Return the top pair of a corner ``U'(W + E)V`` of the block."""
+    h_RR, _, k_RR = torch.linalg.svd(torch.nan_to_num(corner_RR, 0.0, 0.0, 0.0))
+    turn_1R = k_RR[..., :1, :]
+    return TurnedPair(h_RR[..., :1].mT @ block.u_RM, turn_1R @ block.v_RN, turn_1R)
 
 
-def bordered_corner(
-    operator: LayerOperator,
-    moved: Tensor,
+def moved_norm(
     block: TrackedBlock,
-    change: BlockChange,
     corner_RR: Tensor,
+    turn_1R: Tensor,
+    image_1M: Tensor,
+    coimage_1N: Tensor,
     length: float | Tensor,
-    x_1M: Tensor,
     z_1N: Tensor,
+    moved_z_1M: Tensor,
 ) -> Tensor:
-    """Return ``W + length E`` between ``[U, x]`` and ``[V, z]``, (R+1, R+1); its largest singular value is s_1.
+    """Return the s_1 (...) of ``W + length E`` as predicted; nan where anything is not finite.
 
     Args:
-        operator: geometry of the layer.
-        moved: the kernel ``W + length E``.
         block: of the weight before.
-        change: of the block along E.
-        corner_RR: ``S + length U'EV``.
+        corner_RR: ``U'(W + length E)V``.
+        turn_1R: ``k``, the top pair's place in the block.
+        image_1M: ``E V k``.
+        coimage_1N: ``E' U h``.
         length: how far along E; a tensor has the leading dimensions and two ones.
-        x_1M: response on the output side; need not be normalised, and what lies in the block does no harm.
-        z_1N: response on the input side.
+        z_1N: the complement's response on the input side, per unit of E; nothing of it may lie in the block.
+        moved_z_1M: ``(W + length E) z``.
     """
+    # x to first order: that W has moved meanwhile is of the second.
+    x_1M = outside(image_1M + moved_z_1M, block.u_RM) / block.s_R[..., :1, None]
     # What is left of a response that fills none of the complement is rounding, and may lie anywhere: it is dropped.
-    size = change.image_RM.square().sum((-2, -1), keepdim=True) + change.coimage_RN.square().sum((-2, -1), keepdim=True)
-    floor_11 = size.sqrt() / corner_RR[..., :1, :1] * NEGLIGIBLE
-    x_1M, z_1N = _unit(outside(x_1M, block.u_RM), floor_11), _unit(outside(z_1N, block.v_RN), floor_11)
-    column_R1 = change.coimage_RN @ z_1N.mT * length
-    row_1R = x_1M @ change.image_RM.mT * length
-    last_11 = x_1M @ operator.apply(moved, z_1N).mT
-    return torch.cat([torch.cat([corner_RR, column_R1], -1), torch.cat([row_1R, last_11], -1)], -2)
+    floor_11 = (image_1M.square().sum(-1, keepdim=True) + coimage_1N.square().sum(-1, keepdim=True)).sqrt()
+    floor_11 = floor_11 / block.s_R[..., :1, None] * NEGLIGIBLE
+    x_1M, over_z_11 = x_1M * _inverse_length(x_1M, floor_11), _inverse_length(z_1N, floor_11)
+    moved_z_1M = moved_z_1M * over_z_11
+    lower_1R = (x_1M @ image_1M.mT) * length * turn_1R
+    border_R1 = torch.cat([block.u_RM, x_1M], -2) @ moved_z_1M.mT
+    bordered = torch.cat([torch.cat([corner_RR, lower_1R], -2), border_R1], -1)
+    finite = torch.isfinite(bordered).all(-1).all(-1)
+    top: Tensor = torch.linalg.svdvals(torch.nan_to_num(bordered, 0.0, 0.0, 0.0))[..., 0]
+    return torch.where(finite, top, float("nan"))
 
 
-def _unit(x_1K: Tensor, floor_11: Tensor) -> Tensor:
-    """Return the row at length 1; zeros where it is not longer than ``floor``."""
+def _inverse_length(x_1K: Tensor, floor_11: Tensor) -> Tensor:
+    """Return one over the row's length; zero where it is not longer than ``floor``."""
     length_11 = torch.linalg.vector_norm(x_1K, dim=-1, keepdim=True)
-    scale_11: Tensor = (length_11 > floor_11) / length_11.clamp_min(TINY)
-    return x_1K * scale_11
+    inverse: Tensor = (length_11 > floor_11) / length_11.clamp_min(TINY)
+    return inverse

@@ -37,31 +37,33 @@ __all__ = [
     "Resolvent",
     "Split",
     "block_form",
-    "complement_form",
     "curvature_form",
     "outside",
     "split_change",
 ]
 
+Change = tuple[Tensor, Tensor]  # p and y
 GAP_FLOOR = 1e-3  # smallest relative gap 1 - s_k/s_1 that enters a denominator
 
 
 class Resolvent(Protocol):
     """The complement's response to changes already projected out of the block."""
 
-    def solve(self, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x`` (K, M) and ``z`` (K, N) with ``sigma x - D z = p`` and ``sigma z - D' x = y``.
+    def both(self, turning: Change | None, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the response ``z`` (1, N) to one change, and the second line of q (K,) of others, from one solve.
 
-        ``x, z`` is how the top pair turns out of the block, to first order; ``p'x + y'z`` is the second line of q.
+        With ``sigma x - D z = p`` and ``sigma z - D' x = y``, ``x, z`` is how the top pair turns out of the block, to
+        first order, and ``p'x + y'z`` is the second line of q.
+
+        Args:
+            turning: ``p`` (1, M) and ``y`` (1, N) of the one; None for the first of the others.
+            p_KM: of the others.
+            y_KN: of the others.
         """
         ...
 
     def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
         """Return the second line of q (K,), where the response itself is not asked for."""
-        ...
-
-    def both(self, p_1M: Tensor, y_1N: Tensor, p_KM: Tensor, y_KN: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return :meth:`solve` of one change and :meth:`forms` of others."""
         ...
 
 
@@ -71,18 +73,14 @@ class FlatResolvent:
 
     sigma: Tensor
 
-    def solve(self, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the response ``x, z``."""
-        sigma_11 = self.sigma[..., None, None]
-        return p_KM / sigma_11, y_KN / sigma_11
+    def both(self, turning: Change | None, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the response ``z`` (1, N) to one change, and the second line of q (K,) of others."""
+        y_1N = y_KN[..., :1, :] if turning is None else turning[1]
+        return y_1N / self.sigma[..., None, None], self.forms(p_KM, y_KN)
 
     def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
         """Return the second line of q (K,)."""
         return (p_KM.square().sum(-1) + y_KN.square().sum(-1)) / self.sigma.unsqueeze(-1)
-
-    def both(self, p_1M: Tensor, y_1N: Tensor, p_KM: Tensor, y_KN: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the response to one change and the second line of q of others."""
-        return self.solve(p_1M, y_1N), self.forms(p_KM, y_KN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +107,12 @@ class GramResolvent:
         system.diagonal(dim1=-2, dim2=-1).add_(block.s_R[..., :1].square())
         return cls(kernel, block, torch.linalg.cholesky_ex(system)[0], left)
 
-    def solve(self, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the response ``x, z``."""
-        sigma = self._sigma()
-        right_K = self._right(p_KM, y_KN)
-        if self.left:
-            x_KM = torch.cholesky_solve(right_K.mT, self.factor).mT
-            return x_KM, (y_KN + x_KM @ self.kernel) / sigma
-        z_KN = torch.cholesky_solve(right_K.mT, self.factor).mT
-        return outside(p_KM + z_KN @ self.kernel.mT, self.block.u_RM) / sigma, z_KN
+    def both(self, turning: Change | None, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the response ``z`` (1, N) to one change, and the second line of q (K,) of others."""
+        p_1M, y_1N = (p_KM[..., :1, :], y_KN[..., :1, :]) if turning is None else turning
+        solved_1 = torch.cholesky_solve(self._right(p_1M, y_1N).mT, self.factor).mT
+        z_1N = (y_1N + solved_1 @ self.kernel) / self._sigma() if self.left else solved_1
+        return z_1N, self.forms(p_KM, y_KN)
 
     def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
         """Return the second line of q (K,): half of a solve is enough for a square."""
@@ -125,10 +120,6 @@ class GramResolvent:
         rest_K = (y_KN if self.left else p_KM).square().sum(-1)
         form_K: Tensor = (root_K.square().sum(-2) + rest_K) / self._sigma().squeeze(-1)
         return form_K
-
-    def both(self, p_1M: Tensor, y_1N: Tensor, p_KM: Tensor, y_KN: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the response to one change and the second line of q of others."""
-        return self.solve(p_1M, y_1N), self.forms(p_KM, y_KN)
 
     def _sigma(self) -> Tensor:
         return self.block.s_R[..., :1].unsqueeze(-1)
@@ -152,11 +143,23 @@ class CgResolvent:
     block: TrackedBlock
     iterations: int = 3
 
-    def solve(self, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the response ``x, z``."""
+    def both(self, turning: Change | None, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the response ``z`` (1, N) to one change, and the second line of q (K,) of others, from one solve."""
+        if turning is None:
+            z_KN, forms_K = self._solve(p_KM, y_KN)
+            return z_KN[..., :1, :], forms_K
+        z_KN, forms_K = self._solve(torch.cat([turning[0], p_KM], -2), torch.cat([turning[1], y_KN], -2))
+        return z_KN[..., :1, :], forms_K[..., 1:]
+
+    def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
+        """Return the second line of q (K,)."""
+        return self._solve(p_KM, y_KN)[1]
+
+    def _solve(self, p_KM: Tensor, y_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``z`` (K, N) and the second line of q (K,), which is ``(p'p + r'z) / sigma`` with ``r`` as below."""
         sigma = self.block.s_R[..., :1].unsqueeze(-1)
         sigma_2 = sigma.square()
-        r_KN = self.operator.adjoint(self.kernel, p_KM) + y_KN * sigma
+        r_KN = first_KN = self.operator.adjoint(self.kernel, p_KM) + y_KN * sigma
         d_KN, z_KN = r_KN, torch.zeros_like(r_KN)
         norm_K1 = first_K1 = r_KN.square().sum(-1, keepdim=True)
         for iteration in range(self.iterations):
@@ -171,18 +174,8 @@ class CgResolvent:
                 r_KN = torch.addcmul(r_KN, alpha_K1, system_KN, value=-1.0)
                 last_K1, norm_K1 = norm_K1, r_KN.square().sum(-1, keepdim=True)
                 d_KN = torch.addcmul(r_KN, norm_K1 / last_K1.clamp_min(1e-38), d_KN)
-        x_KM = outside(self.operator.apply(self.kernel, z_KN), self.block.u_RM)
-        return (p_KM + x_KM) / sigma, z_KN
-
-    def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
-        """Return the second line of q (K,)."""
-        return complement_form(p_KM, y_KN, *self.solve(p_KM, y_KN))
-
-    def both(self, p_1M: Tensor, y_1N: Tensor, p_KM: Tensor, y_KN: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the response to one change and the second line of q of others, from one solve."""
-        x_KM, z_KN = self.solve(torch.cat([p_1M, p_KM], -2), torch.cat([y_1N, y_KN], -2))
-        forms_K = complement_form(p_KM, y_KN, x_KM[..., 1:, :], z_KN[..., 1:, :])
-        return (x_KM[..., :1, :], z_KN[..., :1, :]), forms_K
+        form_K1 = (p_KM.square().sum(-1, keepdim=True) + (first_KN * z_KN).sum(-1, keepdim=True)) / sigma
+        return z_KN, form_K1.squeeze(-1)
 
 
 def outside(x_KM: Tensor, basis_RM: Tensor) -> Tensor:
@@ -220,8 +213,3 @@ def split_change(block: TrackedBlock, image_KM: Tensor, coimage_KN: Tensor) -> S
     p_KM = image_KM - a_KR @ block.u_RM
     y_KN = coimage_KN - b_KR @ block.v_RN
     return Split(block_form(block.s_R, a_KR, b_KR), p_KM, y_KN)
-
-
-def complement_form(p_KM: Tensor, y_KN: Tensor, x_KM: Tensor, z_KN: Tensor) -> Tensor:
-    """Return the second line of q (K,): ``p'x + y'z``."""
-    return (p_KM * x_KM).sum(-1) + (y_KN * z_KN).sum(-1)

@@ -19,8 +19,8 @@ from lipadvisor.spectra import (
     refresh,
     start_vectors,
 )
-from lipadvisor.spectra.change import bordered_corner, project_change
-from lipadvisor.spectra.curvature import complement_form, split_change
+from lipadvisor.spectra.change import moved_norm, turned_pair
+from lipadvisor.spectra.curvature import outside, split_change
 
 SHAPES = ((64, 64), (10, 64), (30, 50), (50, 30), (40, 8), (1, 9), (9, 1), (3, 3))
 CONVOLUTIONS = (
@@ -104,29 +104,49 @@ def test_conjugate_gradients_reach_the_complement_of_the_dense_operator(operator
     rest = (E @ Vh[0]).square().sum() - a.square().sum() + (E.mT @ U[:, 0]).square().sum() - b.square().sum()
     for iterations, tolerance in ((3, 0.1), (60, 1e-8)):
         resolvent = CgResolvent(operator, kernel, block, iterations=iterations)
-        form = complement_form(split.p_KM, split.y_KN, *resolvent.solve(split.p_KM, split.y_KN))[0]
+        form = resolvent.forms(split.p_KM, split.y_KN)[0]
         exact = beyond + rest / s[0]
         torch.testing.assert_close(form, exact, rtol=tolerance, atol=0)
         assert form <= exact * (1 + 1e-9)  # conjugate gradients rise to the form from below
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1e-3, 0.1])
-def test_bordered_corner_follows_the_norm_through_a_crossing(gap: float) -> None:
+def test_the_turned_pair_follows_the_norm_through_a_crossing(gap: float) -> None:
     operator = LinearOperator(30, 30)
     U, s, Vh = torch.linalg.svd(random(30, 30))
     s[0] = s[1] * (1 + gap)
     W, E = U @ torch.diag(s) @ Vh, random(30, 30, seed=4)
     length = float(0.05 * s[0] / torch.linalg.svdvals(E)[0])
     block = tracked(operator, W)
-    change = project_change(operator, E, block)
-    corner = torch.diag(block.s_R) + length * change.corner_RR
-    p, y = change.turning(block, corner)
-    x, z = GramResolvent.build(W, block).solve(p, y)
-    bordered = bordered_corner(operator, W + length * E, block, change, corner, length, x, z)
+    corner = block.u_RM @ (W + length * E) @ block.v_RN.mT
+    pair = turned_pair(block, corner)
+    image, coimage = operator.apply(E, pair.right_1N), operator.adjoint(E, pair.left_1M)
+    p, y = outside(image, block.u_RM), outside(coimage, block.v_RN)
+    z, _ = GramResolvent.build(W, block).both((p, y), p, y)
+    z = outside(z, block.v_RN)
+    moved_z = operator.apply(W + length * E, z)
+    predicted = moved_norm(block, corner, pair.turn_1R, image, coimage, length, z, moved_z)
     expected = torch.linalg.svdvals(W + length * E)[0]
-    predicted = torch.linalg.svdvals(bordered)[0]
-    assert abs(float((predicted / expected).log())) < 2e-5
-    assert predicted <= expected * (1 + 1e-7)
+    assert abs(float((predicted / expected).log())) < 3e-5
+    assert predicted <= expected * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("length", [1e-2, 1e-3])
+def test_a_pair_that_does_not_turn_keeps_its_vectors(length: float) -> None:
+    operator, W, E = LinearOperator(30, 20), random(30, 20), random(30, 20, seed=4)
+    block = tracked(operator, W)
+    step = length * float((block.s_R[0] - block.s_R[1]) / torch.linalg.svdvals(E)[0])
+    corner = block.u_RM @ (W + step * E) @ block.v_RN.mT
+    same = torch.eye(1, len(block.s_R), dtype=torch.float64)
+    image, coimage = operator.apply(E, block.v_RN[:1]), operator.adjoint(E, block.u_RM[:1])
+    split = split_change(block, image, coimage)
+    z, forms = GramResolvent.build(W, block).both(None, split.p_KM, split.y_KN)
+    z = outside(z, block.v_RN)
+    predicted = moved_norm(block, corner, same, image, coimage, step, z, operator.apply(W + step * E, z))
+    expected = torch.linalg.svdvals(W + step * E)[0]
+    second_order = block.s_R[0] + step * block.u_RM[0] @ E @ block.v_RN[0] + step**2 / 2 * (split.block_K + forms)[0]
+    assert abs(float(predicted / expected - 1)) < length**3
+    torch.testing.assert_close(second_order, expected, rtol=length**2, atol=0)
 
 
 def test_a_warm_refresh_keeps_up_with_a_moving_matrix() -> None:
