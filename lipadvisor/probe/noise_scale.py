@@ -144,7 +144,7 @@ def split_batch(batch: Any, parts: int) -> list[Any]:
 def part_gradients(
     loss_of: Callable[[Any], Tensor], batch: Any, parameters: Sequence[nn.Parameter], parts: int = 4
 ) -> PartGradients | None:
-    """Return the squared gradient norms of a batch's parts and of their mean, for the cost of one backward and two forward passes.
+    """Return the squared gradient norms of a batch's parts and of their mean: one backward and two forward passes.
 
     A loss that is a sum over samples is told from a mean by its size, and divided.
 
