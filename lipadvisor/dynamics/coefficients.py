@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from lipadvisor.dynamics.response import response
+from lipadvisor.dynamics.response import own_response
 from lipadvisor.terms import Array, Terms
 
 __all__ = ["Coefficients", "Form", "Noise", "coefficients", "log_decay", "network_lr"]
@@ -120,7 +120,7 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         raise ValueError(f"coefficients(noise=...) must be 'exact' or 'independent', got {noise!r}.")
     lr_L = terms.lr_L
     # The covariance is that of the gradient; the update that is applied follows a gradient with n_1 at first.
-    own = response(terms.optimizer, terms.momentum, 1, max(terms.optimizer_step - 1, 0)).s_1
+    own = own_response(terms.optimizer, terms.momentum, terms.optimizer_step)
     if terms.optimizer in ("adam", "adamw") and terms.optimizer_step <= 1:
         own = float("nan")  # the first second moment is the square of the gradient it divides: no linear response
     noise_LL = own**2 * terms.noise_LL

@@ -15,7 +15,7 @@ import numpy as np
 
 from lipadvisor.terms import Array
 
-__all__ = ["Response", "response", "squared_response_sums"]
+__all__ = ["Response", "own_response", "response", "squared_response_sums"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,19 @@ def response(optimizer: str, momentum: float, steps: int, optimizer_step: int | 
             n_h[steps - 1 - j] = tail
     total = float(np.sum(n_h))
     return Response(n_h, total, float(np.sum(n_h**2)), total, c_b)
+
+
+def own_response(optimizer: str, momentum: float, optimizer_step: int) -> float:
+    """Return ``n_1``: how far a step follows its own batch; 1, or Adam's ``(1 - b1) / (1 - b1^t)``.
+
+    Args:
+        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``; any other is taken to have no memory.
+        momentum: coefficient of the first moment, in [0, 1).
+        optimizer_step: updates that the moments have seen, this one included; at least 1.
+    """
+    if _kernel(optimizer, momentum)[0] != "adam":
+        return 1.0
+    return (1.0 - momentum) / (1.0 - momentum ** max(optimizer_step, 1))
 
 
 def squared_response_sums(optimizer: str, momentum: float, steps_H: Array) -> Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lipadvisor.dynamics import coefficients, network_lr
+from lipadvisor.dynamics.response import own_response, response
 from lipadvisor.terms import Terms
 
 RandomTerms = Callable[..., Terms]
@@ -99,3 +100,12 @@ def test_equal_rates_are_the_network_s_rate_to_the_bit() -> None:
 def test_unknown_names_are_refused(random_terms: RandomTerms, argument: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"coefficients\({argument}=.*got '{value}'"):
         coefficients(random_terms(), **{argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.9), ("lion", 0.9)])
+@pytest.mark.parametrize("optimizer_step", [1, 2, 7, 1000])
+def test_the_share_of_a_step_s_own_batch_is_the_response_after_one_step(
+    optimizer: str, momentum: float, optimizer_step: int
+) -> None:
+    whole = response(optimizer, momentum, 1, optimizer_step - 1)
+    assert own_response(optimizer, momentum, optimizer_step) == pytest.approx(whole.s_1, rel=1e-12)
