@@ -129,8 +129,9 @@ def what_to_do(audit: Audit) -> list[str]:
     lines = []
     if len(warmups) < len(audit.findings):
         lines = [
-            "to cure: undo = lipadvisor.modules.apply_cures(model, lipadvisor.audit(model, batch).findings, batch)",
-            "         before training; it audits again after each round until nothing is left, undo() takes all back",
+            "to cure, before training: from lipadvisor.modules import apply_cures",
+            "    undo = apply_cures(model, lipadvisor.audit(model, batch).findings, batch)",
+            "it audits again after each round until nothing is left; undo() takes all back",
         ]
     return lines + [
         f"to cure: let the learning rate rise over at least {f.value:.0f} steps" for f in warmups if f.value
@@ -169,7 +170,8 @@ _FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{
 {% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
 <td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
 </table>
-<p>{% for line in to_do %}<code>{{ line }}</code><br>{% endfor %}</p>
+<pre>{% for line in to_do %}{{ line }}
+{% endfor %}</pre>
 {% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
 <h3>Gain along depth</h3>{{ picture | safe }}
 <h3>Advice</h3><table>

@@ -98,7 +98,11 @@ def test_alarms_say_what_to_do(folder: Path) -> None:
     (folder / "models_for_audit_sick.py").write_text("from models_for_audit import *\n" + source)
     shown = called("models_for_audit_sick:sick", "--input", "4,6", "--html", "page.html").stdout
     assert "! 2: init_scale" in shown
-    assert "apply_cures(model, lipadvisor.audit(model, batch).findings, batch)" in shown
+    told = [line.split("training:")[-1].strip() for line in shown.splitlines() if "apply_cures" in line]
+    scope = {"lipadvisor": lipadvisor, "model": load_factory("models_for_audit_sick:sick")(), "batch": torch.ones(4, 6)}
+    exec("\n".join(told), scope)  # what is told works as it stands
+    assert scope["undo"].remaining == ()
+    assert scope["undo"].rounds == 1
     assert "apply_cures(model" in (folder / "page.html").read_text()
     assert "apply_cures" not in called("models_for_audit:plain", "--input", "4,6").stdout
 
