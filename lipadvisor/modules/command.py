@@ -129,7 +129,7 @@ class _Progress:
         elapsed = f"{time.monotonic() - self.begun:5.1f} s  {line}"
         if self.live:
             click.echo(f"\r\x1b[K{elapsed[:100]}" + ("\n" if line == "done" else ""), err=True, nl=False)
-        elif not line.startswith("constant of "):
+        elif not line.startswith(("constant of ", "operation ", "gradient of ")):  # not one line a module in a file
             click.echo(elapsed, err=True)
 
 

@@ -127,10 +127,10 @@ def audit(
         raise ValueError(f"audit(model=...) must call a known module; {type(model).__name__} has none; see register().")
     found = {name: reading.constant for name, reading in readings.items() if reading.constant is not None}
     say("composing the bound")
-    composition = compose(model, batch, found)
+    composition = compose(model, batch, found, progress=say)
     say("gains forward and backward")
     watched = {name: model.get_submodule(name) for name, reading in readings.items() if reading.called}
-    flow = measure_flow(model, batch, watched, composition.sources, loss, seed)
+    flow = measure_flow(model, batch, watched, composition.sources, loss, seed, say)
     log_local = math.nan
     if local:
         say("local Lipschitz constant")

@@ -75,6 +75,7 @@ def measure_flow(
     sources: tuple[str, ...] = (),
     loss: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Flow:
     """Run the model twice and return what flowed through ``watched`` modules.
 
@@ -85,6 +86,7 @@ def measure_flow(
         sources: where the perturbation enters; empty: the float inputs.
         loss: of the output that counts; without one a random cotangent stands in for its gradient.
         seed: of the perturbation and the cotangent.
+        progress: called with a line of text for each weight.
     """
     flow = Flow(modules={name: ModuleFlow() for name in watched})
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +99,7 @@ def measure_flow(
                 _tangents(model, batch, watched, sources, flow, generator)
             except (NotImplementedError, RuntimeError) as error:
                 flow.note = f"no forward gains: {str(error).splitlines()[0][:120]}"
-            _cotangents(model, batch, watched, sources, loss, flow, generator)
+            _cotangents(model, batch, watched, sources, loss, flow, generator, progress)
     finally:
         for parameter, grad in grads.items():
             parameter.grad = grad
@@ -169,6 +171,7 @@ def _cotangents(
     loss: Callable[[Tensor], Tensor] | None,
     flow: Flow,
     generator: torch.Generator,
+    progress: Callable[[str], None] | None,
 ) -> None:
     function, zero = perturbed(model, batch, sources)
     arrived: dict[str, float] = {}
@@ -206,7 +209,7 @@ def _cotangents(
         if arrived.get(name, 0.0) > 0:
             flow.modules[name].backward_gain = _norm(gradient) / arrived[name]
 
-    handles = _watch_weights(model, flow)
+    handles = _watch_weights(model, flow, progress)
     try:
         with torch.enable_grad(), _hooked(watched, look_out, look_in), _softmaxes(model, flow):
             output = function(zero.requires_grad_(True))
@@ -219,7 +222,7 @@ def _cotangents(
             handle.remove()
 
 
-def _watch_weights(model: nn.Module, flow: Flow) -> list[Any]:
+def _watch_weights(model: nn.Module, flow: Flow, progress: Callable[[str], None] | None) -> list[Any]:
     """Ask for the gradients of weight matrices, and drop each as soon as it has been read."""
     handles = []
     for name, weight in weight_matrices(model).items():
@@ -231,6 +234,8 @@ def _watch_weights(model: nn.Module, flow: Flow) -> list[Any]:
                 matrix_norm(W), float(W.norm()), float(G.norm()), matrix_norm(G), matrix_norm(G.sign())
             )
             parameter.grad = None
+            if progress is not None:
+                progress(f"gradient of {name}")
 
         weight.requires_grad_(True)
         handles.append(weight.register_post_accumulate_grad_hook(read))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,15 @@ from lipadvisor.modules.running import arguments, observed, primary
 
 __all__ = ["compose"]
 
+EVERY = 50  # operations between two lines of progress
+
 
 def compose(
-    model: nn.Module, batch: Any, found: dict[str, Constant] | None = None, method: str = "auto"
+    model: nn.Module,
+    batch: Any,
+    found: dict[str, Constant] | None = None,
+    method: str = "auto",
+    progress: Callable[[str], None] | None = None,
 ) -> Composition:
     """Return the network's log bound as a function of its modules' log constants.
 
@@ -31,6 +38,7 @@ def compose(
         batch: what it is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments.
         found: constants of the leaves, if they are known already.
         method: ``"export"``, ``"containers"``, or ``"auto"``: the first where it traces.
+        progress: called with a line of text now and then.
 
     Raises:
         ValueError: ``method`` is none of these.
@@ -43,7 +51,7 @@ def compose(
     if method != "containers":
         try:
             with observed(model), torch.no_grad():
-                return _Export(model, batch, found).composition()
+                return _Export(model, batch, found, progress).composition()
         except Exception as error:  # tracing may fail in any way that the model's Python can
             if method == "export":
                 raise RuntimeError(f"torch.export does not trace {type(model).__name__}: {error}") from error
@@ -65,13 +73,16 @@ class _Wrapped(nn.Module):
 class _Export(fx.Interpreter):
     """Runs the exported graph on the batch and writes down a join for every operation that carries the input."""
 
-    def __init__(self, model: nn.Module, batch: Any, found: dict[str, Constant]) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Any, found: dict[str, Constant], progress: Callable[[str], None] | None
+    ) -> None:
         args, kwargs = arguments(batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.program = torch.export.export(_Wrapped(model), args, kwargs, strict=False)
         super().__init__(self.program.graph_module)
         self.found = found
+        self.progress, self.seen, self.total = progress, 0, len(self.program.graph.nodes)
         self.leaf_modules = {name: module for name, module in leaves(model).items() if name in found}
         self.joins: list[Join] = []
         self.place: dict[fx.Node, int] = {}  # node -> join, for float values that depend on the input
@@ -105,6 +116,9 @@ class _Export(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        self.seen += 1
+        if self.progress is not None and self.seen % EVERY == 0:
+            self.progress(f"operation {self.seen} of {self.total}")
         if n.op == "placeholder":
             if n.name in self.user_inputs and isinstance(result, Tensor):
                 self._input(n, result)

@@ -38,7 +38,7 @@ gaps = [b - a for (a, _), (b, _) in zip(lines, lines[1:])]
 print(json.dumps({
     "parameters": parameters, "model_bytes": 4 * parameters, "extra_bytes": highest[0] - before,
     "cpu": time.process_time() - cpu, "wall": time.monotonic() - wall, "lines": len(lines), "longest_gap": max(gaps),
-    "stages": [line for _, line in lines if not line.startswith("constant of ")],
+    "stages": [line for _, line in lines if not line.startswith(("constant of ", "operation ", "gradient of "))],
     "findings": len(result.findings), "method": result.network["method"],
 }))
 """
@@ -56,6 +56,6 @@ def test_a_hundred_million_parameters() -> None:
     assert found["findings"] == 0
     assert found["cpu"] < 60  # one thread; the wall time is that of a machine with nothing else to do
     assert found["extra_bytes"] < 2 * found["model_bytes"]
-    assert found["lines"] > 50
+    assert found["lines"] > 150
     assert found["stages"][-1] == "done"
     assert len(found["stages"]) == 5
