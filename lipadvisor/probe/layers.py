@@ -160,6 +160,8 @@ class _Search:
             return "excluded by name"
         if isinstance(weight, nn.parameter.UninitializedParameter) or weight.numel() == 0:
             return "its weight is empty"
+        if hasattr(weight, "placements"):  # a DTensor: what is here is a part of it
+            return "its weight is sharded over processes (FSDP2, tensor parallel), which is not supported yet"
         if not weight.requires_grad:
             return "its weight does not require a gradient"
         if id(weight) not in self.groups:

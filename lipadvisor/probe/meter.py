@@ -27,6 +27,7 @@ from lipadvisor.probe.agreement import CHECK_PAIRS, DISAGREE, Differences, Sprea
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.coupling import batch_layers, coupled
 from lipadvisor.probe.gradients import GradientNotes, View, applied_gradient, note_gradients, view
+from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
 from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack
@@ -185,7 +186,7 @@ class NoiseMeter:
         self.noise_LL = None if own is None else self._covariance(noises)
         return noises, tables
 
-    def _gradient(self, number: int, scale: Tensor | None) -> Tensor:
+    def _gradient(self, number: int, scale: Tensor | ThroughParameters | None) -> Tensor:
         assert self._notes is not None
         start = sum(len(pack.layers) for pack in self._packs[:number])
         versions = self._notes.versions[start : start + len(self._packs[number].layers)]

@@ -78,7 +78,8 @@ def refresh(
     complete = count == min(operator.inputs, operator.outputs)
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
-        return TrackedBlock(*direct(kernel, count), complete)
+        u_RM, s_R, v_RN = direct(kernel, count)
+        return TrackedBlock(u_RM, s_R, v_RN, complete)
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
         q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
     else:

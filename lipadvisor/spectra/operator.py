@@ -8,7 +8,7 @@ An operator knows shapes and geometry, never a weight: the kernel is an argument
 the weight ``W``, with the optimizer's update ``U`` and with a preconditioned Jacobian ``P * J``. A new kind of layer is
 one new file with one class that satisfies :class:`LayerOperator`.
 
-Shapes: ``K`` vectors in a block, ``N`` inputs and ``M`` outputs of the operator, ``B`` samples of a batch.
+Shapes: ``K`` vectors in a block, ``N`` inputs and ``M`` outputs of the operator.
 """
 
 from __future__ import annotations
@@ -43,12 +43,4 @@ class LayerOperator(Protocol):
 
     def outer(self, y_KM: Tensor, x_KN: Tensor) -> Tensor:
         """Return ``sum_k d <y_k, kernel * x_k> / d kernel``, of the kernel's shape."""
-        ...
-
-    def sample_scalars(self, kernel: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
-        """Return the (B,) scalars ``<grad_i, kernel * input_i>`` of a batch as the layer saw it."""
-        ...
-
-    def weighted_gradient(self, weight_B: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
-        """Return ``sum_i weight_i g_i``, of the kernel's shape, with ``g_i`` sample i's weight gradient."""
         ...

@@ -42,10 +42,11 @@ def find_attention(module: nn.Module, options: Options) -> tuple[Candidate, ...]
         use = ProjectionUse(module, name, reader)
         if module.in_proj_weight is not None:
             form, key, rows = MatrixForm(width, width), "in_proj_weight", slice(place * width, (place + 1) * width)
-            found.append(Candidate(key, "linear", form.kernel_shape, form, use, suffix=name, rows=rows))
+            found.append(Candidate(key, "linear", (width, width), form, use, suffix=name, rows=rows))
         else:
             form = MatrixForm(width, (width, module.kdim, module.vdim)[place])
-            found.append(Candidate(f"{name}_weight", "linear", form.kernel_shape, form, use, suffix=name))
+            shape = (form.outputs, form.inputs)
+            found.append(Candidate(f"{name}_weight", "linear", shape, form, use, suffix=name))
     form = MatrixForm(width, width)
     use = ProjectionUse(module, "out_proj", reader)
     found.append(Candidate("weight", "linear", (width, width), form, use, suffix="out_proj", owner=module.out_proj))

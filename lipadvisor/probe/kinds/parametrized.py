@@ -111,7 +111,7 @@ def computed_source(owner: nn.Module, key: str) -> Computed | str:
     """Return where the weight ``key`` of ``owner`` comes from, or why that is not known."""
     recipe: nn.Module
     if parametrize.is_parametrized(owner, key):
-        recipe = owner.parametrizations[key]  # type: ignore[index]
+        recipe = owner.get_submodule(f"parametrizations.{key}")
     else:
         hook = next((h for h in owner._forward_pre_hooks.values() if _computes(h, key)), None)
         if hook is None:
