@@ -170,17 +170,18 @@ def query_key_views(attention: nn.Module) -> list[Tensor]:
 def _sides(attention: nn.Module) -> tuple[_Side, _Side]:
     queries, keys = _Side(), _Side()
     if isinstance(attention, nn.MultiheadAttention):
-        bias, width = attention.in_proj_bias, attention.embed_dim
+        packed, width = attention.in_proj_bias, attention.embed_dim
         if attention.in_proj_weight is not None:
             both = (attention.in_proj_weight[:width], attention.in_proj_weight[width : 2 * width])
         else:
             both = (attention.q_proj_weight, attention.k_proj_weight)
         for number, side in enumerate((queries, keys)):
-            side.take(both[number], None if bias is None else bias[number * width : (number + 1) * width])
+            side.take(both[number], None if packed is None else packed[number * width : (number + 1) * width])
         return queries, keys
     for name, module in attention.named_modules():
         own = name.rpartition(".")[2]
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        weight: Any = getattr(module, "weight", None)
+        bias: Any = getattr(module, "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2:
             continue
         bias = bias if isinstance(bias, Tensor) else None

@@ -54,7 +54,13 @@ def observed(model: nn.Module) -> Iterator[None]:
 
     Batch normalisation stays in training mode where it was: its running statistics mean nothing before training.
     Attention runs on torch's plain kernel, the only one that can be differentiated twice.
+
+    Raises:
+        ValueError: a lazy module has no weights yet.
     """
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"the model's {name!r} is lazy and has no value yet: call the model once first.")
     modes = {module: module.training for module in model.modules()}
     needs = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with torch.no_grad():

@@ -243,6 +243,8 @@ def test_bad_arguments() -> None:
         audit(3, torch.ones(1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="known module"):
         audit(nn.Sequential(), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"'0.weight' is lazy and has no value yet: call the model once first"):
+        audit(nn.Sequential(nn.LazyLinear(2)), torch.ones(1, 2))
     with pytest.raises(ValueError, match="at least one sample"):
         audit(nn.Linear(2, 2), torch.ones(0, 2))
     model, batch = built(zoo.mlp)
