@@ -33,6 +33,7 @@ from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
 from lipadvisor.probe.record import Readings, noise_covariance
+from lipadvisor.probe.strides import Strides
 from lipadvisor.terms import Array
 
 __all__ = ["NoiseMeter"]
@@ -52,6 +53,7 @@ class NoiseMeter:
         capture: Capture,
         generator: torch.Generator,
         independent_samples: bool | None,
+        strides: Strides,
     ) -> None:
         """Look for layers that couple samples.
 
@@ -62,8 +64,12 @@ class NoiseMeter:
             capture: of the same layers; the meter says what is to be recorded.
             generator: of the probe.
             independent_samples: None finds out; True and False say so.
+            strides: the steps that the optimizer makes.
         """
         self.samples = 0
+        # How a gradient reaches the weights is not known: what fluctuates is the update itself.
+        self._by_updates = optimizers.optimizer_name(optimizer) == "unknown"
+        self._strides = strides
         self.noise_LL: Tensor | None = None
         self._optimizer, self._packs, self._capture, self._generator = optimizer, tuple(packs), capture, generator
         self._independent = independent_samples
@@ -92,7 +98,7 @@ class NoiseMeter:
     @property
     def wants_samples(self) -> bool:
         """Whether the next measured step is to record what the layers see."""
-        return not (self._by_pairs and self._differences.enough)
+        return not (self._by_updates or (self._by_pairs and self._differences.enough))
 
     @property
     def report(self) -> NoiseReport:
@@ -113,6 +119,8 @@ class NoiseMeter:
     @property
     def _by_pairs(self) -> bool:
         """Whether successive differences are what counts."""
+        if self._by_updates:
+            return True
         if self._independent is not None:
             return not self._independent
         return bool(self._coupled) or not self._usable
@@ -143,7 +151,8 @@ class NoiseMeter:
             if state is None or first is None:
                 self._closed.append(empty_rows(pack))
                 continue
-            gradient = self._gradient(number, optimizers.preconditioner(self._optimizer, pack))
+            scale = None if self._by_updates else optimizers.preconditioner(self._optimizer, pack)
+            gradient = self._gradient(number, scale, state.kernel)
             second = view(pack, gradient, [state], pair.curved)[0]
             self._closed.append(close_pair(pack, state, first, second))
 
@@ -169,7 +178,8 @@ class NoiseMeter:
                 continue
             scale = optimizers.preconditioner(self._optimizer, pack)
             states = [pack.old, pack.new] if opens else [pack.old]
-            seen = view(pack, self._gradient(number, scale), states, by_pairs or (pair is not None and pair.curved))
+            gradient = self._gradient(number, scale, pack.old.kernel)
+            seen = view(pack, gradient, states, by_pairs or (pair is not None and pair.curved))
             views.append(seen[-1] if opens else None)
             rows = closed[number] if closed else empty_rows(pack)
             if pair is not None and pair.states[number] is pack.old:
@@ -186,8 +196,12 @@ class NoiseMeter:
         self.noise_LL = None if own is None else self._covariance(noises)
         return noises, tables
 
-    def _gradient(self, number: int, scale: Tensor | ThroughParameters | None) -> Tensor:
+    def _gradient(self, number: int, scale: Tensor | ThroughParameters | None, before: Tensor) -> Tensor:
+        """Return what fluctuates in the step from the weights ``before``: the gradient ``P G``, or the update U."""
         assert self._notes is not None
+        if self._by_updates:
+            pack = self._packs[number]
+            return self._strides.between(pack, before, pack.kernel())
         start = sum(len(pack.layers) for pack in self._packs[:number])
         versions = self._notes.versions[start : start + len(self._packs[number].layers)]
         return applied_gradient(self._optimizer, self._packs[number], versions, self._notes.scaled, scale)
@@ -246,7 +260,7 @@ class NoiseMeter:
             self._say_why()
             if self._differences.enough and self._differences.noise_LL is not None:
                 assert self._differences.curvature_L is not None
-                self._method = "differences"
+                self._method = "updates" if self._by_updates else "differences"
                 still_L = columns["gradient"] == 0.0  # a layer that this step did not use
                 noise_LL = np.where(still_L[:, None] | still_L[None, :], 0.0, self._differences.noise_LL)
                 curvature_L = np.where(still_L, 0.0, self._differences.curvature_L)
@@ -298,9 +312,12 @@ class NoiseMeter:
             )
 
     def _say_why(self) -> None:
-        if self._independent is False:
+        if self._by_updates:
+            text = "how %s uses a gradient is not known: noise is measured from the updates of successive steps"
+            self._say("updates", logging.INFO, text, type(self._optimizer).__name__)
+        elif self._independent is False:
             return
-        if self._coupled:
+        elif self._coupled:
             text = "%s couples the samples of a batch (%d such layers): noise is measured from successive steps"
             self._say("coupled", logging.INFO, text, self._coupled[0], len(self._coupled))
         elif not self._captured:

@@ -32,7 +32,8 @@ class NoiseReport:
     """How the noise was measured last, and what its checks said so far.
 
     Attributes:
-        method: "samples", "differences", or "none" before the first measurement.
+        method: "samples"; "differences" of successive gradients; "updates" for those of the updates of an optimizer
+            whose use of a gradient is not known; "none" before the first measurement.
         coupled_by: layers that coupled the samples at the last measured step.
         factor: by which the captured gradients had to be multiplied to give the optimizer's: 1/S under a loss scale S.
         unmatched: measured steps at which a layer's samples did not add up to its gradient, by name; none if never.

@@ -115,7 +115,7 @@ class Probe:
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
         self._meter = NoiseMeter(
-            self._model, optimizer, self._packs, self._capture, self._generator, independent_samples
+            self._model, optimizer, self._packs, self._capture, self._generator, independent_samples, self._strides
         )
         self._armed: int | None = None
         self._armed_at = 0.0
@@ -217,20 +217,16 @@ class Probe:
         """
         self._updates += 1
         started = time.perf_counter()
-        if self._armed is None:
-            with torch.no_grad():
-                self._meter.follow()
-            self._spent_s += time.perf_counter() - started
-            return
-        self._strides.knobs = tuple(
-            (
-                float(lr_by_group.get(layer.group, 0.0)),
-                float(weight_decay_by_group.get(layer.group, 0.0)) if layer.decays else 0.0,
+        if self._armed is not None or self._meter.pending:
+            self._strides.knobs = tuple(
+                (
+                    float(lr_by_group.get(layer.group, 0.0)),
+                    float(weight_decay_by_group.get(layer.group, 0.0)) if layer.decays else 0.0,
+                )
+                for layer in self.layers
             )
-            for layer in self.layers
-        )
-        with torch.no_grad():
-            self._measure()
+            with torch.no_grad():
+                self._measure() if self._armed is not None else self._meter.follow()
         self._spent_s += time.perf_counter() - started
 
     def collect(self, step: int) -> Terms | None:

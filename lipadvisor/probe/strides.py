@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe import optimizers
+from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Pace
 
@@ -58,10 +59,18 @@ class Strides:
             ratio = self.ratio_L[index]
             if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
                 layer = pack.layers[place]
+                if isinstance(layer.source, Computed):
+                    continue  # the state is of the parameters, not of the weight
                 known = optimizers.known_direction(self.optimizer, layer.weight, layer.group)
                 if known is not None:
                     pack.put(direction, place, known)
         return direction
+
+    def between(self, pack: Pack, before: Tensor, after: Tensor) -> Tensor:
+        """Return U of a step from the weights ``before`` to those ``after`` (l, *kernel shape), as they say it."""
+        knobs = [self.knobs[index] for index in pack.indices]
+        inverse = _factor(pack, [1.0 / lr if lr > 0 else 0.0 for lr, _ in knobs])
+        return (after - before * self.kept(pack)) * inverse
 
     def length(self, pack: Pack) -> float | Tensor:
         """Return how far along U the weights go, decay apart: W' = (1 - lr wd) (W + lr U / (1 - lr wd))."""
