@@ -19,6 +19,7 @@ from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
 from lipadvisor.forecast.rebound import rebound
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
+from lipadvisor.forecast.step_share import StepShare
 from lipadvisor.forecast.tracker import HorizonTracker, Made, Present, noise_growth, raw_variance
 from lipadvisor.policies import Band, Status
 from lipadvisor.terms import Array, Terms
@@ -77,6 +78,7 @@ class Forecaster:
         self._weight_decay_L: Array = np.zeros(count)
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
         self._ratio = UpdateRatio(count)
+        self._share = StepShare()
         self._noise_S: Array = np.zeros(series)
         self._noise_mass_S: Array = np.zeros(series)
         self._residual_S: Array = np.zeros(series)
@@ -115,7 +117,9 @@ class Forecaster:
         self._learn_slopes(interval)
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
         self._composition_L = terms.composition_L.copy()
-        self._ratio.update(terms.update_ratio_L, max(1.0, float(interval.steps_S.max())))
+        steps = max(1.0, float(interval.steps_S.max()))
+        self._ratio.update(terms.update_ratio_L, steps)
+        self._share.update(coefficients, steps)
         self.updates += int(interval.valid_S.any())
         self._track()
 
@@ -142,7 +146,7 @@ class Forecaster:
         lr_S, log_decay_S = self._motion.lr_S, self._motion.log_decay_S
         mean_hS, std_hS, quantile_hS = self._evaluate(
             steps_h,
-            gap * lr_S + np.cumsum(future.lr_hS, axis=0),
+            gap * lr_S + np.cumsum(self._share.effective(future.lr_hS, lr_S), axis=0),
             gap * log_decay_S + np.cumsum(future.log_decay_hS, axis=0),
             gap * lr_S**2 + np.cumsum(future.lr_hS**2, axis=0),
         )
@@ -211,7 +215,7 @@ class Forecaster:
         state |= {name: getattr(self, name).copy() for name in _ARRAYS}
         state["motion"] = self._motion.state_dict()
         state["experts"] = self._experts.state_dict()
-        state["ratio"] = self._ratio.state_dict()
+        state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
         state["trackers"] = [tracker.state_dict() for tracker in self._trackers]
         return state
 
@@ -230,6 +234,7 @@ class Forecaster:
         self._motion.load_state_dict(state["motion"])
         self._experts.load_state_dict(state["experts"])
         self._ratio.load_state_dict(state["ratio"])
+        self._share.load_state_dict(state["share"])
         for tracker, saved in zip(self._trackers, state["trackers"], strict=True):
             tracker.load_state_dict(saved)
 
@@ -314,7 +319,7 @@ class Forecaster:
 
         Args:
             steps_h: steps ahead of the last known log-norms.
-            tau_hS: advance of the clocks by then.
+            tau_hS: advance of the growth's clocks by then.
             log_decay_hS: sum of ``ln(1 - lr wd)`` by then.
             squared_hS: sum of ``lr^2`` by then.
         """
