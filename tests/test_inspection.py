@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import time
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from lipadvisor import Advisor, load_run
 from lipadvisor.dynamics import expansion_factor
-from lipadvisor.inspection import QUANTITIES, Inspection
+from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 
 
 def network(seed: int = 0, noisy: bool = False) -> nn.Sequential:
@@ -193,7 +195,7 @@ def test_its_time_is_measurings_and_not_the_steps() -> None:
     optimizer = optimizer_of("momentum", model)
 
     def slow() -> Tensor:
-        time.sleep(0.3)
+        time.sleep(1.0)
         return loss_of(model)(*next(batches(1)))
 
     with shadow(model, optimizer) as advisor:
@@ -204,9 +206,9 @@ def test_its_time_is_measurings_and_not_the_steps() -> None:
         rows = advisor.trajectory.observations.query("layer == '*' and step > 0")
         overhead = advisor.overhead
     assert found is not None
-    assert found.measure_s >= 0.3
-    assert rows.step_s.max() < 0.3
-    assert overhead > max(before, 0.3 / (0.3 + 10 * rows.step_s.sum()))
+    assert found.measure_s >= 1.0
+    assert rows.step_s.max() < 1.0
+    assert overhead > max(before, 1.0 / (1.0 + 10 * rows.step_s.sum()))
 
 
 class Rough(torch.autograd.Function):
@@ -277,6 +279,52 @@ def test_a_resumed_run_goes_on_from_the_same_vectors() -> None:
         values.append([(reading.quantity, reading.value, reading.residual) for reading in found.readings])
         advisor.close()
     assert str(values[0]) == str(values[1])
+
+
+class Attending(nn.Module):
+    """Embedding, attention and a recurrent layer, one of them recomputed in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        h = h + checkpoint(lambda z: self.attention(z, z, z)[0], self.norm(h), use_reentrant=False)
+        return self.head(self.recurrent(h)[0])
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_attention_recurrence_checkpointing_and_autocast(lowered: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attending()
+    ids = torch.randint(0, 9, (12, 5), generator=torch.Generator().manual_seed(0))
+
+    def loss_fn(ids: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            return nn.functional.cross_entropy(model(ids).flatten(0, 1), target.flatten())
+
+    batch = {"ids": ids, "target": ids.roll(1, 1)}
+    inspector = Inspector(model, torch.optim.SGD(model.parameters(), lr=0.1), raises=True)
+    found = inspector.measure(0, loss_fn, batch, quantities=("sharpness", "noise_scale"))
+    assert {reading.status for reading in found.readings} <= {"ok", "too_few_points"}
+    direction = inspector.state_dict()["sharpness"]["vector"]
+
+    def slope(length: float) -> float:  # of the loss along the eigenvector, without any second derivative
+        parts = direction.split([p.numel() for p in model.parameters()])
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, part in zip(moved.parameters(), parts, strict=True):
+                p.add_(part.reshape(p.shape), alpha=length)
+        loss = nn.functional.cross_entropy(moved(ids).flatten(0, 1), batch["target"].flatten())
+        slopes = torch.autograd.grad(loss, list(moved.parameters()))
+        return float(sum((g.reshape(-1) @ part for g, part in zip(slopes, parts, strict=True)), torch.zeros(())))
+
+    bend = (slope(1e-2) - slope(-1e-2)) / 2e-2
+    assert found["sharpness"] == pytest.approx(bend, rel=0.1 if lowered else 0.01)
 
 
 def test_bad_arguments_are_refused() -> None:

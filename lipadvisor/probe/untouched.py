@@ -35,6 +35,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 stack.enter_context(module.no_sync())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers have no second one
         if "torch._dynamo" in sys.modules:  # asking for the stance would import it, which takes a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
