@@ -4,7 +4,7 @@ Two copies of one network that differ by a tiny perturbation take the same batch
 over a step, ``ln(|dW'| / |dW|)``, is the log expansion factor of the update map along the direction that the map itself
 selects. For SGD on the whole data it is also computed from the map's Jacobian, ``max |1 - lr wd - lr lambda(H)|``.
 Weight decay must lower it by ``ln(1 - lr wd)``. Loss, size of the weights and length of the steps stand beside it: they
-tell whether a map that contracts still trains a network. DropPath must contract the forward map: in expectation a
+tell whether a map that contracts still trains a network; the lowest curvature, why one does not. DropPath must contract the forward map: in expectation a
 block has the constant ``1 + (1 - p) K``.
 """
 
@@ -35,6 +35,7 @@ CLAIM = (
 DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0)  # lr * wd * 100: per cent that a step takes off
 DROPS = (0.0, 0.2, 0.4, 0.6, 0.8)
 BATCH, TINY = 64, 1e-7
+MEASURED = ("loss", "weights", "relative_step", "lowest_curvature")
 LEARNS = 0.95  # of the loss of guessing: above it the decay has won, and the network no longer learns
 
 
@@ -71,6 +72,16 @@ class _Rule:
         lift = 1 - 0.9**self.count, 1 - 0.999**self.count
         return [-(m / lift[0]) / ((v / lift[1]).sqrt() + 1e-8) for m, v in zip(self.first, self.second, strict=True)]
 
+    def scale(self) -> Tensor | None:
+        """What a gradient's entries are multiplied with once the momentum has settled; None where it is turned, too."""
+        if self.name == "Muon":
+            return None
+        if self.name == "AdamW":
+            lift = 1 - 0.999**self.count
+            return torch.cat([1 / ((v / lift).sqrt() + 1e-8).flatten() for v in self.second])
+        settled = 1 / (1 - 0.9) if self.name == "momentum" else 1.0
+        return torch.full((sum(m.numel() for m in self.first),), settled, dtype=torch.float64)
+
 
 RATES = {"SGD": 0.1, "momentum": 0.02, "AdamW": 0.002, "Muon": 0.01}
 
@@ -91,12 +102,15 @@ class Expansion:
         loss: on the batches, nats.
         weights: |W| over its value at the start.
         relative_step: ``lr |direction| / |W|``, decay aside.
+        lowest_curvature: lr times the lowest eigenvalue of the Hessian as the optimizer scales it, after the last step;
+            where it is negative a step expands by that much. ``None`` for Muon, which has no fixed scale.
     """
 
     log_factor: float
     loss: float
     weights: float
     relative_step: float
+    lowest_curvature: float | None
 
 
 def _step(model: nn.Module, rule: _Rule, x: Tensor, y: Tensor, lr: float, shrink: float) -> tuple[float, float]:
@@ -144,7 +158,12 @@ def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: i
         if step > 0:  # the first one sets the moments
             kept.append((growth, loss, size / start, lr * length / size))
     late = kept[len(kept) // 2 :]
-    return Expansion(*(sum(column) / len(late) for column in zip(*late, strict=True)))
+    means = (sum(column) / len(late) for column in zip(*late, strict=True))
+    scale = rules[0].scale()
+    if scale is None:
+        return Expansion(*means, None)
+    some = inputs[:512], images.train_targets[:512]
+    return Expansion(*means, lr * _curvatures(model, *some, generator, scale)[0])
 
 
 def _reset(model: nn.Module, other: nn.Module, rules: tuple[_Rule, _Rule]) -> float:
@@ -194,24 +213,33 @@ def sgd_factor(images: Images, shrink: float, steps: int, seed: int) -> tuple[fl
 
 
 def _predicted(model: nn.Module, x: Tensor, y: Tensor, lr: float, shrink: float, generator: torch.Generator) -> float:
+    ends = [abs(1 - shrink - lr * value) for value in _curvatures(model, x, y, generator)]
+    return math.log(max(*ends, abs(1 - shrink)))  # most of the Hessian's eigenvalues are near 0
+
+
+def _curvatures(
+    model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, scale: Tensor | None = None
+) -> tuple[float, float]:
+    """Lowest and highest eigenvalue of ``P^1/2 H P^1/2`` by Lanczos, H the loss's Hessian and P = ``scale``."""
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), parameters, create_graph=True)
     flat = torch.cat([g.flatten() for g in gradients])
+    root = torch.ones_like(flat).detach() if scale is None else scale.sqrt()
 
     def hessian(v: Tensor) -> Tensor:
-        return torch.cat([h.flatten() for h in torch.autograd.grad(flat, parameters, v, retain_graph=True)])
+        product = torch.autograd.grad(flat, parameters, root * v, retain_graph=True)
+        return root * torch.cat([h.flatten() for h in product])
 
     basis: list[Tensor] = []
     v = torch.randn(flat.shape, generator=generator, dtype=torch.float64)
-    for _ in range(60):  # Lanczos with full orthogonalisation: both ends of the spectrum
+    for _ in range(60):  # with full orthogonalisation: both ends of the spectrum
         for other in basis * 2:
             v = v - (v @ other) * other
         basis.append(v / v.norm())
         v = hessian(basis[-1])
     images = torch.stack([hessian(b) for b in basis])
     eigenvalues = torch.linalg.eigvalsh(torch.stack(basis) @ images.T)
-    ends = [abs(1 - shrink - lr * float(value)) for value in (eigenvalues[0], eigenvalues[-1])]
-    return math.log(max(*ends, abs(1 - shrink)))  # most of the Hessian's eigenvalues are near 0
+    return float(eigenvalues[0]), float(eigenvalues[-1])
 
 
 def _drop_path(p: float, seed: int, depth: int = 6, dim: int = 12) -> dict[str, float]:
@@ -238,10 +266,11 @@ def run(settings: Settings) -> Verdict:
         for decay in decays:
             found = expansion(images, optimizer, decay / 100, steps, settings.seed)
             row = {"optimizer": optimizer, "decay_per_step": decay / 100, "log_expansion": found.log_factor}
-            rows.append(row | {name: getattr(found, name) for name in ("loss", "weights", "relative_step")})
+            rows.append(row | {name: getattr(found, name) for name in MEASURED})
             settings.progress(
                 f"{optimizer}, {decay:g} % a step: ln of the factor {found.log_factor:+.4f}, loss {found.loss:.3f}, "
                 f"|W| {found.weights:.3f} of its start, relative step {found.relative_step:.4f}"
+                + ("" if found.lowest_curvature is None else f", lowest curvature {found.lowest_curvature:+.4f}")
             )
     checks = [sgd_factor(images, decay / 100, 20, settings.seed) for decay in decays]
     drops = [_drop_path(p, settings.seed) for p in DROPS]
@@ -253,6 +282,11 @@ def run(settings: Settings) -> Verdict:
     local = [drop["log_local"] for drop in drops]
     alive = [row for row in rows if row["loss"] < LEARNS * math.log(images.classes)]
     dead = [row for row in rows if row not in alive]
+    rule = [
+        (r["log_expansion"] > 0) == (-r["lowest_curvature"] > -math.log1p(-r["decay_per_step"]))
+        for r in rows
+        if r["lowest_curvature"] is not None
+    ]
     shrinks = all(b < a for a, b in itertools.pairwise(local))
     holds = all(abs(drop["formula"] - drop["log_bound"]) < 1e-6 for drop in drops)
     keep(
@@ -269,6 +303,7 @@ def run(settings: Settings) -> Verdict:
         + f"; of the {len(alive)} runs that still learn {_contract(alive)} contract, of the {len(dead)} whose loss is "
         f"that of guessing {_contract(dead)}"
         + "".join(f", {r['optimizer']} at |W| {r['weights']:.3f} of its start" for r in dead)
+        + f"; a run expands where its lowest curvature outweighs the decay: so in {sum(rule)} of {len(rule)} runs"
         + f"; SGD's Jacobian predicts its factor within {error:.1e} nats; DropPath takes the local constant from "
         f"e^{local[0]:.2f} to e^{local[-1]:.2f}"
     )
@@ -279,6 +314,7 @@ def run(settings: Settings) -> Verdict:
         "learning_runs": len(alive),
         "learning_runs_that_contract": _contract(alive),
         "guessing_runs": len(dead),
+        "sign_by_lowest_curvature": [sum(rule), len(rule)],
         "guessing_runs_that_contract": _contract(dead),
         "sgd_error": error,
         "drop_path_shrinks": shrinks,
