@@ -87,6 +87,19 @@ class View:
     coimage_1N: Tensor | None
     scalar_l: Tensor
 
+    def tensors(self) -> list[Tensor | None]:
+        """Return copies of what :meth:`of` takes."""
+        coimage = None if self.coimage_1N is None else self.coimage_1N.clone()
+        return [self.image_1M.clone(), coimage, self.scalar_l.clone()]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], like: Tensor) -> View:
+        """Return the view that :meth:`tensors` gave, on the device and in the type of ``like``."""
+        image, coimage, scalar = tensors
+        assert image is not None
+        assert scalar is not None
+        return cls(image.to(like), None if coimage is None else coimage.to(like), scalar.to(like))
+
 
 def view(pack: Pack, gradient: Tensor, states: Sequence[Refreshed], both_sides: bool) -> list[View]:
     """Return what ``gradient`` does to the top pair of each of ``states``.

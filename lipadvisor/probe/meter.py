@@ -335,7 +335,7 @@ class NoiseMeter:
         """Return plain values and tensors."""
         open_views = None
         if self._pair is not None and self._pair.holds(self._packs):
-            open_views = [None if one is None else _tensors(one) for one in self._pair.views]
+            open_views = [None if one is None else one.tensors() for one in self._pair.views]
         differences, variance_L = self._differences, self._opened_variance_L
         return {
             "pairs": differences.pairs,
@@ -377,7 +377,7 @@ class NoiseMeter:
             for tensors, pack in zip(opened, self._packs, strict=True):
                 assert pack.new is not None
                 like = pack.new.kernel
-                views.append(None if tensors is None else _view(tensors, like))
+                views.append(None if tensors is None else View.of(tensors, like))
             curved = all(one is None or one.coimage_1N is not None for one in views)
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), curved)
 
@@ -394,14 +394,3 @@ def _sums(noise: NoiseImages | None, like_l: Tensor) -> Tensor:
         share_B = scalar_B / scalar_B.shape[0]
         rows.append(torch.stack([share_B.sum(), share_B.square().sum()]))
     return torch.stack(rows).to(like_l)
-
-
-def _view(tensors: Sequence[Tensor | None], like: Tensor) -> View:
-    image, coimage, scalar = tensors
-    assert image is not None
-    assert scalar is not None
-    return View(image.to(like), None if coimage is None else coimage.to(like), scalar.to(like))
-
-
-def _tensors(one: View) -> list[Tensor | None]:
-    return [one.image_1M.clone(), None if one.coimage_1N is None else one.coimage_1N.clone(), one.scalar_l.clone()]

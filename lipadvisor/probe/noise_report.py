@@ -1,30 +1,10 @@
-"""What a user may say of a training's samples, and what is said of its noise in return."""
+"""How the noise of a training was measured, for those who want to know."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch.utils.data import DataLoader
-
-from lipadvisor.probe.population import population_of
-
-__all__ = ["NoiseReport", "check_noise_arguments"]
-
-
-def check_noise_arguments(independent_samples: object, population: int | DataLoader[Any] | None) -> int | None:
-    """Check what a probe was told of its samples; return the number of rows they are drawn from, if it is known.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    if independent_samples is not None and not isinstance(independent_samples, bool):
-        raise ValueError(f"Probe(independent_samples=...) must be None, True or False, got {independent_samples!r}.")
-    if isinstance(population, DataLoader):
-        return population_of(population)
-    if population is not None and (isinstance(population, bool) or not isinstance(population, int) or population < 1):
-        raise ValueError(f"Probe(population=...) must be an integer >= 1, a DataLoader or None, got {population!r}.")
-    return population
+__all__ = ["NoiseReport"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ Measured quantities and their units are those of :class:`lipadvisor.terms.Terms`
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
+from lipadvisor.probe.arguments import check_arguments, check_noise_arguments
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
 from lipadvisor.probe.meter import NoiseMeter
-from lipadvisor.probe.noise_report import NoiseReport, check_noise_arguments
+from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack, bound_row, make_packs
 from lipadvisor.probe.ranks import ranks_of
-from lipadvisor.probe.record import Measured, read, terms
+from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form, respond
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.strides import Strides
@@ -39,8 +40,6 @@ from lipadvisor.spectra import Resolvent
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
-
-LEVELS = ("norms", "drift", "full")
 
 
 class Probe:
@@ -89,12 +88,7 @@ class Probe:
             ValueError: an argument is out of range, the optimizer does not hold the model's parameters, or the model
                 has no supported layer.
         """
-        if level not in LEVELS:
-            raise ValueError(f"Probe(level=...) must be one of {LEVELS}, got {level!r}.")
-        if not 0.0 < max_overhead <= 1.0:
-            raise ValueError(f"Probe(max_overhead=...) must be in (0, 1], got {max_overhead!r}.")
-        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
-            raise ValueError(f"Probe(interval=...) must be an integer >= 1 or None, got {interval!r}.")
+        check_arguments(level, max_overhead, interval)
         self._population = check_noise_arguments(independent_samples, population)
         self.level = level
         self.layers: tuple[TrackedLayer, ...]
@@ -142,7 +136,7 @@ class Probe:
             pack.new = None
         unsettled = self._begin()
         with torch.no_grad():
-            values_LC = self._in_order([self._row(pack, before=True) for pack in self._packs])
+            values_LC = in_order([self._row(pack, before=True) for pack in self._packs], self._place_L)
         readings = read(values_LC, None)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
@@ -314,7 +308,7 @@ class Probe:
                     table.append(noise_form(pack, resolvent, noise))
             for table, sums in zip(tables, sums_by_pack, strict=True):
                 table.append(sums)
-        self._values_LC = self._in_order([torch.cat(table, dim=1) for table in tables])
+        self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
 
     def _move(self, pack: Pack) -> tuple[list[Tensor], Resolvent | None]:
         """Bring a pack to the weights after the step; return what the step did (l, 4), and the resolvent before it."""
@@ -335,13 +329,6 @@ class Probe:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
         state = pack.old if before else pack.new
         return bound_row(pack.layers[0].weight.detach()) if state is None else state.row_lC
-
-    def _in_order(self, tables: Sequence[Tensor]) -> Tensor:
-        """Return the packs' rows as one table in the layers' order."""
-        if len(tables) == 1:
-            return tables[0]
-        place_L = torch.tensor(self._place_L).to(tables[0].device, non_blocking=True)
-        return torch.cat([table.to(tables[0]) for table in tables])[place_L]
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""

@@ -16,7 +16,7 @@ from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.probe.ranks import ALONE, Ranks
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "noise_covariance", "read", "statuses", "terms"]
+__all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "in_order", "noise_covariance", "read", "statuses", "terms"]
 
 # Per-layer values, in the order in which the probe stacks them: of the weights before the step, after it, of the step.
 BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
@@ -74,6 +74,19 @@ def noise_covariance(scalars: Sequence[Tensor | None], samples: int) -> Tensor:
     centred_LM = torch.stack(rows)
     centred_LM = centred_LM - centred_LM.mean(1, keepdim=True)
     return centred_LM @ centred_LM.mT / (samples * (samples - 1))
+
+
+def in_order(tables: Sequence[Tensor], place_L: Sequence[int]) -> Tensor:
+    """Return the packs' rows as one table in the layers' order.
+
+    Args:
+        tables: of each pack, its layers as rows.
+        place_L: row of each layer among all of them.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    rows_L = torch.tensor(place_L).to(tables[0].device, non_blocking=True)
+    return torch.cat([table.to(tables[0]) for table in tables])[rows_L]
 
 
 def read(values_LC: Tensor, noise_LL: Tensor | None, samples: int = 0, ranks: Ranks = ALONE) -> Readings:
