@@ -4,8 +4,8 @@ Two copies of one network that differ by a tiny perturbation take the same batch
 over a step, ``ln(|dW'| / |dW|)``, is the log expansion factor of the update map along the direction that the map itself
 selects. For SGD on the whole data it is also computed from the map's Jacobian, ``max |1 - lr wd - lr lambda(H)|``.
 Weight decay must lower it by ``ln(1 - lr wd)``. Loss, size of the weights and length of the steps stand beside it: they
-tell whether a map that contracts still trains a network; the lowest curvature, why one does not. DropPath must contract the forward map: in expectation a
-block has the constant ``1 + (1 - p) K``.
+tell whether a map that contracts still trains a network; the lowest curvature tells why one does not. DropPath must
+contract the forward map: in expectation a block has the constant ``1 + (1 - p) K``.
 """
 
 from __future__ import annotations
@@ -158,12 +158,11 @@ def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: i
         if step > 0:  # the first one sets the moments
             kept.append((growth, loss, size / start, lr * length / size))
     late = kept[len(kept) // 2 :]
-    means = (sum(column) / len(late) for column in zip(*late, strict=True))
-    scale = rules[0].scale()
-    if scale is None:
-        return Expansion(*means, None)
-    some = inputs[:512], images.train_targets[:512]
-    return Expansion(*means, lr * _curvatures(model, *some, generator, scale)[0])
+    growth, loss, size, relative = (sum(column) / len(late) for column in zip(*late, strict=True))
+    scale, lowest = rules[0].scale(), None
+    if scale is not None:
+        lowest = lr * _curvatures(model, inputs[:512], images.train_targets[:512], generator, scale)[0]
+    return Expansion(growth, loss, size, relative, lowest)
 
 
 def _reset(model: nn.Module, other: nn.Module, rules: tuple[_Rule, _Rule]) -> float:
