@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lipadvisor.experiments.benchmarks.baseline import Trial, revalidated, tuned
+from lipadvisor.experiments.benchmarks.cells import Cell, starts, tuned_cells, without_budget
 from lipadvisor.experiments.benchmarks.drive import Shock, drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
@@ -19,19 +20,16 @@ from lipadvisor.experiments.benchmarks.shocks import LABEL_NOISE, LR_FACTOR, lab
 from lipadvisor.experiments.benchmarks.store import Results, source_hash, task_fingerprint
 from lipadvisor.experiments.benchmarks.suites import (
     INIT_SCALES,
-    INTERVAL_STARTS,
     INTERVALS,
-    LR_FACTORS,
-    WEIGHT_DECAY_FACTORS,
     perturbed_constants,
     scale_all,
     scale_each,
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import LeadTimeGuard, Lipschitz, Policy, Predictive, chain, guard, named_policy
+from lipadvisor.policies import LeadTimeGuard, Lipschitz, Policy, Predictive, named_policy
 
-__all__ = ["Bench", "Cell", "zero_tuning_policies"]
+__all__ = ["ZERO_ARMS", "Bench", "zero_tuning_policies"]
 
 _DRIVE_FILES = ("drive.py", "measure.py", "operators.py")
 SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the steps between decisions
@@ -41,22 +39,13 @@ SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the s
     f"lr x{LR_FACTOR:g}, decided every 50": (written_lr(), 50),
 }
 _MOST_MEMBERS = 64  # trained at once
+ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated")
 _HORIZON = 30  # factor of the horizon suite
 
 
 def zero_tuning_policies(default: str = "lipschitz") -> dict[str, Policy[Any]]:
     """Return the arms that run through the contract, none of them tuned."""
     return {default: named_policy(default), "first_rule": FirstRule(), "second_rule": SecondRule()}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run to be made: a policy on a seed, with the weights scaled beforehand."""
-
-    label: str
-    policy: Policy[Any]
-    seed: int
-    scale: float = 1.0  # of all matrices
 
 
 class Bench:
@@ -69,6 +58,7 @@ class Bench:
         trials: of the baseline's search.
         decide_every: steps between measurements and decisions.
         default: name of the policy under test.
+        arms: of the suite zero: ``rules``, ``foreign``, ``rehearsal``, ``revalidated``; the default always runs.
         progress: counts steps of single members.
     """
 
@@ -81,10 +71,11 @@ class Bench:
         trials: int = 64,
         decide_every: int = 5,
         default: str = "lipschitz",
+        arms: Sequence[str] = ZERO_ARMS,
         progress: Progress | None = None,
     ) -> None:
         self.results, self.tasks, self.seeds, self.trials = results, tuple(tasks), seeds, trials
-        self.decide_every, self.default = decide_every, default
+        self.decide_every, self.default, self.arms = decide_every, default, tuple(arms)
         self.progress = progress or Progress(1.0, every_s=1e9)
 
     # -- arms --------------------------------------------------------------------------------------------------------
@@ -216,9 +207,20 @@ class Bench:
         for task in self.tasks:
             record = self.baseline(task)
             base = record["test"]
-            arms = {**self.policies(task, zero_tuning_policies(self.default)), **self.foreign(task)}
-            arms["rehearsal"] = self.rehearsed(task)
-            arms["tuned, revalidated"] = self.revalidated(task, record)
+            untuned = zero_tuning_policies(self.default)
+            if "rules" not in self.arms:
+                untuned = {self.default: untuned[self.default]}
+            arms = self.policies(task, untuned)
+            if "foreign" in self.arms:
+                arms |= self.foreign(task)
+            if "rehearsal" in self.arms:
+                arms["rehearsal"] = self.rehearsed(task)
+            if "revalidated" in self.arms:
+                again = self.revalidated(task, record)
+                arms["tuned, revalidated"] = again
+                found.setdefault(f"{self.default} against revalidated", {})[task.name] = loss_ratio(
+                    arms[self.default], again
+                )
             for arm, losses in arms.items():
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
@@ -237,7 +239,7 @@ class Bench:
             owned = [Cell(f"x{scale:g}", policy, 0, scale) for scale in INIT_SCALES]
             for cell, losses in self.cells(task, owned, suite="grid").items():
                 found.setdefault(self.default, {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
-            for cell, losses in self.cells(task, list(_tuned_cells(best)), suite="grid").items():
+            for cell, losses in self.cells(task, list(tuned_cells(best)), suite="grid").items():
                 found.setdefault("tuned, perturbed", {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
         return found
 
@@ -282,14 +284,14 @@ class Bench:
         policy = named_policy(self.default)
         found: dict[str, dict[str, float]] = {}
         for task in self.tasks:
-            frequent = self.cells(task, _starts({"": policy}, self.seeds), suite="interval")
+            frequent = self.cells(task, starts({"": policy}, self.seeds), suite="interval")
             for every in (interval for interval in INTERVALS if interval < task.steps):
                 arms: dict[str, Policy[Any]] = {"reactive": policy, "forecast": Predictive(interval=every)}
                 if isinstance(policy, Lipschitz):
                     arms["told"] = replace(policy, lookahead=min(1.0, every / task.steps))
-                    arms["rollback only"] = _without_budget(policy)
-                    arms["lead time"] = _without_budget(policy, LeadTimeGuard(interval=every))
-                cells = _starts(arms, self.seeds)
+                    arms["rollback only"] = without_budget(policy)
+                    arms["lead time"] = without_budget(policy, LeadTimeGuard(interval=every))
+                cells = starts(arms, self.seeds)
                 for label, losses in self.cells(task, cells, suite="interval", decide_every=every).items():
                     arm, start = label.rsplit(" ", 1)
                     ratio = loss_ratio(losses, frequent[f" {start}"])
@@ -361,29 +363,3 @@ class Bench:
 def validate_every(task: Task, steps: int | None = None) -> int:
     """Return the steps between the validation losses that policies are shown: on small tables, twenty times a run."""
     return max(1, (task.steps if steps is None else steps) // 20) if task.small_table else 0
-
-
-def _without_budget(policy: Lipschitz, *further: Any) -> Policy[Any]:
-    """Return the line of ``policy`` with ``further`` parts in place of its budget, and the rollback around it."""
-    parts: list[Any] = []
-    for part in policy.line().members:
-        parts += further if part.name == "lipschitz_budget" else (part,)
-    return guard(chain(*parts, name="line"))
-
-
-def _starts(arms: Mapping[str, Policy[Any]], seeds: int) -> list[Cell]:
-    """Return a cell for each arm, start and seed; the label is ``arm xscale``."""
-    return [
-        Cell(f"{arm} x{scale:g}", policy, seed, scale)
-        for arm, policy in arms.items()
-        for scale in INTERVAL_STARTS
-        for seed in range(seeds)
-    ]
-
-
-def _tuned_cells(best: Trial) -> Iterable[Cell]:
-    for lr in LR_FACTORS:
-        for scale in INIT_SCALES:
-            for decay in WEIGHT_DECAY_FACTORS:
-                changed = Trial(best.schedule, best.lr * lr, best.weight_decay * decay, best.warmup_fraction)
-                yield Cell(f"lr x{lr:g} x{scale:g} wd x{decay:g}", changed.policy(), 0, scale)

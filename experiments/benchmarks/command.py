@@ -8,6 +8,7 @@ import click
 
 __all__ = ["bench"]
 
+ARMS = ("rules", "foreign", "rehearsal", "revalidated")
 SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 
@@ -35,6 +36,13 @@ def bench() -> None:
 @click.option("--seeds", type=click.IntRange(1, 100), help="Repetitions of each arm; 5 by default.")
 @click.option("--trials", type=click.IntRange(4, 1024), help="Trials of each baseline; 64 by default.")
 @click.option("--every", type=click.IntRange(1, 1000), default=5, show_default=True, help="Steps between decisions.")
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    type=click.Choice(ARMS),
+    help="Of the suite zero, besides the policy: these alone; may be repeated.  [default: all]",
+)
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="CPU threads.")
 def policies(
     out: Path,
@@ -46,6 +54,7 @@ def policies(
     seeds: int | None,
     trials: int | None,
     every: int,
+    arms: tuple[str, ...],
     threads: int,
 ) -> None:
     """Run policies without tuning against the best of 64 tuned trials; write results, table and figure to --out.
@@ -85,6 +94,7 @@ def policies(
             trials=trials,
             decide_every=every,
             threads=threads,
+            arms=arms or ARMS,
         )
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -102,3 +112,17 @@ def decision(layers: int) -> None:
 
     click.echo(f"{layers} layers, process time, best of 12 runs of 300 decisions\n")
     click.echo(cost_table(layers))
+
+
+@bench.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", type=click.Path(path_type=Path), default=Path("docs/policies_results.md"), show_default=True)
+def publish(folders: tuple[Path, ...], to: Path) -> None:
+    """Gather the tables that runs of the bench left in FOLDERS on one page."""
+    from lipadvisor.experiments.benchmarks.publish import publish as write
+
+    try:
+        write(folders, to)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Wrote {to}.", err=True)

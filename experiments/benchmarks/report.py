@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lipadvisor.experiments.benchmarks.bench import Bench, zero_tuning_policies
+from lipadvisor.experiments.benchmarks.bench import ZERO_ARMS, Bench, zero_tuning_policies
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
 from lipadvisor.experiments.benchmarks.lists import (
@@ -53,6 +53,7 @@ def run_lists(
     trials: int | None = None,
     decide_every: int = 5,
     threads: int = 2,
+    arms: Sequence[str] = ZERO_ARMS,
 ) -> str:
     """Run ``suite`` on the lists and return the table; ``out`` gets ``results.json``, ``SUITE.md`` and ``SUITE.svg``.
 
@@ -78,7 +79,14 @@ def run_lists(
     panels: dict[str, dict[str, dict[str, float]]] = {}
     benches = {
         title: Bench(
-            results, tasks, seeds=seeds, trials=trials, decide_every=decide_every, default=policy, progress=progress
+            results,
+            tasks,
+            seeds=seeds,
+            trials=trials,
+            decide_every=decide_every,
+            default=policy,
+            arms=arms,
+            progress=progress,
         )
         for title, tasks in lists.items()
     }

@@ -39,7 +39,7 @@ def test_progress_counts_what_was_there_without_taking_it_for_speed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["zero", "init", "grid", "constants", "variants"])
+@pytest.mark.parametrize("suite", ["zero", "init", "grid", "constants", "variants", "shocks"])
 def test_the_work_announced_is_the_work_counted(tmp_path, suite):
     task = TASKS["wine"]
     progress = Progress(1.0, io.StringIO(), every_s=1e9)
@@ -58,7 +58,7 @@ def test_the_work_announced_is_the_work_counted(tmp_path, suite):
 def test_the_interval_suite_compares_forecast_with_reactive(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, "INTERVALS", (40,))
     found = Bench(Results(tmp_path / "r.json"), [TASKS["wine"]], seeds=1).interval()
-    assert set(found) == {"reactive 40", "forecast 40", "told 40"}
+    assert set(found) == {f"{arm} 40" for arm in ("reactive", "forecast", "told", "rollback only", "lead time")}
     assert set(found["reactive 40"]) == {"wine init x1", "wine init x3"}
     assert all(ratio > 0.0 for ratios in found.values() for ratio in ratios.values())
     assert {task.name for task in DESIGN} & INTERVAL_TASKS

@@ -1,0 +1,52 @@
+"""One page of all tables of the bench, as its runs wrote them: no number of it is typed by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lipadvisor.experiments.benchmarks.command import SUITES
+from lipadvisor.experiments.benchmarks.store import Results
+
+__all__ = ["page", "publish"]
+
+
+def page(folders: Sequence[Path]) -> str:
+    """Return the tables of ``folders``, in the order given and in that of the suites.
+
+    Raises:
+        ValueError: a folder holds no table of a suite.
+    """
+    command = " ".join(["lipadvisor bench publish", *(folder.as_posix() for folder in folders)])
+    parts = [
+        "# Policies: the bench's tables\n",
+        f"Written by `{command}`; what the columns and arms are: policies.md.\n",
+    ]
+    for folder in folders:
+        found = [suite for suite in SUITES if (folder / f"{suite}.md").is_file()]
+        if not found:
+            raise ValueError(
+                f"{folder} holds no table of a suite ({', '.join(SUITES)}); run the bench with --out there."
+            )
+        records = Results(folder / "results.json").records
+        parts.append(f"## {folder.name}: {len(records)} records\n")
+        parts += [_nested((folder / f"{suite}.md").read_text(encoding="utf-8")) for suite in found]
+    return "\n".join(parts)
+
+
+def _nested(table: str) -> str:
+    """Return a table without its last empty lines."""
+    return table.rstrip() + "\n"
+
+
+def publish(folders: Sequence[Path], to: Path) -> None:
+    """Write :func:`page` to the file ``to``, whole.
+
+    Raises:
+        ValueError: a folder holds no table of a suite.
+    """
+    text = page(folders)
+    part = to.with_name(to.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, to)
