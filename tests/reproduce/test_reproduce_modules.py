@@ -78,3 +78,30 @@ def test_decay_alone_contracts_by_itself() -> None:
 def test_sgds_factor_is_its_jacobians() -> None:
     predicted, measured = sgd_factor(load_images("digits"), 0.0, 10, 1)
     assert measured == pytest.approx(predicted, abs=0.02)
+
+
+def test_curvatures_are_the_ends_of_the_scaled_hessians_spectrum() -> None:
+    from torch import Tensor, nn
+
+    from lipadvisor.experiments.reproduce.contraction import _curvatures
+
+    g = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 5)).double()
+    x, y = torch.randn(40, 9, generator=g, dtype=torch.float64), torch.randint(0, 5, (40,), generator=g)
+    weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    scale = torch.rand(weights.shape, generator=g, dtype=torch.float64) + 0.5
+    names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
+
+    def loss(w: Tensor) -> Tensor:
+        parts = w.split([shape.numel() for shape in shapes])
+        state = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, state, (x,)), y)
+
+    H = torch.autograd.functional.hessian(loss, weights)
+    expected = torch.linalg.eigvalsh(scale.sqrt()[:, None] * H * scale.sqrt())
+    lowest, highest = _curvatures(model, x, y, g, scale)
+    assert expected[0] < 0
+    assert lowest == pytest.approx(float(expected[0]), rel=1e-6)
+    assert highest == pytest.approx(float(expected[-1]), rel=1e-6)
