@@ -133,12 +133,11 @@ class Capture:
         if not self.layers[index].flat:
             return SeenSamples(tuple(tuple(calls) for calls in rounds.values()))
         pairs = []
-        for calls in rounds.values():
-            one = [seen.use.pair(seen.kept, seen.grad) for seen in calls]
+        for turn, calls in rounds.items():
+            one = [_samples_first(seen.use.pair(seen.kept, seen.grad), self._sizes.get(turn)) for seen in calls]
             pairs.append(one[0] if len(one) == 1 else _join(one, 1))
-        if len({x.shape[1:] for x, _ in pairs}) > 1:
-            return None
-        return pairs[0] if len(pairs) == 1 else _join(pairs, 0)
+        longest = max(x.shape[1] for x, _ in pairs)
+        return pairs[0] if len(pairs) == 1 else _join([_padded(pair, longest) for pair in pairs], 0)
 
     def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or self.asleep or not torch.is_grad_enabled():
@@ -217,6 +216,21 @@ class Capture:
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+def _samples_first(pair: tuple[Tensor, Tensor], samples: int | None) -> tuple[Tensor, Tensor]:
+    """Return inputs and gradients (B, T, n) of a layer that may have been given (T, B, n) within the model."""
+    x, d = pair
+    if samples is None or x.shape[0] == samples or x.shape[1] != samples:
+        return pair
+    return x.transpose(0, 1), d.transpose(0, 1)
+
+
+def _padded(pair: tuple[Tensor, Tensor], places: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and gradients with as many places as the longest batch has: zeros add nothing."""
+    more = places - pair[0].shape[1]
+    x, d = (nn.functional.pad(t, (0, 0, 0, more)) if more else t for t in pair)
+    return x, d
 
 
 def _join(pairs: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:

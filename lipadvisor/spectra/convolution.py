@@ -109,7 +109,7 @@ class ConvGeometry:
             return torch.nn.functional.pad(x, ends[::-1])
         for dim, (before, after) in enumerate(zip(self.before, self.after, strict=True), start=2):
             if before or after:
-                x = x.index_select(dim, self._entries(x.shape[dim], before, after).to(x.device))
+                x = x.index_select(dim, self._entries(x.shape[dim], before, after, x.device))
         return x
 
     def _unpadded(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -122,12 +122,12 @@ class ConvGeometry:
                 y = y.narrow(dim, before, size)
             elif before or after:
                 inside = y.new_zeros(*y.shape[:dim], size, *y.shape[dim + 1 :])
-                y = inside.index_add_(dim, self._entries(size, before, after).to(y.device), y)
+                y = inside.index_add_(dim, self._entries(size, before, after, y.device), y)
         return y
 
-    def _entries(self, size: int, before: int, after: int) -> Tensor:
+    def _entries(self, size: int, before: int, after: int, device: torch.device) -> Tensor:
         """Return which of ``size`` entries stands at each place of the padded row."""
-        places = torch.arange(-before, size + after)
+        places = torch.arange(-before, size + after, device=device)
         if self.padding_mode == "circular":
             return places.remainder(size)
         if self.padding_mode == "replicate":
