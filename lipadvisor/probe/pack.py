@@ -35,7 +35,7 @@ __all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs"]
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
 CG_ITERATIONS = 3
-RANK = 6
+RANK = 8
 UPDATE_RANK = 3  # vectors that follow the top of the update
 
 
