@@ -68,6 +68,55 @@ def test_a_training_with_every_kind_of_layer(view: str, everything: bool) -> Non
     assert "head" not in last.index  # it is the table
 
 
+class Noisy(Everything):
+    """The same with dropout inside the attention, batch normalisation and spectral norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True, dropout=0.3)
+        self.mixing = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16))
+        self.batch = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.token(x) + self.position(torch.arange(x.shape[1])) + self.start)
+        h = h + self.attention(h, h, h)[0]
+        h = self.batch(self.mixing(h + self.conv(h.mT).mT).mT).mT
+        y: Tensor = self.head(self.norm_2(h).mean(1))
+        return y
+
+
+def test_results_and_generators_are_bitwise_the_same_with_an_advisor_in_the_shadow() -> None:
+    outcomes = []
+    for advised in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            network = Noisy()
+            optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+            advisor = None
+            if advised:
+                advisor = Advisor(
+                    network, optimizer, 8, mode="shadow", interval=1, on_error="raise", gains=True, parameters=True
+                )
+            generator = torch.Generator().manual_seed(2)
+            for _ in range(8):
+                x, y = (
+                    torch.randint(0, 20, (8, 6), generator=generator),
+                    torch.randint(0, 20, (8,), generator=generator),
+                )
+                loss = nn.functional.cross_entropy(network(x), y)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if advisor is not None:
+                    advisor.step(loss)
+            outcomes.append((network.state_dict(), torch.get_rng_state()))
+            if advisor is not None:
+                advisor.close()
+    for name, value in outcomes[0][0].items():
+        assert torch.equal(value, outcomes[1][0][name]), name
+    assert torch.equal(outcomes[0][1], outcomes[1][1])
+
+
 def test_what_is_left_out_is_said_once_by_reason(caplog: pytest.LogCaptureFixture) -> None:
     network = model()
     with caplog.at_level(logging.INFO, logger="lipadvisor"):

@@ -141,3 +141,13 @@ def test_an_encoder_layer_is_measured_whole() -> None:
     probe = Probe(model, optimizer, interval=1)
     terms = check_step(model, optimizer, probe, data())
     assert len(terms.names) == 7
+
+
+def test_globs_pick_projections() -> None:
+    model = build(CASES["plain"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, include=("attention.*",), exclude=("*.k_proj", "*.out_proj"))
+    assert [layer.name for layer in probe.layers] == ["attention.q_proj", "attention.v_proj"]
+    reasons = {skip.name: skip.reason for skip in probe.skipped}
+    assert set(reasons) == {"attention.k_proj", "attention.out_proj", "head", "*.bias"}
+    assert reasons["attention.k_proj"] == "excluded by name"
