@@ -329,7 +329,7 @@ class Bench:
 
     def _told(self, task: Task, policy: Policy[Any], name: str, since: int) -> float:
         """Return the share of the runs under a shock that gave the reason ``shock:loss`` from ``since`` on."""
-        told = [
+        told: list[bool] = [
             record["reasons"].get("shock:loss", -1) >= since
             for record in self.results.records.values()
             if record["spec"].get("suite") == "shocks"
