@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
-from lipadvisor.spectra import LinearOperator
+from lipadvisor.spectra import Conv2dOperator, LinearOperator
+from lipadvisor.spectra.compact import compact_kernel
 
 __all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "sample_count"]
 
@@ -27,6 +28,8 @@ STACKED = (
 )
 LINEAR_SIGNS = 4  # random sums of samples for the curvature of a matrix, where not every sample's is taken
 CONV_SIGNS = 1  # the same for a convolution, where each costs a weight gradient
+FEWEST = 16  # samples, at least, that stand for a batch where each costs a share of a weight gradient
+PARTS = 8  # of a batch, one of which does so
 
 Pair = tuple[Tensor, Tensor]  # inputs (B, T, N) and output gradients (B, T, M)
 Batch = Pair | SampleGradients
@@ -69,12 +72,14 @@ def batch_noise(
     centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
     first = batches[0]
     if not isinstance(first, tuple):
-        return _projected(pack, first, scale, centred_KB[:CONV_SIGNS], factor)
+        return _projected(pack, first, scale, signs_KB[:CONV_SIGNS])
     assert pack.old is not None
     assert isinstance(pack.operator, LinearOperator)
     assert not isinstance(scale, ThroughParameters)
     u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
     pairs = [batch for batch in batches if isinstance(batch, tuple)]
+    if scale is not None and pairs[0][0].shape[1] > 1 and pairs[0][0].numel() > STACKED:
+        return _scaled_places(pack, pairs, scale, signs_KB[:1])
     image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, pairs, scale)
     scalars_lB = (image_BM @ u_l1M.mT).squeeze(-1) * samples
     if pack.exact:
@@ -82,6 +87,35 @@ def batch_noise(
         coimage_BN = coimage_BN - coimage_BN.mean(1, keepdim=True)
         return NoiseImages(scalars_lB.unbind(), image_BM, coimage_BN, factor)
     return NoiseImages(scalars_lB.unbind(), centred_KB @ image_BM, centred_KB @ coimage_BN, factor / len(centred_KB))
+
+
+def _scaled_places(pack: Pack, batches: Sequence[Pair], scale: Tensor, signs_KB: Tensor) -> NoiseImages:
+    """Return the noise of preconditioned matrices that act at many places: exact scalars, forms of one random sum.
+
+    What a sample did at its places only adds up behind the preconditioner: its scalar takes a forward pass, its images
+    would take two more.
+    """
+    assert pack.old is not None
+    u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
+    samples = batches[0][0].shape[0]
+    count = min(samples, max(FEWEST, samples // PARTS))
+    start = count * int(torch.randint(0, samples // count, (1,), generator=pack.generator))
+    weight_B = signs_KB[0, :count] - signs_KB[0, :count].mean()
+    scalars, noises = [], []
+    for place, (inputs, grads) in enumerate(batches):
+        rows, columns = grads.shape[-1], inputs.shape[-1]
+        u_M, v_N, part = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns], scale[place, :rows, :columns]
+        jacobian = part * torch.outer(u_M, v_N)
+        seen = torch.linalg.vecdot(inputs.flatten(0, 1) @ jacobian.mT, grads.flatten(0, 1))
+        scalars.append(seen.unflatten(0, (samples, -1)).sum(1) * samples)
+        some = slice(start, start + count)
+        weighted = (grads[some] * weight_B[:, None, None]).flatten(0, 1)
+        noise = part * (weighted.mT @ inputs[some].flatten(0, 1))
+        noises.append(nn.functional.pad(noise, (0, pack.shape[1] - columns, 0, pack.shape[0] - rows)))
+    assert isinstance(pack.operator, LinearOperator)
+    change = torch.stack(noises)
+    image_1M, coimage_1N = pack.operator.apply(change, v_l1N), pack.operator.adjoint(change, u_l1M)
+    return NoiseImages(tuple(scalars), image_1M, coimage_1N, samples / max(count - 1, 1))
 
 
 def _sample_images(
@@ -122,8 +156,7 @@ def _projected(
     pack: Pack,
     samples: SampleGradients,
     scale: Tensor | ThroughParameters | None,
-    weights_KB: Tensor,
-    factor: float,
+    signs_KB: Tensor,
 ) -> NoiseImages:
     """Return the noise of a layer that is no plain matrix: exact scalars, forms of a few random sums of samples."""
     assert pack.old is not None
@@ -131,14 +164,28 @@ def _projected(
     operator, block = pack.operator, pack.old.block
     u_1M, v_1N = block.u_RM[0, :1], block.v_RN[0, :1]
     jacobian = _answered(scale, operator.outer(u_1M, v_1N))
-    scalars_B = samples.scalars(jacobian) * samples.count
+    # A preconditioner would make a Jacobian of many channels out of one of few.
+    compact = compact_kernel(operator, jacobian) if scale is None and isinstance(operator, Conv2dOperator) else None
+    scalars_B = samples.scalars(jacobian if compact is None else compact) * samples.count
+    part, count = _part(pack, samples), samples.count
+    weights_KB = signs_KB[:, : part.count]
+    weights_KB = weights_KB - weights_KB.mean(1, keepdim=True)
     images, coimages = [], []
     for weight_B in weights_KB:
-        noise = _answered(scale, samples.weighted(weight_B))
+        noise = _answered(scale, part.weighted(weight_B))
         images.append(operator.apply(noise, v_1N))
         coimages.append(operator.adjoint(noise, u_1M))
     image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
-    return NoiseImages((scalars_B,), image_KM, coimage_KN, factor / len(weights_KB))
+    return NoiseImages((scalars_B,), image_KM, coimage_KN, count / max(part.count - 1, 1) / len(weights_KB))
+
+
+def _part(pack: Pack, samples: SampleGradients) -> SampleGradients:
+    """Return some samples that stand for all: any part is as likely as another; all of a small batch."""
+    count = max(FEWEST, samples.count // PARTS)
+    if count >= samples.count or not isinstance(samples, SeenSamples):
+        return samples
+    place = int(torch.randint(0, samples.count // count, (1,), generator=pack.generator))
+    return samples.window(place * count, count) or samples
 
 
 def _answered(scale: Tensor | ThroughParameters | None, gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Shapes: ``B`` samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -75,6 +75,18 @@ class SeenSamples:
             parts.append(one[0] if len(one) == 1 else torch.stack(one).sum(0))
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole if self.share == 1 else whole.reshape(-1, self.share).sum(1)
+
+    def window(self, start: int, count: int) -> SeenSamples | None:
+        """Return ``count`` samples from ``start``; None where they cannot be told apart from outside."""
+        if len(self.rounds) != 1 or self.share != 1:
+            return None
+        calls = self.rounds[0]
+        if not all(isinstance(call.kept, Tensor) and len(call.kept) == len(call.grad) == self.count for call in calls):
+            return None
+        rows = slice(start, start + count)
+        return replace(
+            self, rounds=(tuple(replace(call, kept=call.kept[rows], grad=call.grad[rows]) for call in calls),)
+        )
 
     def weighted(self, weight_B: Tensor) -> Tensor:
         """Return ``sum_i weight_i x_i``, of the kernel's shape."""

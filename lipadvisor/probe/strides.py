@@ -54,7 +54,7 @@ class Strides:
         inverse = _factor(pack, [1.0 / lr if lr > 0 else 0.0 for lr, _ in knobs])
         kept = _factor(pack, [1.0 - lr * weight_decay for lr, weight_decay in knobs])
         moved = pack.moved.kernel - pack.old.kernel if kept == 1.0 else pack.moved.kernel - pack.old.kernel * kept
-        direction = moved * inverse
+        direction = moved.mul_(inverse)
         for place, (index, (lr, _)) in enumerate(zip(pack.indices, knobs, strict=True)):
             ratio = self.ratio_L[index]
             if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:

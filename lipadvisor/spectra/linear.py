@@ -56,13 +56,14 @@ class LinearOperator:
         References:
             With ``g_i = sum_t d_it a_it'``: ``(P * d a') v = d * (P (a * v))``.
         """
-        flat_input, flat_grad = input_BT.flatten(-3, -2), grad_BT.flatten(-3, -2)
         if scale is None:
-            at_v, at_u = (flat_input @ v_N.unsqueeze(-1)), (flat_grad @ u_M.unsqueeze(-1))
-            image, coimage = flat_grad * at_v, flat_input * at_u
-        else:
-            image = flat_grad * (flat_input @ (scale * v_N.unsqueeze(-2)).mT)
-            coimage = flat_input * (flat_grad @ (scale * u_M.unsqueeze(-1)))
+            at_v, at_u = input_BT @ v_N[..., None, :, None], grad_BT @ u_M[..., None, :, None]
+            if input_BT.shape[-2] == 1:
+                return (grad_BT * at_v).squeeze(-2), (input_BT * at_u).squeeze(-2)
+            return (at_v.mT @ grad_BT).squeeze(-2), (at_u.mT @ input_BT).squeeze(-2)
+        flat_input, flat_grad = input_BT.flatten(-3, -2), grad_BT.flatten(-3, -2)
+        image = flat_grad * (flat_input @ (scale * v_N.unsqueeze(-2)).mT)
+        coimage = flat_input * (flat_grad @ (scale * u_M.unsqueeze(-1)))
         if input_BT.shape[-2] == 1:
             return image, coimage
         return image.view(grad_BT.shape).sum(-2), coimage.view(input_BT.shape).sum(-2)

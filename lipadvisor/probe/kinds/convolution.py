@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.spectra import Conv2dOperator, ConvGeometry, ConvOperator
+from lipadvisor.spectra.compact import CompactKernel
 
 __all__ = [
     "CONVOLUTIONS",
@@ -119,9 +120,11 @@ class ConvolutionUse:
         """
         raise TypeError("a convolution's gradient is not given as outer products")
 
-    def scalars(self, jacobian: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
+    def scalars(self, jacobian: Tensor | CompactKernel, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``<d_i, conv(a_i; J)>`` (B,)."""
         inputs, grads = self._maps(wide(kept)), self._maps(wide(grad))
+        if isinstance(jacobian, CompactKernel):
+            return jacobian.sample_scalars(inputs, grads)
         return self._operator(inputs, grads).sample_scalars(jacobian, inputs, grads)
 
     def weighted(self, weight_B: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
