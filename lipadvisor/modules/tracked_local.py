@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.local import perturbed
 from lipadvisor.modules.operator_norm import Map, jacobian_products
-from lipadvisor.modules.running import arguments, observed
+from lipadvisor.modules.running import arguments, observed, run
 from lipadvisor.policies import Status
 
 __all__ = ["SampleNorms", "TrackedLipschitz"]
@@ -56,7 +56,8 @@ class TrackedLipschitz:
     ``J v`` and ``J' u`` are one backward pass each through a graph that is kept.
 
     Attributes:
-        sources: modules whose outputs are the variable (embeddings of integer inputs); empty: the float inputs.
+        sources: modules whose outputs are the variable; empty: the float inputs, and where there are none, the
+            outputs of the embeddings that look up each sample's own rows.
         products: pairs of Jacobian products of a visit, >= 2.
         cold_products: of the first visit, and of one with a batch of another shape.
         seed: of the first vectors.
@@ -78,6 +79,8 @@ class TrackedLipschitz:
         with observed(model):
             model.eval()
             function, zero = perturbed(model, batch, self.sources)
+            if not zero.numel():  # nothing but integers comes in: tokens
+                function, zero = perturbed(model, batch, _embeddings(model, batch, samples))
             if not samples or not zero.numel() or any(size % samples for size in function.sizes):
                 return _NOTHING
             widths = [size // samples for size in function.sizes]
@@ -119,6 +122,28 @@ def _samples(batch: Any) -> int:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
     lengths = {value.shape[0] for value in tensors if value.is_floating_point()} or {v.shape[0] for v in tensors}
     return int(next(iter(lengths))) if len(lengths) == 1 else 0
+
+
+def _embeddings(model: nn.Module, batch: Any, samples: int) -> tuple[str, ...]:
+    """Return the names of the embeddings whose outputs have the samples first."""
+    found: dict[str, None] = {}
+
+    def note(name: str, output: Tensor) -> None:
+        if output.dim() > 1 and output.shape[0] == samples:
+            found[name] = None
+
+    hooks = [
+        module.register_forward_hook(lambda m, a, output, name=name: note(name, output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        with torch.no_grad():
+            run(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found)
 
 
 def _climb(products: tuple[Map, Map] | None, v_BN: Tensor, count: int) -> tuple[SampleNorms, Tensor | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,12 +94,22 @@ def test_tokens_enter_at_the_embedding() -> None:
 
     model = build(Language)
     ids = torch.randint(0, 11, (4, 3), generator=torch.Generator().manual_seed(0))
-    assert TrackedLipschitz().measure(model, ids).status is Status.NOT_MEASURED
-    found = TrackedLipschitz(sources=("embed",)).measure(model, ids)
+    found = TrackedLipschitz().measure(model, ids)
+    assert torch.equal(TrackedLipschitz(sources=("embed",)).measure(model, ids).norm_B, found.norm_B)
     with torch.no_grad():
         tokens = model.embed(ids)
     J = vmap(jacrev(lambda t: model.head(torch.tanh(t)).mean(0)))(tokens).flatten(2)
     torch.testing.assert_close(found.norm_B, torch.linalg.svdvals(J)[:, 0].detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_integers_without_an_embedding_are_not_measured() -> None:
+    class Counting(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return nn.functional.one_hot(ids, 5).double()
+
+    found = TrackedLipschitz().measure(Counting(), torch.arange(4))
+    assert found.status is Status.NOT_MEASURED
+    assert math.isnan(found.value)
 
 
 def test_networks_without_slope_and_bad_data() -> None:
