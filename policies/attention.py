@@ -6,8 +6,8 @@ on one token, show in this sum first (Dehghani et al. 2023; Zhai et al. 2023). O
 are shrunk by the same factor, as in the query-key clipping of Kimi K2 (2025), but by the bound instead of by the
 logits themselves: the observation carries norms, no activations. Layers are paired by their names.
 
-Networks that normalise queries and keys need none of this, and packed projections (``torch.nn.MultiheadAttention``)
-are not measured: the guard then finds no pair and says nothing.
+Networks that normalise queries and keys need none of this. Projections packed into one weight are told apart where
+they are torch's own (``torch.nn.MultiheadAttention``); in another packing the guard finds no pair and says nothing.
 """
 
 from __future__ import annotations

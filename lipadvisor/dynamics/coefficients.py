@@ -130,7 +130,8 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     noise_curvature_L = 0.5 * lr_L * own**2 * terms.noise_curvature_L  # [D] kappa
     finite_step_L = np.zeros_like(drift_L)
     if form == "finite_step":
-        finite_step_L = 0.5 * lr_L * (terms.curvature_L - terms.first_L**2)
+        with np.errstate(invalid="ignore"):  # a weight of zeros has no rates
+            finite_step_L = 0.5 * lr_L * (terms.curvature_L - terms.first_L**2)
     moving_L = lr_L > 0.0
     safe_L = np.where(moving_L, lr_L, 1.0)
     decay_L = np.where(moving_L, log_decay(lr_L, terms.weight_decay_L) / safe_L, -terms.weight_decay_L)

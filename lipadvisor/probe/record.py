@@ -30,7 +30,8 @@ PER_NORM = ("first", "curvature", "update_ratio", "noise_curvature")  # read as 
 NEEDED = {
     "norms": ("s_1", "sum_squares"),
     "drift": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio"),
-    "full": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise_curvature"),
+    "noise": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise"),
+    "full": ("s_1", "sum_squares", "first", "curvature", "change", "update_ratio", "noise", "noise_curvature"),
 }
 
 CLOSE_GAP = 1e-3  # below this relative gap the second-order form is floored
@@ -124,17 +125,15 @@ def statuses(
 
     Args:
         readings: of the step.
-        needed: columns that must be finite.
+        needed: columns that must be finite; "noise" stands for the covariance.
         unsettled: layers whose operator norm is only a bound so far.
         doubts: what must be said of each layer's noise where nothing graver is to be said; () for nothing.
     """
     columns = readings.columns
-    finite_L = np.logical_and.reduce([np.isfinite(columns[name]) for name in needed]) & (columns["s_1"] > 0)
-    noisy_L = np.ones(len(finite_L), dtype=np.bool_)
-    if "noise_curvature" in needed:
-        finite_L = np.logical_and.reduce([np.isfinite(columns[name]) for name in needed if name != "noise_curvature"])
-        finite_L &= columns["s_1"] > 0
-        noisy_L = np.isfinite(np.diag(readings.noise_LL)) & np.isfinite(columns["noise_curvature"])
+    finite_L = np.logical_and.reduce([np.isfinite(columns[name]) for name in needed if not name.startswith("noise")])
+    finite_L &= columns["s_1"] > 0
+    noisy_L = np.isfinite(np.diag(readings.noise_LL)) | ("noise" not in needed)
+    noisy_L &= np.isfinite(columns["noise_curvature"]) | ("noise_curvature" not in needed)
     result = []
     for index, finite in enumerate(finite_L):
         gap = 1.0 - columns["s_2"][index] / columns["s_1"][index] if finite else 0.0
@@ -221,7 +220,7 @@ def terms(
         update_ratio_L=columns["update_ratio"],
         noise_LL=readings.noise_LL * share,
         noise_curvature_L=columns["noise_curvature"] * share,
-        network_log_norm=float((log_norm_L * composition_L)[counted_L].sum()),
+        network_log_norm=float((log_norm_L[counted_L] * composition_L[counted_L]).sum()),
         batch_size=measured.samples,
         optimizer=optimizers.optimizer_name(optimizer),
         momentum=optimizers.first_moment(optimizer),
