@@ -48,7 +48,7 @@ class Terms:
     momentum: float  # b, or b1
     optimizer_step: int  # how many updates the optimizer's moments have seen, this one included
     status_L: tuple[str, ...]  # values of lipadvisor.policies.Status
-    level: str = "full"  # "norms", "drift" or "full": what was measured; the rest is nan
+    level: str = "full"  # "norms", "drift", "noise" or "full": what was measured; the rest is nan
     measure_s: float = 0.0  # seconds spent on measuring this step
     step_s: float = 0.0  # seconds of the whole step, measuring included
     log_norm_after_L: Array = field(default_factory=lambda: np.zeros(0))  # nats, of the weights after the step: the

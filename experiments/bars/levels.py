@@ -19,7 +19,7 @@ from lipadvisor.probe import Probe
 
 __all__ = ["run"]
 
-LEVELS = ("norms", "drift", "full")
+LEVELS = ("norms", "drift", "noise", "full")
 _NETWORKS = ("mlp", "convnet")
 _BATCH, _BLOCK = 64, 5
 _ROUNDS = 60

@@ -10,7 +10,7 @@ from lipadvisor.probe.population import population_of
 
 __all__ = ["LEVELS", "check_arguments", "check_noise_arguments"]
 
-LEVELS = ("norms", "drift", "full")
+LEVELS = ("norms", "drift", "noise", "full")
 
 
 def check_arguments(level: str, max_overhead: float, interval: int | None) -> None:

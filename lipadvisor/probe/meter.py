@@ -67,6 +67,7 @@ class NoiseMeter:
             strides: the steps that the optimizer makes.
         """
         self.samples = 0
+        self.curved = True  # whether the noise's curvature is asked for, beside its covariance
         # How a gradient reaches the weights is not known: what fluctuates is the update itself.
         self._by_updates = optimizers.optimizer_name(optimizer) == "unknown"
         self._strides = strides
@@ -179,7 +180,7 @@ class NoiseMeter:
             scale = optimizers.preconditioner(self._optimizer, pack)
             states = [pack.old, pack.new] if opens else [pack.old]
             gradient = self._gradient(number, scale, pack.old.kernel)
-            seen = view(pack, gradient, states, by_pairs or (pair is not None and pair.curved))
+            seen = view(pack, gradient, states, (by_pairs and self.curved) or (pair is not None and pair.curved))
             views.append(seen[-1] if opens else None)
             rows = closed[number] if closed else empty_rows(pack)
             if pair is not None and pair.states[number] is pack.old:
@@ -188,11 +189,12 @@ class NoiseMeter:
                 rows = close_pair(pack, pack.old, first, seen[0])
             noise = None
             if own is not None:
-                noise = batch_noise(pack, own[number], scale, self._signs_KB.to(pack.old.kernel, non_blocking=True))
+                signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.curved else None
+                noise = batch_noise(pack, own[number], scale, signs_KB)
             noises.append(noise)
             tables.append(torch.cat([_sums(noise, seen[0].scalar_l), seen[0].scalar_l[:, None], rows], dim=1))
         if opens:
-            self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs)
+            self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs and self.curved)
         self.noise_LL = None if own is None else self._covariance(noises)
         return noises, tables
 
@@ -247,7 +249,7 @@ class NoiseMeter:
             self._factor, agreed_L = common_factor(columns["share"], columns["square"], gradient_L)
             noise_LL, curvature_L = noise_LL * self._factor**2, curvature_L * self._factor**2
         sound_L = np.isfinite(gradient_L)
-        known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & np.isfinite(curvature_L)
+        known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & (np.isfinite(curvature_L) | (not self.curved))
         if sound_L.any():
             self._usable = bool((known_L | ~sound_L | self._beside_L).all())
             self._gaps = bool((sound_L & ~known_L & self._beside_L).any())
@@ -277,10 +279,13 @@ class NoiseMeter:
             curvature_L[gap_L] = np.nan if filled.curvature_L is None else filled.curvature_L[gap_L]
             missing_L = gap_L & ~np.isfinite(np.diag(noise_LL))
             doubts = [Status.NOT_MEASURED if missing else None for missing in missing_L]
+        if not self.curved:
+            curvature_L = np.full_like(curvature_L, np.nan)
         return replace(readings, columns=columns | {"noise_curvature": curvature_L}, noise_LL=noise_LL), tuple(doubts)
 
     def _compare(self, columns: Mapping[str, Array]) -> None:
-        half_L, form_L = columns["pair"], columns["pair_curvature"]
+        half_L = columns["pair"]
+        form_L = columns["pair_curvature"] if self.curved else np.where(np.isfinite(half_L), 0.0, np.nan)
         self._differences.add(half_L, form_L)
         if self._opened_variance_L is None or self._by_pairs:
             return

@@ -41,19 +41,20 @@ class NoiseImages:
 
     Attributes:
         scalars: ``u' (P * B x_i) v`` of each sample, (B,) for each layer.
-        image_KM: ``E_k v`` of changes E_k for which ``factor * sum_k q(E_k)`` is (or estimates) ``E q(noise)``.
+        image_KM: ``E_k v`` of changes E_k for which ``factor * sum_k q(E_k)`` is (or estimates) ``E q(noise)``; None
+            where it is not asked for.
         coimage_KN: ``E_k' u``.
         factor: see above.
     """
 
     scalars: tuple[Tensor, ...]
-    image_KM: Tensor
-    coimage_KN: Tensor
-    factor: float
+    image_KM: Tensor | None = None
+    coimage_KN: Tensor | None = None
+    factor: float = 1.0
 
 
 def batch_noise(
-    pack: Pack, batches: Sequence[Batch], scale: Tensor | ThroughParameters | None, signs_KB: Tensor
+    pack: Pack, batches: Sequence[Batch], scale: Tensor | ThroughParameters | None, signs_KB: Tensor | None
 ) -> NoiseImages:
     """Return what the noise of a batch does to a pack's top pairs.
 
@@ -61,7 +62,7 @@ def batch_noise(
         pack: with ``old`` refreshed.
         batches: of each layer: inputs (B, T, N) and output gradients (B, T, M) of plain matrices, samples of others.
         scale: preconditioner P (l, *kernel shape); None stands for ones.
-        signs_KB: random signs for the stochastic estimate, (LINEAR_SIGNS, B).
+        signs_KB: random signs for the stochastic estimate, (LINEAR_SIGNS, B); None leaves the curvature out.
 
     References:
         Luo et al. (2025), arXiv 2506.18588, Prop 5-7 (covariance of the batch mean as low-rank factor); Hutchinson's
@@ -69,15 +70,16 @@ def batch_noise(
     """
     samples = sample_count(batches[0])
     factor = samples / max(samples - 1, 1)
-    centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
     first = batches[0]
     if not isinstance(first, tuple):
-        return _projected(pack, first, scale, signs_KB[:CONV_SIGNS])
+        return _projected(pack, first, scale, signs_KB)
     assert pack.old is not None
     assert isinstance(pack.operator, LinearOperator)
     assert not isinstance(scale, ThroughParameters)
     u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
     pairs = [batch for batch in batches if isinstance(batch, tuple)]
+    if signs_KB is None:
+        return NoiseImages(_pair_scalars(pack.operator, u_l1M, v_l1N, pairs, scale))
     if scale is not None and pairs[0][0].shape[1] > 1 and pairs[0][0].numel() > STACKED:
         return _scaled_places(pack, pairs, scale, signs_KB[:1])
     image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, pairs, scale)
@@ -86,7 +88,38 @@ def batch_noise(
         image_BM = image_BM - image_BM.mean(1, keepdim=True)
         coimage_BN = coimage_BN - coimage_BN.mean(1, keepdim=True)
         return NoiseImages(scalars_lB.unbind(), image_BM, coimage_BN, factor)
+    centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
     return NoiseImages(scalars_lB.unbind(), centred_KB @ image_BM, centred_KB @ coimage_BN, factor / len(centred_KB))
+
+
+def _pair_scalars(
+    operator: LinearOperator, u_l1M: Tensor, v_l1N: Tensor, batches: Sequence[Pair], scale: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return ``u' (P * B x_i) v`` (B,) of each layer, and nothing else: two matrix-vector products where P is ones."""
+    samples, places = batches[0][0].shape[:2]
+    small = batches[0][0].numel() <= STACKED and all(inputs.shape[1] == places for inputs, _ in batches)
+    if scale is None and small:
+        inputs = _stack([inputs for inputs, _ in batches], operator.inputs).flatten(1, 2)
+        grads = _stack([grads for _, grads in batches], operator.outputs).flatten(1, 2)
+        seen = (inputs @ v_l1N.mT) * (grads @ u_l1M.mT)
+        scalars_lB = seen.unflatten(1, (samples, places)).sum((2, 3)) * samples
+        return tuple(scalars_lB)
+    scalars = []
+    for place, (inputs, grads) in enumerate(batches):
+        rows, columns = grads.shape[-1], inputs.shape[-1]
+        u_M, v_N = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns]
+        if scale is None:
+            one_B = operator.pair_scalars(u_M, v_N, inputs, grads)
+        else:
+            one_B = _scaled_scalars(scale[place, :rows, :columns] * torch.outer(u_M, v_N), inputs, grads)
+        scalars.append(one_B * samples)
+    return tuple(scalars)
+
+
+def _scaled_scalars(jacobian: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
+    """Return ``sum_t d_it' J a_it`` (B,): a forward pass."""
+    seen: Tensor = torch.linalg.vecdot(inputs.flatten(0, 1) @ jacobian.mT, grads.flatten(0, 1))
+    return seen.reshape(inputs.shape[0], -1).sum(1)
 
 
 def _scaled_places(pack: Pack, batches: Sequence[Pair], scale: Tensor, signs_KB: Tensor) -> NoiseImages:
@@ -105,9 +138,7 @@ def _scaled_places(pack: Pack, batches: Sequence[Pair], scale: Tensor, signs_KB:
     for place, (inputs, grads) in enumerate(batches):
         rows, columns = grads.shape[-1], inputs.shape[-1]
         u_M, v_N, part = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns], scale[place, :rows, :columns]
-        jacobian = part * torch.outer(u_M, v_N)
-        seen = torch.linalg.vecdot(inputs.flatten(0, 1) @ jacobian.mT, grads.flatten(0, 1))
-        scalars.append(seen.unflatten(0, (samples, -1)).sum(1) * samples)
+        scalars.append(_scaled_scalars(part * torch.outer(u_M, v_N), inputs, grads) * samples)
         some = slice(start, start + count)
         weighted = (grads[some] * weight_B[:, None, None]).flatten(0, 1)
         noise = part * (weighted.mT @ inputs[some].flatten(0, 1))
@@ -156,7 +187,7 @@ def _projected(
     pack: Pack,
     samples: SampleGradients,
     scale: Tensor | ThroughParameters | None,
-    signs_KB: Tensor,
+    signs_KB: Tensor | None,
 ) -> NoiseImages:
     """Return the noise of a layer that is no plain matrix: exact scalars, forms of a few random sums of samples."""
     assert pack.old is not None
@@ -167,8 +198,10 @@ def _projected(
     # A preconditioner would make a Jacobian of many channels out of one of few.
     compact = compact_kernel(operator, jacobian) if scale is None and isinstance(operator, Conv2dOperator) else None
     scalars_B = samples.scalars(jacobian if compact is None else compact) * samples.count
+    if signs_KB is None:
+        return NoiseImages((scalars_B,))
     part, count = _part(pack, samples), samples.count
-    weights_KB = signs_KB[:, : part.count]
+    weights_KB = signs_KB[:CONV_SIGNS, : part.count]
     weights_KB = weights_KB - weights_KB.mean(1, keepdim=True)
     images, coimages = [], []
     for weight_B in weights_KB:

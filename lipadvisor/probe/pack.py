@@ -251,7 +251,8 @@ class Pack:
         """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
         assert self.operator is not None
         off_l1M = self.operator.apply(kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
-        return torch.linalg.vector_norm(off_l1M, dim=-1) / block.s_R[:, :1]
+        residual_l1: Tensor = torch.linalg.vector_norm(off_l1M, dim=-1) / block.s_R[:, :1]
+        return residual_l1
 
 
 def _row(kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
 
+NOISY = ("noise", "full")  # levels at which noise is measured
+
 
 class Probe:
     """Measures a model while it trains, without changing anything it computes."""
@@ -67,7 +69,8 @@ class Probe:
         Args:
             model: any module with layers of a known kind (``probe.skipped`` lists what is left out).
             optimizer: holds the weights of the model.
-            level: "norms" (spectrum), "drift" (and the update's effect), or "full" (and gradient noise).
+            level: "norms" (spectrum), "drift" (and the update's effect), "noise" (and the covariance of the
+                gradient noise), or "full" (and its curvature).
             max_overhead: share of the run's time that measuring may take, in (0, 1]; ignored with ``interval``.
             interval: measure every that many steps, >= 1; None follows ``max_overhead``.
             include: globs over module names, one of which must match.
@@ -104,7 +107,7 @@ class Probe:
         self._packs = make_packs(self.layers, self._generator)
         order = [index for pack in self._packs for index in pack.indices]
         self._place_L = [order.index(index) for index in range(len(order))]  # rows of the packs in the layers' order
-        self._capture = Capture(self.layers, keep=level == "full", root=model)
+        self._capture = Capture(self.layers, keep=level in NOISY, root=model)
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
@@ -153,7 +156,7 @@ class Probe:
         if self._armed is None:
             return False
         self._capture.spent_s = 0.0
-        if self.level == "full" or any(pack.operator is None for pack in self._packs):
+        if self.level in NOISY or any(pack.operator is None for pack in self._packs):
             unsettled = any(pack.operator is None for pack in self._packs)
             if unsettled and self._blind:
                 self._eager.begin()
@@ -190,7 +193,7 @@ class Probe:
     def before_update(self) -> None:
         """Read the weights before the optimizer acts: gradients are there, hooks have fired."""
         started = time.perf_counter()
-        if self.level == "full":
+        if self.level in NOISY:
             self._meter.before_update(measured=self._armed is not None)
         if self._armed is not None:
             self._capture.detach()
@@ -229,7 +232,7 @@ class Probe:
         values_LC = self._values_LC if self._armed == step else None
         readings = None if values_LC is None else read(values_LC, self._meter.noise_LL, self._meter.samples, self.ranks)
         doubts: tuple[Status | None, ...] = ()
-        if readings is not None and self.level == "full":
+        if readings is not None and self.level in NOISY:
             readings, doubts = self._meter.settle(readings)
         self._capture.detach()
         self._capture.clear()
@@ -299,10 +302,11 @@ class Probe:
             steps, resolvent = self._move(pack)
             resolvents.append(resolvent)
             tables.append([self._row(pack, before=True), self._row(pack, before=False), *steps])
-        if self.level == "full":
+        if self.level in NOISY:
+            self._meter.curved = self.level == "full"
             noises, sums_by_pack = self._meter.measure()
             for pack, table, resolvent, noise in zip(self._packs, tables, resolvents, noises, strict=True):
-                if resolvent is None or noise is None:
+                if resolvent is None or noise is None or noise.image_KM is None:
                     table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
                     table.append(noise_form(pack, resolvent, noise))

@@ -103,6 +103,8 @@ def respond(
 def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
     """Return the noise's form q (l, 1)."""
     assert pack.old is not None
+    assert noise.image_KM is not None
+    assert noise.coimage_KN is not None
     q_lK = curvature_form(pack.old.block, resolvent, noise.image_KM, noise.coimage_KN)
     return q_lK.sum(1, keepdim=True) * noise.factor
 

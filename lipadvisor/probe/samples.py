@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe.kinds import Use
+from lipadvisor.spectra.compact import CompactKernel
 
 __all__ = ["NoSamples", "SampleGradients", "Seen", "SeenSamples"]
 
@@ -27,7 +28,7 @@ class SampleGradients(Protocol):
         """Number of samples B."""
         ...
 
-    def scalars(self, jacobian: Tensor) -> Tensor:
+    def scalars(self, jacobian: Tensor | CompactKernel) -> Tensor:
         """Return ``<x_i, jacobian>`` (B,)."""
         ...
 
@@ -67,7 +68,7 @@ class SeenSamples:
         """Number of samples B."""
         return sum(calls[0].count for calls in self.rounds) // self.share
 
-    def scalars(self, jacobian: Tensor) -> Tensor:
+    def scalars(self, jacobian: Tensor | CompactKernel) -> Tensor:
         """Return ``<x_i, jacobian>`` (B,)."""
         parts = []
         for calls in self.rounds:
@@ -111,7 +112,7 @@ class NoSamples:
     fill: Tensor  # a scalar of the kernel's type and device
     kernel_shape: tuple[int, ...]
 
-    def scalars(self, jacobian: Tensor) -> Tensor:
+    def scalars(self, jacobian: Tensor | CompactKernel) -> Tensor:
         """Return the fill (B,)."""
         return self.fill.expand(self.count)
 

@@ -92,7 +92,8 @@ class Strides:
         relative = self._relative(pack)
         if pack.old is not None and pack.old.kernel.dtype == torch.float64:
             return 2 if relative < DEGREES[-1] else 4
-        return (*range(len(DEGREES)), 4)[bisect(DEGREES, relative)]
+        degrees = (0, 1, 2, 4)
+        return degrees[bisect(DEGREES, relative)]
 
     def pace(self, pack: Pack) -> Pace:
         """Return how to cut up the step: each stretch must be short for the width of the tracked block."""

@@ -16,7 +16,12 @@ from lipadvisor.terms import Terms
 NORMS = ("log_norm_L", "gap_L", "log_gain_L", "frobenius_L", "log_norm_after_L", "gap_after_L")
 DRIFT = ("first_L", "curvature_L", "change_L", "update_ratio_L")
 NOISE = ("noise_LL", "noise_curvature_L")
-GIVEN = {"norms": NORMS, "drift": NORMS + DRIFT, "full": NORMS + DRIFT + NOISE}
+GIVEN = {
+    "norms": NORMS,
+    "drift": NORMS + DRIFT,
+    "noise": NORMS + DRIFT + ("noise_LL",),
+    "full": NORMS + DRIFT + NOISE,
+}
 
 
 def network() -> nn.Module:

@@ -61,7 +61,7 @@ def train(
     return seen
 
 
-@pytest.mark.parametrize("level", ["norms", "drift", "full"])
+@pytest.mark.parametrize("level", ["norms", "drift", "noise", "full"])
 def test_results_and_generators_are_bitwise_the_same_with_the_probe(level: str) -> None:
     outcomes = []
     for probed in (False, True):

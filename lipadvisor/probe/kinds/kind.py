@@ -88,8 +88,8 @@ class Use(Protocol):
         """Return ``a`` (B, T, N) and ``d`` (B, T, M)."""
         ...
 
-    def scalars(self, jacobian: Tensor, kept: Any, grad: Tensor) -> Tensor:
-        """Return ``<g_i, jacobian>`` (B,) for a jacobian of the kernel's shape."""
+    def scalars(self, jacobian: Any, kept: Any, grad: Tensor) -> Tensor:
+        """Return ``<g_i, jacobian>`` (B,) for a jacobian of the kernel's shape; convolutions take compact ones too."""
         ...
 
     def weighted(self, weight_B: Tensor, kept: Any, grad: Tensor) -> Tensor:
