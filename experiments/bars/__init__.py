@@ -60,6 +60,7 @@ BARS: dict[str, str] = {
     "tracking": "tracking",
     "levels": "levels",
     "overhead": "overhead",
+    "probe-cost": "probe_cost",
 }
 
 

@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 _DEFAULT_BAR, _MEMORY_BAR, _SETUP_BAR_S = 1.03, 1.10, 2.0
 _LAYERS = (10, 100, 1000)
-_DEFAULT_S = 45.0  # of a run with default settings: long enough that its first steps do not decide
+_DEFAULT_S = 30.0  # of a run with default settings: long enough that its first steps do not decide
 
 
 def run(settings: BarSettings) -> Bar:

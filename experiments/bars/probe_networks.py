@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,7 +110,7 @@ def deep_linear(layers: int, width: int = 16) -> nn.Module:
 
 def _mlp(*sides: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(sides, sides[1:], strict=False):
+    for before, after in itertools.pairwise(sides):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -139,17 +140,18 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload("mlp-3x512", lambda: _mlp(784, 512, 512, 512, 10), _images(128, 784), _sgd, 1.12, 1.45),
-    Workload("convnet", lambda: conv_net((3, 32, 32), 10), _images(64, 3, 32, 32), _sgd, 1.05, 1.10),
+    Workload("convnet", lambda: conv_net((3, 32, 32), 10), _images(128, 3, 32, 32), _sgd, 1.05, 1.10),
     Workload(
         "resnet-20",
         lambda: _resnet(nn.BatchNorm2d),
-        _images(64, 3, 32, 32),
+        _images(128, 3, 32, 32),
         _sgd,
         1.05,
         1.10,
         lambda: _resnet(lambda channels: nn.GroupNorm(8, channels)),
     ),
     Workload("transformer-d128-l4", _Transformer, _tokens(32, 64, 96), _adamw, 1.05, 1.10),
+    Workload("transformer-sgd", _Transformer, _tokens(32, 64, 96), _sgd),
     Workload("digits-convnet", lambda: conv_net((1, 8, 8), 10), _images(64, 1, 8, 8), _sgd),
     Workload("digits-mlp", lambda: _mlp(64, 48, 48, 10), _images(64, 64), _sgd),
 )

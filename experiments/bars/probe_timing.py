@@ -184,7 +184,7 @@ def _rounds(workload: Workload, kinds: dict[str, Step], rounds: int, seed: int) 
 
 
 def _ratios(spent: dict[str, np.ndarray[Any, Any]]) -> dict[str, dict[str, float]]:
-    """Return for every kind but the plain one: median ratio of medians, quartiles of the rounds' own ratios, ms more."""
+    """Return for every kind but the plain one: ratio of medians, quartiles of single rounds' ratios, ms more."""
     found = {}
     for name, values in spent.items():
         if name == "plain":
