@@ -46,6 +46,11 @@ def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple
         gradient_L: ``u' G v`` of the gradient that the optimizer was given.
     """
     size_L = np.sqrt(np.maximum(squares_L, 0.0))
+    with np.errstate(invalid="ignore"):
+        off_L = np.abs(gradient_L - shares_L) > UNITY * (np.abs(gradient_L) + size_L)
+    known_L = np.isfinite(gradient_L) & np.isfinite(shares_L)
+    if known_L.any() and not off_L[known_L].any():
+        return 1.0, known_L
     with np.errstate(all="ignore"):
         ratio_L = gradient_L / shares_L
         weight_L = np.abs(shares_L) / size_L
@@ -84,15 +89,18 @@ class Differences:
         """Whether the average may be used."""
         return self.pairs >= MIN_PAIRS
 
-    def add(self, half_L: Array, form_L: Array) -> None:
-        """Take in a pair: differences over sqrt(2), and their forms; one that is not finite is left out.
+    def add(self, half_L: Array, form_L: Array, curved: bool = True) -> None:
+        """Take in a pair; one that is not finite is left out.
 
         Layers that have never had a gradient of their own are not-a-numbers always, and hold up nothing.
+
+        Args:
+            half_L: differences over sqrt(2).
+            form_L: their forms.
+            curved: whether the forms are asked for.
         """
-        known_L = np.isfinite(half_L) & np.isfinite(form_L)
-        if self.curvature_L is not None and (np.isfinite(self.curvature_L) & ~known_L).any():
-            return
-        if not known_L.any():
+        known_L = np.isfinite(half_L) & (np.isfinite(form_L) | (not curved))
+        if not known_L.any() or (self.noise_LL is not None and (np.isfinite(np.diag(self.noise_LL)) & ~known_L).any()):
             return
         outer_LL = np.outer(half_L, half_L)
         self.pairs += 1

@@ -144,7 +144,8 @@ class Capture:
             return
         first = next((x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor) and x.dim() > 0), None)
         if first is not None:
-            self._sizes[self._turn()] = first.shape[0]
+            turn = self._turn()
+            self._sizes[turn] = max(self._sizes.get(turn, 0), first.shape[0])  # a step may look at other inputs beside
 
     def _turn(self) -> int:
         """Return the round of a call that is being made."""

@@ -18,7 +18,7 @@ from lipadvisor.probe import optimizers
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack, Refreshed
 
-__all__ = ["GradientNotes", "View", "applied_gradient", "note_gradients", "view"]
+__all__ = ["GradientNotes", "View", "applied_gradient", "given_gradients", "note_gradients", "view", "view_each"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,21 @@ def applied_gradient(
     """
     if isinstance(scale, ThroughParameters):
         return _through_parameters(pack, scale, versions[0], scaled)
+    gradient = pack.gather(given_gradients(optimizer, pack, versions, scaled))
+    return gradient if scale is None else gradient * scale
+
+
+def given_gradients(
+    optimizer: torch.optim.Optimizer, pack: Pack, versions: Sequence[int | None], scaled: bool
+) -> list[Tensor]:
+    """Return each layer's gradient of its parameter; for the arguments see :func:`applied_gradient`."""
     grads = []
     for layer, version in zip(pack.layers, versions, strict=True):
         grad = optimizers.raw_gradient(optimizer, layer.weight, layer.group, version, scaled)
         if layer.weight.grad is None:
             grad = torch.zeros_like(layer.weight)
         grads.append(torch.full_like(layer.weight, float("nan")) if grad is None else grad.detach())
-    gradient = pack.gather(grads)
-    return gradient if scale is None else gradient * scale
+    return grads
 
 
 def _through_parameters(pack: Pack, scale: ThroughParameters, version: int | None, scaled: bool) -> Tensor:
@@ -118,5 +125,23 @@ def view(pack: Pack, gradient: Tensor, states: Sequence[Refreshed], both_sides: 
     scalar_lK = (image_KM * u_KM).sum(-1)
     return [
         View(image_KM[:, k : k + 1], None if coimage_KN is None else coimage_KN[:, k : k + 1], scalar_lK[:, k])
+        for k in range(len(states))
+    ]
+
+
+def view_each(pack: Pack, grads: Sequence[Tensor], states: Sequence[Refreshed], both_sides: bool) -> list[View]:
+    """Return the same for the gradients of large matrices, which are read where they are."""
+    u_KM = torch.cat([state.block.u_RM[:, :1] for state in states], 1)
+    v_KN = torch.cat([state.block.v_RN[:, :1] for state in states], 1)
+    image_KM, coimage_KN = torch.zeros_like(u_KM), torch.zeros_like(v_KN)
+    for place, (layer, grad) in enumerate(zip(pack.layers, grads, strict=True)):
+        matrix = layer.form.view(grad).to(u_KM.dtype)
+        rows, columns = matrix.shape
+        image_KM[place, :, :rows] = v_KN[place, :, :columns] @ matrix.mT
+        if both_sides:
+            coimage_KN[place, :, :columns] = u_KM[place, :, :rows] @ matrix
+    scalar_lK = (image_KM * u_KM).sum(-1)
+    return [
+        View(image_KM[:, k : k + 1], coimage_KN[:, k : k + 1] if both_sides else None, scalar_lK[:, k])
         for k in range(len(states))
     ]

@@ -13,6 +13,7 @@ Shapes: ``L`` layers in the probe's order; tables of a pack have its layers as r
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,11 +27,19 @@ from lipadvisor.probe import optimizers
 from lipadvisor.probe.agreement import CHECK_PAIRS, DISAGREE, Differences, Spread, common_factor
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.coupling import batch_layers, coupled
-from lipadvisor.probe.gradients import GradientNotes, View, applied_gradient, note_gradients, view
+from lipadvisor.probe.gradients import (
+    GradientNotes,
+    View,
+    applied_gradient,
+    given_gradients,
+    note_gradients,
+    view,
+    view_each,
+)
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
 from lipadvisor.probe.noise_report import NoiseReport
-from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
 from lipadvisor.probe.record import Readings, noise_covariance
 from lipadvisor.probe.strides import Strides
@@ -38,7 +47,9 @@ from lipadvisor.terms import Array
 
 __all__ = ["NoiseMeter"]
 
-CHECK_EVERY = 4  # measurements between two comparisons, once there have been enough of them
+CHECK_EVERY = 8  # measurements between two comparisons, once there have been enough of them
+STACKED = 65_536  # entries of a pack up to which its gradients are stacked, which then costs less than more calls
+ALL_CHECKED = 8  # measurements at which every layer's gradient is looked at; then one pack's, as long as nothing is odd
 _log = logging.getLogger("lipadvisor")
 
 
@@ -153,8 +164,7 @@ class NoiseMeter:
                 self._closed.append(empty_rows(pack))
                 continue
             scale = None if self._by_updates else optimizers.preconditioner(self._optimizer, pack)
-            gradient = self._gradient(number, scale, state.kernel)
-            second = view(pack, gradient, [state], pair.curved)[0]
+            second = self._view(number, scale, state.kernel, [state], pair.curved)[0]
             self._closed.append(close_pair(pack, state, first, second))
 
     def measure(self) -> tuple[list[NoiseImages | None], list[Tensor]]:
@@ -163,8 +173,10 @@ class NoiseMeter:
         own = self._own_batches()
         by_pairs = self._by_pairs or self._gaps
         opens = by_pairs or self._spread.pairs < CHECK_PAIRS or self._measured % CHECK_EVERY == 0
-        self._measured += 1
         pair, self._pair = self._pair, None
+        thorough = opens or pair is not None or self._factor != 1.0 or self._measured < ALL_CHECKED
+        watched = min(range(len(self._packs)), key=lambda number: _entries(self._packs[number]))
+        self._measured += 1
         closed = [] if self._closed is None else self._closed
         self._closed = None
         noises: list[NoiseImages | None] = []
@@ -178,11 +190,13 @@ class NoiseMeter:
                 tables.append(nothing[:, :1].expand(-1, 5))
                 continue
             scale = optimizers.preconditioner(self._optimizer, pack)
-            states = [pack.old, pack.new] if opens else [pack.old]
-            gradient = self._gradient(number, scale, pack.old.kernel)
-            seen = view(pack, gradient, states, (by_pairs and self.curved) or (pair is not None and pair.curved))
-            views.append(seen[-1] if opens else None)
             rows = closed[number] if closed else empty_rows(pack)
+            seen: list[View] = []
+            if thorough or number == watched:
+                states = [pack.old, pack.new] if opens else [pack.old]
+                both_sides = (by_pairs and self.curved) or (pair is not None and pair.curved)
+                seen = self._view(number, scale, pack.old.kernel, states, both_sides)
+            views.append(seen[-1] if opens else None)
             if pair is not None and pair.states[number] is pack.old:
                 first = pair.views[number]
                 assert first is not None
@@ -192,21 +206,36 @@ class NoiseMeter:
                 signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.curved else None
                 noise = batch_noise(pack, own[number], scale, signs_KB)
             noises.append(noise)
-            tables.append(torch.cat([_sums(noise, seen[0].scalar_l), seen[0].scalar_l[:, None], rows], dim=1))
+            gradient_l1 = seen[0].scalar_l[:, None] if seen else torch.full_like(rows[:, :1], float("nan"))
+            tables.append(torch.cat([_sums(noise, gradient_l1[:, 0]), gradient_l1, rows], dim=1))
         if opens:
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs and self.curved)
         self.noise_LL = None if own is None else self._covariance(noises)
         return noises, tables
 
-    def _gradient(self, number: int, scale: Tensor | ThroughParameters | None, before: Tensor) -> Tensor:
-        """Return what fluctuates in the step from the weights ``before``: the gradient ``P G``, or the update U."""
+    def _view(
+        self,
+        number: int,
+        scale: Tensor | ThroughParameters | None,
+        before: Tensor,
+        states: Sequence[Refreshed],
+        both_sides: bool,
+    ) -> list[View]:
+        """Return what fluctuates in the step from the weights ``before``, as ``states`` see it.
+
+        It is the gradient ``P G``, or the update U where it is not known how a gradient reaches the weights.
+        """
         assert self._notes is not None
+        pack = self._packs[number]
         if self._by_updates:
-            pack = self._packs[number]
-            return self._strides.between(pack, before, pack.kernel())
+            return view(pack, self._strides.between(pack, before, pack.kernel()), states, both_sides)
         start = sum(len(pack.layers) for pack in self._packs[:number])
-        versions = self._notes.versions[start : start + len(self._packs[number].layers)]
-        return applied_gradient(self._optimizer, self._packs[number], versions, self._notes.scaled, scale)
+        versions = self._notes.versions[start : start + len(pack.layers)]
+        if scale is None and pack.flat and _entries(pack) > STACKED:
+            grads = given_gradients(self._optimizer, pack, versions, self._notes.scaled)
+            return view_each(pack, grads, states, both_sides)
+        gradient = applied_gradient(self._optimizer, pack, versions, self._notes.scaled, scale)
+        return view(pack, gradient, states, both_sides)
 
     def _own_batches(self) -> list[list[Batch]] | None:
         """Return each pack's batches with the samples first; None where nothing was captured."""
@@ -286,7 +315,7 @@ class NoiseMeter:
     def _compare(self, columns: Mapping[str, Array]) -> None:
         half_L = columns["pair"]
         form_L = columns["pair_curvature"] if self.curved else np.where(np.isfinite(half_L), 0.0, np.nan)
-        self._differences.add(half_L, form_L)
+        self._differences.add(half_L, form_L, self.curved)
         if self._opened_variance_L is None or self._by_pairs:
             return
         self._spread.add(half_L, self._opened_variance_L)
@@ -385,6 +414,10 @@ class NoiseMeter:
                 views.append(None if tensors is None else View.of(tensors, like))
             curved = all(one is None or one.coimage_1N is not None for one in views)
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), curved)
+
+
+def _entries(pack: Pack) -> int:
+    return len(pack.layers) * math.prod(pack.shape)
 
 
 def _sums(noise: NoiseImages | None, like_l: Tensor) -> Tensor:

@@ -279,6 +279,6 @@ def test_samples_and_differences_agree_where_nothing_couples() -> None:
     probe = Probe(model, optimizer, interval=1)
     for k in range(200):
         step(model, optimizer, probe, k)
-    assert probe.noise.compared >= 80
+    assert probe.noise.compared >= 60
     assert probe.noise.disagreements == 0
     assert 0.5 < probe.noise.ratio < 2
