@@ -11,6 +11,8 @@ from lipadvisor.experiments.benchmarks.store import Results
 
 __all__ = ["page", "publish"]
 
+_MOST_LINES = 200  # of one suite's tables
+
 
 def page(folders: Sequence[Path]) -> str:
     """Return the tables of ``folders``, in the order given and in that of the suites.
@@ -31,13 +33,17 @@ def page(folders: Sequence[Path]) -> str:
             )
         records = Results(folder / "results.json").records
         parts.append(f"## {folder.name}: {len(records)} records\n")
-        parts += [_nested((folder / f"{suite}.md").read_text(encoding="utf-8")) for suite in found]
+        parts += [_shortened((folder / f"{suite}.md").read_text(encoding="utf-8")) for suite in found]
     return "\n".join(parts)
 
 
-def _nested(table: str) -> str:
-    """Return a table without its last empty lines."""
-    return table.rstrip() + "\n"
+def _shortened(text: str) -> str:
+    """Return the tables of a suite, without those of the cells of a grid that only a later arm has."""
+    lines = text.rstrip().split("\n")
+    if len(lines) <= _MOST_LINES:
+        return "\n".join(lines) + "\n"
+    kept = [line for line in lines if not (line.startswith("| ") and line.split("|")[2].strip() == "")]
+    return "\n".join([*kept, "", f"{len(lines) - len(kept)} cells more are in the results file."]) + "\n"
 
 
 def publish(folders: Sequence[Path], to: Path) -> None:
