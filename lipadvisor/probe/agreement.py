@@ -135,7 +135,9 @@ class Spread:
         if not self._squares:
             return float("nan")
         squares_PL = np.stack(self._squares)
-        median_L = np.median(squares_PL[:, np.isfinite(squares_PL).all(0)], axis=0) / CHI_SQUARE_MEDIAN
+        sorted_PL = np.sort(squares_PL[:, np.isfinite(squares_PL).all(0)], axis=0)
+        count = len(sorted_PL)
+        median_L = 0.5 * (sorted_PL[(count - 1) // 2] + sorted_PL[count // 2]) / CHI_SQUARE_MEDIAN
         median_L = median_L[median_L > 0]
         return float(np.exp(np.mean(np.log(median_L)))) if median_L.size else float("nan")
 
@@ -144,14 +146,21 @@ class Spread:
         """Whether enough pairs say that the two are not the same."""
         return self.pairs >= CHECK_PAIRS and not 1.0 / DISAGREE <= self.ratio <= DISAGREE
 
-    def add(self, half_L: Array, variance_L: Array) -> None:
-        """Compare a pair (differences over sqrt(2)) with the samples' variance at the step that opened it."""
+    def add(self, half_L: Array, variance_L: Array) -> bool:
+        """Compare a pair (differences over sqrt(2)) with the samples' variance at the step that opened it.
+
+        Returns:
+            Whether the two disagree now.
+        """
         with np.errstate(all="ignore"):
             square_L = half_L**2 / variance_L
-        if np.isfinite(square_L).any():
-            self.pairs += 1
-            self._squares.append(square_L)
-            self.disagreements += self.disagrees
+        if not np.isfinite(square_L).any():
+            return False
+        self.pairs += 1
+        self._squares.append(square_L)
+        disagrees = self.disagrees
+        self.disagreements += disagrees
+        return disagrees
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""

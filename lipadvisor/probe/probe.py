@@ -131,7 +131,7 @@ class Probe:
     @property
     def noise(self) -> NoiseReport:
         """How the gradient noise was measured last, and what its checks said so far."""
-        return self._meter.report
+        return self._meter.judge.report
 
     def spectrum(self) -> Terms:
         """Return the norms of the weights as they are now; everything that needs a step is nan."""
@@ -160,7 +160,7 @@ class Probe:
             unsettled = any(pack.operator is None for pack in self._packs)
             if unsettled and self._blind:
                 self._eager.begin()
-            wanted = unsettled or (self._meter.wants_samples and not self._compiled)
+            wanted = unsettled or (self._meter.judge.wants_samples and not self._compiled)
             self._capture.attach(layers=wanted, root=not self._compiled or self._wrapped)
         else:
             self._capture.clear()
@@ -215,13 +215,7 @@ class Probe:
         self._updates += 1
         started = time.perf_counter()
         if self._armed is not None or self._meter.pending:
-            self._strides.knobs = tuple(
-                (
-                    float(lr_by_group.get(layer.group, 0.0)),
-                    float(weight_decay_by_group.get(layer.group, 0.0)) if layer.decays else 0.0,
-                )
-                for layer in self.layers
-            )
+            self._strides.note_knobs(self.layers, lr_by_group, weight_decay_by_group)
             with torch.no_grad():
                 self._measure() if self._armed is not None else self._meter.follow()
         self._spent_s += time.perf_counter() - started
@@ -233,7 +227,7 @@ class Probe:
         readings = None if values_LC is None else read(values_LC, self._meter.noise_LL, self._meter.samples, self.ranks)
         doubts: tuple[Status | None, ...] = ()
         if readings is not None and self.level in NOISY:
-            readings, doubts = self._meter.settle(readings)
+            readings, doubts = self._meter.judge.settle(readings)
         self._capture.detach()
         self._capture.clear()
         now = time.perf_counter()
@@ -303,7 +297,7 @@ class Probe:
             resolvents.append(resolvent)
             tables.append([self._row(pack, before=True), self._row(pack, before=False), *steps])
         if self.level in NOISY:
-            self._meter.curved = self.level == "full"
+            self._meter.judge.curved = self.level == "full"
             noises, sums_by_pack = self._meter.measure()
             for pack, table, resolvent, noise in zip(self._packs, tables, resolvents, noises, strict=True):
                 if resolvent is None or noise is None or noise.image_KM is None:

@@ -6,6 +6,7 @@ Shapes: ``l`` layers of a pack; lists have one entry for each layer of the probe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from bisect import bisect
 from dataclasses import dataclass, field
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe import optimizers
+from lipadvisor.probe.kinds import TrackedLayer
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Pace
 
 __all__ = ["Strides"]
 
-DEGREES = (0.003, 0.01, 0.03)  # relative steps up to which filters of degree 0, 1 and 2 keep up
+DEGREES = (0.006, 0.015, 0.03)  # relative steps up to which filters of degree 0, 1 and 2 keep up
 TURNING = 0.1  # relative step over relative gap from which the top pair is turned within the block
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
 
@@ -45,6 +47,15 @@ class Strides:
     def __post_init__(self) -> None:
         """Nothing is known of the gaps yet."""
         self.gap_L = self.gap_L or [0.0] * len(self.width_L)
+
+    def note_knobs(
+        self, layers: Sequence[TrackedLayer], lr_by_group: Mapping[int, float], decay_by_group: Mapping[int, float]
+    ) -> None:
+        """Take down what is in force in the present step; a layer of which the decay is not known has none."""
+        self.knobs = tuple(
+            (float(lr_by_group.get(one.group, 0.0)), float(decay_by_group.get(one.group, 0.0)) if one.decays else 0.0)
+            for one in layers
+        )
 
     def direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
