@@ -120,8 +120,7 @@ class Probe:
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
-            given = example_input if isinstance(example_input, tuple) else (example_input,)
-            self._capture.input_shapes.update(input_sizes(self._model, self.layers, given, {}))
+            self.trace(*(example_input if isinstance(example_input, tuple) else (example_input,)))
 
     @property
     def overhead(self) -> float:

@@ -6,8 +6,8 @@ Shapes: ``l`` layers of a pack; lists have one entry for each layer of the probe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from bisect import bisect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +51,7 @@ class Strides:
     def note_knobs(
         self, layers: Sequence[TrackedLayer], lr_by_group: Mapping[int, float], decay_by_group: Mapping[int, float]
     ) -> None:
-        """Take down what is in force in the present step; a layer of which the decay is not known has none."""
+        """Take down what is in force in the present step; decay that does not shrink a layer counts as update."""
         self.knobs = tuple(
             (float(lr_by_group.get(one.group, 0.0)), float(decay_by_group.get(one.group, 0.0)) if one.decays else 0.0)
             for one in layers
