@@ -461,12 +461,12 @@ class Advisor:
         begun = time.perf_counter()
         value = self._loss.read(loss)
         calm, self._calm = self._calm, False
-        due = self._decision is None or (self._step + 1) % self._stride == 0 or self._snapshot.due(self._step)
-        if calm and not due and (value is None or math.isfinite(value)):
+        held = None if (self._step + 1) % self._stride == 0 or self._snapshot.due(self._step) else self._decision
+        if calm and held is not None and (value is None or math.isfinite(value)):
             self._step += 1
             self._tau += self._lr_in_step
             self._calm = self._probe.pass_over(self._step - 1, begun)
-            return self._decision
+            return held
         return self._advance(value, begun)
 
     def _advance(self, loss: float | None, begun: float) -> Decision:
