@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 _DEFAULT_BAR, _MEMORY_BAR, _SETUP_BAR_S = 1.03, 1.10, 2.0
 _LAYERS = (10, 100, 1000)
-_DEFAULT_S = 30.0  # of a run with default settings: long enough that its first steps do not decide
+_DEFAULT_S = 25.0  # of a run with default settings: long enough that its first steps do not decide
 
 
 def run(settings: BarSettings) -> Bar:
@@ -50,7 +50,7 @@ def _network(settings: BarSettings, workload: Workload) -> dict[str, Any]:
     if kept.exists() and not settings.quick:
         found: dict[str, Any] = read_json(kept)
         return found
-    rounds, rival_rounds = (6, 2) if settings.quick else (_rounds_for(workload), 5)
+    rounds, rival_rounds = (6, 2) if settings.quick else (_rounds_for(workload), 3)
     found = interleaved(workload, rounds, rival_rounds, settings.seed)
     settings.progress(f"{workload.name}: " + ", ".join(f"{level} {found[level]['ratio']:.3f}" for level in LEVELS))
     found["default"] = default_share(workload, 0.5 if settings.quick else _DEFAULT_S, settings.seed)
@@ -64,7 +64,7 @@ def _network(settings: BarSettings, workload: Workload) -> dict[str, Any]:
 
 def _rounds_for(workload: Workload) -> int:
     """Return how many rounds: many of the quick networks, fewer of the slow ones."""
-    return 300 if workload.name.startswith("digits") else 150 if workload.name.startswith("mlp") else 40
+    return 150 if workload.name.startswith("digits") else 80 if workload.name.startswith("mlp") else 20
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
