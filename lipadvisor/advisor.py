@@ -14,45 +14,31 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 
-from lipadvisor.apply import Applied, Applier, Mode
+from lipadvisor.apply import Applier, Mode
 from lipadvisor.arguments import check_arguments, check_inspection, check_plan
-from lipadvisor.checkpoint import arrays, plain
 from lipadvisor.fail_open import FailOpen
 from lipadvisor.forecast import Forecast
 from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
-from lipadvisor.loss import LossReader
-from lipadvisor.observe import initial_observation, observation, refreshed
+from lipadvisor.line import Line
 from lipadvisor.policies import (
     Decision,
-    Knobs,
-    Observation,
     Policy,
-    as_json,
-    from_json,
     named_policy,
-    restore_state,
 )
-from lipadvisor.prediction import HORIZONS, Prediction
 from lipadvisor.probe import NoiseReport, Probe
-from lipadvisor.record import extra_columns, initial_columns, layer_bands
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
-from lipadvisor.terms import Terms
 from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
 
 __all__ = ["Advisor"]
 
 GIVE_UP = 5  # steps in a row with errors of the advisor's own, after which the user has the knobs back
-DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
-LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 _log = logging.getLogger("lipadvisor")
 _OWNS = {
     "takeover": "owns learning rate and weight decay of every parameter group; the optimizer's own do not matter",
@@ -134,7 +120,6 @@ class Advisor:
         self._errors = FailOpen(raises=on_error == "raise")
         self._inspector = Inspector(model, optimizer, seed, raises=on_error == "raise")
         self._inspected_at: dict[str, int] = {}
-        self._loss = LossReader()
         self.skipped_steps = 0
         self._probe = Probe(
             model,
@@ -157,23 +142,12 @@ class Advisor:
         )
         if snapshot_every == "auto":
             snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
-        self._snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
+        snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
         self._store = None if out is None else TrajectoryStore(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
-        self._state = self.policy.init()
-        self._prediction: Prediction | None = None
-        self._foreign_seen = 0
-        self._last: Observation | None = None
-        self._decision: Decision | None = None
-        self._step, self._tau = 0, 0.0
-        self._validation: tuple[int, float] | None = None
-        self._lr_in_step = self._acting_s = 0.0
-        self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
-        self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
-        self._updated = self._started = self._closed = self._gave_up = False
-        self._calm = False  # nothing to measure in the step under way, and the knobs are owned
+        self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
+        self._updated = self._closed = self._gave_up = False
         self._failed = self._errors_seen = 0
-        self._decide_s = 0.0
         self._first_forward = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._handles = [
             self._first_forward,
@@ -202,10 +176,10 @@ class Advisor:
             return None
         if not self._updated:
             self.skipped_steps += 1
-            self._errors.guard(self._rearm)
+            self._errors.guard(self._line.rearm)
             return None
         self._updated = False
-        decision = self._errors.guard(self._close_step, self._probe.ranks.mean(loss))
+        decision = self._errors.guard(self._line.close_step, self._probe.ranks.mean(loss))
         if self._failed or self._errors.count != self._errors_seen:
             self._give_up_after_errors()
         return decision
@@ -236,9 +210,9 @@ class Advisor:
             ValueError: the horizon or an entry of the plan is out of range.
         """
         plan = check_plan(plan)
-        self._start(())
-        assert self._prediction is not None
-        return self._prediction.forecaster.forecast(horizon, self._full_plan(plan))
+        self._line.start(())
+        assert self._line.prediction is not None
+        return self._line.prediction.forecaster.forecast(horizon, self._line.full_plan(plan))
 
     def inspect(
         self,
@@ -269,17 +243,17 @@ class Advisor:
         """
         check_inspection(loss_fn, every)
         key = " ".join(quantities)
-        if every is not None and self._step < self._inspected_at.get(key, -every) + every:
+        if every is not None and self._line.step < self._inspected_at.get(key, -every) + every:
             return None
         with self._probe.aside():
-            found = self._inspector.measure(self._step, loss_fn, batch, self._applier.in_force(), quantities)
-        self._inspected_at[key] = self._step
+            found = self._inspector.measure(self._line.step, loss_fn, batch, self._applier.in_force(), quantities)
+        self._inspected_at[key] = self._line.step
         self._recorder.add_inspection(found.step, [dataclasses.astuple(reading) for reading in found.readings])
         return found
 
     def report_validation(self, loss: float) -> None:
         """Tell the policy a validation loss, measured on the weights as they are now."""
-        self._validation = (self._step, float(loss))
+        self._line.validation = (self._line.step, float(loss))
 
     @property
     def trajectory(self) -> Trajectory:
@@ -294,7 +268,8 @@ class Advisor:
     @property
     def measurements(self) -> int:
         """Steps measured so far."""
-        return 0 if self._prediction is None else self._prediction.measurements
+        prediction = self._line.prediction
+        return 0 if prediction is None else prediction.measurements
 
     @property
     def errors(self) -> int:
@@ -304,7 +279,7 @@ class Advisor:
     @property
     def steps(self) -> int:
         """Optimizer steps taken under this advisor."""
-        return self._step
+        return self._line.step
 
     @property
     def noise(self) -> NoiseReport:
@@ -345,19 +320,9 @@ class Advisor:
         """
         return {
             "version": 1,
-            "policy": self.policy.name,
-            "policy_state": as_json(self._state),
-            "step": self._step,
-            "tau": self._tau,
-            "started": self._started,
-            "validation": None if self._validation is None else list(self._validation),
-            "last": as_json(self._last),
-            "decision": as_json(self._decision),
-            "probe": self._probe.state_dict(),
-            "applier": self._applier.state_dict(),
+            **self._line.state_dict(),
             "inspector": self._inspector.state_dict(),
             "inspected_at": dict(self._inspected_at),
-            "prediction": None if self._prediction is None else plain(self._prediction.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -370,215 +335,32 @@ class Advisor:
             raise ValueError(f"Advisor.load_state_dict: version must be 1, got {state.get('version')!r}.")
         if state["policy"] != self.policy.name:
             raise ValueError(f"Advisor.load_state_dict: policy must be {self.policy.name!r}, got {state['policy']!r}.")
-        self._state = restore_state(self.policy, state["policy_state"])
-        self._step, self._tau, self._started = int(state["step"]), float(state["tau"]), bool(state["started"])
-        self._validation = None if state["validation"] is None else tuple(state["validation"])
-        self._last = None if state["last"] is None else from_json(Observation, state["last"])
-        self._decision = None if state["decision"] is None else from_json(Decision, state["decision"])
-        if state["prediction"] is not None:  # before the probe's own state, which the spectrum would move on
-            self._prediction = Prediction(self._probe.spectrum())
-            self._prediction.load_state_dict(arrays(state["prediction"]))
-        self._probe.load_state_dict(state["probe"])
-        self._applier.load_state_dict(state["applier"])
+        self._line.load_state_dict(state)
         if "inspector" in state:  # not in checkpoints of earlier versions
             self._inspector.load_state_dict(state["inspector"])
             self._inspected_at = dict(state["inspected_at"])
-        self._recorder.truncate(self._step + 1)
-        if self._started:
-            self._probe.arm(self._step)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():  # a compiler is tracing: the advisor starts outside of the graph
             return
-        if not self._started and module.training and torch.is_grad_enabled():
-            self._errors.guard(lambda: self._start(args, kwargs))
-        if self._started:
+        if not self._line.started and module.training and torch.is_grad_enabled():
+            self._errors.guard(self._line.start, args, kwargs)
+        if self._line.started:
             self._first_forward.remove()  # a hook costs every forward pass some microseconds
 
     def _before_update(self, *_: Any) -> None:
-        if self._calm and self._applier.stands():
+        if self._line.calm and self._applier.stands():
             return
-        self._calm = False
+        self._line.calm = False
         if not self._gave_up:
-            self._errors.guard(self._prepare_update)
-
-    def _prepare_update(self) -> None:
-        self._start(())
-        self._probe.before_update()
-        self._applier.before_update()
-        begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
-        self._read_knobs()
-        self._acting_s = time.perf_counter() - begun
-
-    def _read_knobs(self) -> None:
-        """Note the knobs in force in the step under way, and the mean learning rate of the measured layers."""
-        in_step = self._applier.in_force()
-        if in_step[0] != self._in_step[0]:
-            lr = in_step[0]
-            self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
-        self._in_step = in_step
+            self._errors.guard(self._line.prepare_update)
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
-        if not self._calm and not self._gave_up:
-            self._errors.guard(self._finish_update)
-
-    def _finish_update(self) -> None:
-        self._applier.after_update()
-        self._probe.after_update(*self._in_step)
-
-    # -- the line ----------------------------------------------------------------------------------------------------
-
-    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
-        """Measure the initial spectrum, let the policy rescale the initialization and set the first knobs."""
-        if self._started:
-            return
-        self._started, begun = True, time.perf_counter()
-        if args or kwargs:
-            self._probe.trace(*args, **(kwargs or {}))
-        terms = self._probe.spectrum()
-        self._prediction = Prediction(terms)
-        knobs = self._applier.knobs()
-        self._last = initial_observation(terms, self.total_steps, knobs)
-        decision, applied = self._decide(self._last)
-        if decision.init_scale and self.mode == "takeover":
-            # The run starts from the new weights: the policy too, so that a replay of the recorded run sees the same.
-            terms = self._probe.spectrum()
-            self._last = initial_observation(terms, self.total_steps, knobs)
-            self._state = self.policy.init()
-            again, then = self._decide(self._last, rescaled=True)
-            applied = dataclasses.replace(then, before=applied.before, refused=applied.refused + then.refused)
-            reason = "; ".join(dict.fromkeys(part for part in (decision.reason, again.reason) if part))
-            decision = dataclasses.replace(again, init_scale=decision.init_scale, reason=reason)
-        self._recorder.add_observation(self._last, initial_columns(terms))
-        self._record(decision, applied)
-        self._probe.charge(time.perf_counter() - begun)
-        self._probe.arm(0)
-
-    def _close_step(self, loss: torch.Tensor | float | None) -> Decision:
-        begun = time.perf_counter()
-        value = self._loss.read(loss)
-        calm, self._calm = self._calm, False
-        held = None if (self._step + 1) % self._stride == 0 or self._snapshot.due(self._step) else self._decision
-        if calm and held is not None and (value is None or math.isfinite(value)):
-            self._step += 1
-            self._tau += self._lr_in_step
-            self._calm = self._probe.pass_over(self._step - 1, begun)
-            return held
-        return self._advance(value, begun)
-
-    def _advance(self, loss: float | None, begun: float) -> Decision:
-        if self._last is None:
-            raise RuntimeError("the advisor did not start; see the first error in the log")
-        step = self._step
-        self._step += 1
-        self._tau += self._lr_in_step
-        terms = self._probe.collect(step)
-        if loss is None or math.isfinite(loss):
-            self._snapshot.keep(step)
-            if terms is None and self._decision is not None and self._step % self._stride:
-                return self._go_on(begun, self._decision)
-        knobs, overhead = self._applier.knobs(), self._probe.overhead
-        if terms is None:
-            self._last = refreshed(
-                self._last, step=self._step, tau=self._tau, knobs=knobs, loss=loss, overhead=overhead
-            )
-        else:
-            self._last = self._measured(terms, knobs, loss, overhead)
-        if self._validation is not None:
-            at, value = self._validation
-            self._last = dataclasses.replace(self._last, validation_loss=value, validation_step=at)
-        decision, applied = self._decide(self._last)
-        changed = self._decision is None or decision.reason != self._decision.reason
-        if terms is not None or changed or decision.rollback or applied.refused:
-            self._record(decision, applied)
-        return self._go_on(begun, decision)
-
-    def _go_on(self, begun: float, decision: Decision) -> Decision:
-        """Account for the time since ``begun``, and prepare the next step under ``decision``."""
-        self._decision = decision
-        self._probe.charge(time.perf_counter() - begun + self._acting_s)
-        self._acting_s = 0.0
-        self._calm = not self._probe.arm(self._step) and self.mode == "takeover" and self._probe.idle
-        if self._calm:
-            self._read_knobs()
-        return decision
-
-    def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
-        assert self._prediction is not None
-        rates, bands = self._prediction.update(terms)
-        seen = observation(
-            terms,
-            rates,
-            bands,
-            total_steps=self.total_steps,
-            tau=self._tau,
-            knobs=knobs,
-            loss=loss,
-            overhead=overhead,
-        )
-        self._recorder.add_observation(
-            seen,
-            extra_columns(terms, rates, self._prediction.reconstruction),
-            measure_s=terms.measure_s,
-            step_s=terms.step_s,
-        )
-        if self._prediction.measurements % LAYER_BANDS_EVERY == 1:
-            self._recorder.add_forecasts(
-                self._step,
-                layer_bands(self._prediction.forecaster.forecast(max(HORIZONS)), HORIZONS),
-                lr=knobs[0].lr,
-                weight_decay=knobs[0].weight_decay,
-            )
-        return seen
-
-    def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
-        decision, self._state = self.policy.decide(seen, self._state)
-        if rescaled:  # once is enough
-            decision = dataclasses.replace(decision, init_scale=())
-        applied = self._applier.apply(decision)
-        refused = list(applied.refused)
-        if self.mode == "takeover":
-            if decision.rollback:
-                refused += self._roll_back()
-            if decision.weight_scale and self._prediction is not None:
-                self._prediction.shift(dict(decision.weight_scale))
-        if self._applier.foreign_writes > self._foreign_seen:
-            refused.append("foreign_write: overwritten")
-            self._foreign_seen = self._applier.foreign_writes
-        return decision, dataclasses.replace(applied, refused=tuple(refused))
-
-    def _roll_back(self) -> list[str]:
-        """Go back to the last good weights; what was learned about the ones that are gone is forgotten."""
-        if not self._snapshot.restore():
-            return ["rollback: no snapshot"]
-        measurements = 0 if self._prediction is None else self._prediction.measurements
-        self._prediction = Prediction(self._probe.spectrum())
-        self._prediction.measurements = measurements
-        return []
-
-    def _record(self, decision: Decision, applied: Applied) -> None:
-        self._recorder.add_decision(
-            decision, mode=self.mode, before=applied.before, after=applied.after, refused=applied.refused
-        )
-
-    def _full_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``plan`` with the knobs of the next step where it names none, if all groups have the same."""
-        full = dict(plan)
-        knobs = self._applier.knobs()
-        if len({(k.lr, k.weight_decay) for k in knobs}) == 1:
-            lr, weight_decay = self._applier.in_force()
-            full = {"lr": lr[0], "weight_decay": weight_decay[0]} | full
-        return full
-
-    # -- details -----------------------------------------------------------------------------------------------------
-
-    def _rearm(self) -> None:
-        self._calm = False
-        self._probe.collect(self._step)
-        self._probe.arm(self._step)
+        if not self._line.calm and not self._gave_up:
+            self._errors.guard(self._line.finish_update)
 
 
 def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:

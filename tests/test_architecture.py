@@ -33,9 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prediction": {"dynamics", "forecast", "policies", "terms"},
     "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
+    "line": {
+        "apply", "checkpoint", "loss", "observe", "policies", "prediction", "probe", "record", "snapshot", "terms",
+        "trajectory",
+    },
     "advisor": {
-        "apply", "arguments", "checkpoint", "dynamics", "fail_open", "forecast", "inspection", "loss", "observe",
-        "policies", "prediction", "probe", "record", "snapshot", "terms", "trajectory",
+        "apply", "arguments", "fail_open", "forecast", "inspection", "line", "policies", "probe", "snapshot",
+        "trajectory",
     },
     "inspection": {"dynamics", "fail_open", "modules", "policies", "probe"},
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
@@ -43,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
-    "spectra", "probe", "modules", "advisor", "apply", "arguments", "snapshot", "checkpoint", "fail_open", "loss",
-    "inspection", "experiments",
+    "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "snapshot", "checkpoint", "fail_open",
+    "loss", "inspection", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}

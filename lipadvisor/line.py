@@ -1,0 +1,294 @@
+"""One training under an advisor: measure, predict, observe, decide, apply, record, step by step.
+
+How a step goes::
+
+    prepare_update  -->  [optimizer]  -->  finish_update  -->  close_step
+    probe, applier                         applier, probe      probe, prediction, observation, policy, applier, recorder
+
+Steps that are not measured and between two decisions take a short path, as long as nobody else writes the knobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lipadvisor.apply import Applied, Applier, Mode
+from lipadvisor.checkpoint import arrays, plain
+from lipadvisor.loss import LossReader
+from lipadvisor.observe import initial_observation, observation, refreshed
+from lipadvisor.policies import Decision, Knobs, Observation, Policy, as_json, from_json, restore_state
+from lipadvisor.prediction import HORIZONS, Prediction
+from lipadvisor.probe import Probe
+from lipadvisor.record import extra_columns, initial_columns, layer_bands
+from lipadvisor.snapshot import Snapshot
+from lipadvisor.terms import Terms
+from lipadvisor.trajectory import Recorder
+
+__all__ = ["Line"]
+
+DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
+LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
+
+
+class Line:
+    """The line from weights to optimizer, with what it carries from step to step.
+
+    Args:
+        policy: decides.
+        mode: of the applier.
+        total_steps: of the training, or None.
+        probe: measures.
+        applier: acts.
+        snapshot: what a rollback goes back to.
+        recorder: takes the rows.
+
+    Attributes:
+        step: optimizer steps taken.
+        tau: sum of their learning rates, the mean over the measured layers.
+        started: whether the initial spectrum has been measured.
+        calm: nothing to measure in the step under way, and the knobs are owned.
+        prediction: what the dynamics made of the measurements; None before the start.
+        last: the last observation.
+        decision: in force.
+        state: the policy's.
+        validation: step and loss of the last validation reported.
+    """
+
+    def __init__(
+        self,
+        policy: Policy[Any],
+        mode: Mode,
+        total_steps: int | None,
+        probe: Probe,
+        applier: Applier,
+        snapshot: Snapshot,
+        recorder: Recorder,
+    ) -> None:
+        self._policy, self._mode, self._total_steps = policy, mode, total_steps
+        self._probe, self._applier, self._snapshot, self._recorder = probe, applier, snapshot, recorder
+        self._loss = LossReader()
+        self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
+        self._lr_in_step = self._acting_s = 0.0
+        self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
+        self._foreign_seen = 0
+        self.step, self.tau = 0, 0.0
+        self.started = self.calm = False
+        self.prediction: Prediction | None = None
+        self.last: Observation | None = None
+        self.decision: Decision | None = None
+        self.state = policy.init()
+        self.validation: tuple[int, float] | None = None
+
+    # -- around the optimizer's step ---------------------------------------------------------------------------------
+
+    def prepare_update(self) -> None:
+        """Read the weights and write the knobs: the gradients are there, the optimizer is about to act."""
+        self.start(())
+        self._probe.before_update()
+        self._applier.before_update()
+        begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
+        self._read_knobs()
+        self._acting_s = time.perf_counter() - begun
+
+    def _read_knobs(self) -> None:
+        """Note the knobs in force in the step under way, and the mean learning rate of the measured layers."""
+        in_step = self._applier.in_force()
+        if in_step[0] != self._in_step[0]:
+            lr = in_step[0]
+            self._lr_in_step = math.fsum(lr[layer.group] for layer in self._probe.layers) / len(self._probe.layers)
+        self._in_step = in_step
+
+    def finish_update(self) -> None:
+        """Read what the optimizer did."""
+        self._applier.after_update()
+        self._probe.after_update(*self._in_step)
+
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
+        """Measure the initial spectrum, let the policy rescale the initialization and set the first knobs."""
+        if self.started:
+            return
+        self.started, begun = True, time.perf_counter()
+        if args or kwargs:
+            self._probe.trace(*args, **(kwargs or {}))
+        terms = self._probe.spectrum()
+        self.prediction = Prediction(terms)
+        knobs = self._applier.knobs()
+        self.last = initial_observation(terms, self._total_steps, knobs)
+        decision, applied = self._decide(self.last)
+        if decision.init_scale and self._mode == "takeover":
+            # The run starts from the new weights: the policy too, so that a replay of the recorded run sees the same.
+            terms = self._probe.spectrum()
+            self.last = initial_observation(terms, self._total_steps, knobs)
+            self.state = self._policy.init()
+            again, then = self._decide(self.last, rescaled=True)
+            applied = dataclasses.replace(then, before=applied.before, refused=applied.refused + then.refused)
+            reason = "; ".join(dict.fromkeys(part for part in (decision.reason, again.reason) if part))
+            decision = dataclasses.replace(again, init_scale=decision.init_scale, reason=reason)
+        self._recorder.add_observation(self.last, initial_columns(terms))
+        self._record(decision, applied)
+        self._probe.charge(time.perf_counter() - begun)
+        self._probe.arm(0)
+
+    # -- a step's end --------------------------------------------------------------------------------------------------
+
+    def close_step(self, loss: torch.Tensor | float | None) -> Decision:
+        """Close a step with its training loss; return the decision in force for the next."""
+        begun = time.perf_counter()
+        value = self._loss.read(loss)
+        calm, self.calm = self.calm, False
+        held = None if (self.step + 1) % self._stride == 0 or self._snapshot.due(self.step) else self.decision
+        if calm and held is not None and (value is None or math.isfinite(value)):
+            self.step += 1
+            self.tau += self._lr_in_step
+            self.calm = self._probe.pass_over(self.step - 1, begun)
+            return held
+        return self._advance(value, begun)
+
+    def _advance(self, loss: float | None, begun: float) -> Decision:
+        if self.last is None:
+            raise RuntimeError("the advisor did not start; see the first error in the log")
+        step = self.step
+        self.step += 1
+        self.tau += self._lr_in_step
+        terms = self._probe.collect(step)
+        if loss is None or math.isfinite(loss):
+            self._snapshot.keep(step)
+            if terms is None and self.decision is not None and self.step % self._stride:
+                return self._go_on(begun, self.decision)
+        knobs, overhead = self._applier.knobs(), self._probe.overhead
+        if terms is None:
+            self.last = refreshed(self.last, step=self.step, tau=self.tau, knobs=knobs, loss=loss, overhead=overhead)
+        else:
+            self.last = self._measured(terms, knobs, loss, overhead)
+        if self.validation is not None:
+            at, value = self.validation
+            self.last = dataclasses.replace(self.last, validation_loss=value, validation_step=at)
+        decision, applied = self._decide(self.last)
+        changed = self.decision is None or decision.reason != self.decision.reason
+        if terms is not None or changed or decision.rollback or applied.refused:
+            self._record(decision, applied)
+        return self._go_on(begun, decision)
+
+    def _go_on(self, begun: float, decision: Decision) -> Decision:
+        """Account for the time since ``begun``, and prepare the next step under ``decision``."""
+        self.decision = decision
+        self._probe.charge(time.perf_counter() - begun + self._acting_s)
+        self._acting_s = 0.0
+        self.calm = not self._probe.arm(self.step) and self._mode == "takeover" and self._probe.idle
+        if self.calm:
+            self._read_knobs()
+        return decision
+
+    def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
+        assert self.prediction is not None
+        rates, bands = self.prediction.update(terms)
+        seen = observation(
+            terms,
+            rates,
+            bands,
+            total_steps=self._total_steps,
+            tau=self.tau,
+            knobs=knobs,
+            loss=loss,
+            overhead=overhead,
+        )
+        self._recorder.add_observation(
+            seen,
+            extra_columns(terms, rates, self.prediction.reconstruction),
+            measure_s=terms.measure_s,
+            step_s=terms.step_s,
+        )
+        if self.prediction.measurements % LAYER_BANDS_EVERY == 1:
+            self._recorder.add_forecasts(
+                self.step,
+                layer_bands(self.prediction.forecaster.forecast(max(HORIZONS)), HORIZONS),
+                lr=knobs[0].lr,
+                weight_decay=knobs[0].weight_decay,
+            )
+        return seen
+
+    def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
+        decision, self.state = self._policy.decide(seen, self.state)
+        if rescaled:  # once is enough
+            decision = dataclasses.replace(decision, init_scale=())
+        applied = self._applier.apply(decision)
+        refused = list(applied.refused)
+        if self._mode == "takeover":
+            if decision.rollback:
+                refused += self._roll_back()
+            if decision.weight_scale and self.prediction is not None:
+                self.prediction.shift(dict(decision.weight_scale))
+        if self._applier.foreign_writes > self._foreign_seen:
+            refused.append("foreign_write: overwritten")
+            self._foreign_seen = self._applier.foreign_writes
+        return decision, dataclasses.replace(applied, refused=tuple(refused))
+
+    def _roll_back(self) -> list[str]:
+        """Go back to the last good weights; what was learned about the ones that are gone is forgotten."""
+        if not self._snapshot.restore():
+            return ["rollback: no snapshot"]
+        measurements = 0 if self.prediction is None else self.prediction.measurements
+        self.prediction = Prediction(self._probe.spectrum())
+        self.prediction.measurements = measurements
+        return []
+
+    def _record(self, decision: Decision, applied: Applied) -> None:
+        self._recorder.add_decision(
+            decision, mode=self._mode, before=applied.before, after=applied.after, refused=applied.refused
+        )
+
+    def full_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``plan`` with the knobs of the next step where it names none, if all groups have the same."""
+        full = dict(plan)
+        knobs = self._applier.knobs()
+        if len({(k.lr, k.weight_decay) for k in knobs}) == 1:
+            lr, weight_decay = self._applier.in_force()
+            full = {"lr": lr[0], "weight_decay": weight_decay[0]} | full
+        return full
+
+    def rearm(self) -> None:
+        """Begin the step under way anew: the optimizer was not asked to act after all."""
+        self.calm = False
+        self._probe.collect(self.step)
+        self._probe.arm(self.step)
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on: plain values and tensors."""
+        return {
+            "policy": self._policy.name,
+            "policy_state": as_json(self.state),
+            "step": self.step,
+            "tau": self.tau,
+            "started": self.started,
+            "validation": None if self.validation is None else list(self.validation),
+            "last": as_json(self.last),
+            "decision": as_json(self.decision),
+            "probe": self._probe.state_dict(),
+            "applier": self._applier.state_dict(),
+            "prediction": None if self.prediction is None else plain(self.prediction.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`. Load the model's and the optimizer's state first."""
+        self.state = restore_state(self._policy, state["policy_state"])
+        self.step, self.tau, self.started = int(state["step"]), float(state["tau"]), bool(state["started"])
+        self.validation = None if state["validation"] is None else tuple(state["validation"])
+        self.last = None if state["last"] is None else from_json(Observation, state["last"])
+        self.decision = None if state["decision"] is None else from_json(Decision, state["decision"])
+        if state["prediction"] is not None:  # before the probe's own state, which the spectrum would move on
+            self.prediction = Prediction(self._probe.spectrum())
+            self.prediction.load_state_dict(arrays(state["prediction"]))
+        self._probe.load_state_dict(state["probe"])
+        self._applier.load_state_dict(state["applier"])
+        self._recorder.truncate(self.step + 1)
+        self.calm = False
+        if self.started:
+            self._probe.arm(self.step)
