@@ -123,7 +123,9 @@ class NoiseMeter:
         assert self._notes is not None
         own = self._own_batches()
         by_pairs = self.judge.by_pairs or self.judge.gaps
-        opens = by_pairs or self.judge.spread.pairs < CHECK_PAIRS or self._measured % CHECK_EVERY == 0
+        # What stands beside the sum can wait for the next comparison, once there is something to fill in with.
+        waits = not self.judge.by_pairs and (not self.judge.gaps or self.judge.differences.enough)
+        opens = not waits or self.judge.spread.pairs < CHECK_PAIRS or self._measured % CHECK_EVERY == 0
         pair, self._pair = self._pair, None
         thorough = opens or pair is not None or self.judge.factor != 1.0 or self._measured < ALL_CHECKED
         watched = min(range(len(self._packs)), key=lambda number: _entries(self._packs[number]))
