@@ -11,11 +11,19 @@ from lipadvisor.experiments.benchmarks import bench as bench_module
 from lipadvisor.experiments.benchmarks.bench import Bench
 from lipadvisor.experiments.benchmarks.command import SUITES, bench
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash, source_files
-from lipadvisor.experiments.benchmarks.lists import DESIGN, INTERVAL_TASKS, TASKS
+from lipadvisor.experiments.benchmarks.lists import (
+    CONFIRMATION,
+    DESIGN,
+    HORIZON_TASKS,
+    INTERVAL_TASKS,
+    QUICK,
+    SHOCK_TASKS,
+    TASKS,
+)
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.report import NO_BASELINE, _work
 from lipadvisor.experiments.benchmarks.rules import FirstRule
-from lipadvisor.experiments.benchmarks.store import Results
+from lipadvisor.experiments.benchmarks.store import Results, _further_files, task_fingerprint
 from lipadvisor.policies import Cosine, Lipschitz, every
 
 
@@ -92,3 +100,19 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
 def test_help_names_every_suite():
     text = CliRunner().invoke(bench, ["policies", "--help"]).output
     assert all(f"  {suite} " in text for suite in SUITES)
+
+
+def test_what_is_run_often_is_of_the_design_list_alone():
+    design = {task.name for task in DESIGN}
+    for often in (QUICK, INTERVAL_TASKS, SHOCK_TASKS, HORIZON_TASKS):
+        assert often <= design
+    assert len(CONFIRMATION) >= 10
+    assert not design & {task.name for task in CONFIRMATION}
+    assert len(TASKS) == len(DESIGN) + len(CONFIRMATION)
+
+
+def test_a_task_of_other_modules_has_their_source_in_its_fingerprint():
+    common, further = TASKS["wine"], TASKS["adding"]
+    assert not _further_files(common)
+    assert [path.name for path in _further_files(further)] == ["more_networks.py", "more_sources.py"]
+    assert task_fingerprint(common)["source"] != task_fingerprint(further)["source"]
