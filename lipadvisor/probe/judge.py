@@ -22,6 +22,7 @@ from lipadvisor.terms import Array
 
 __all__ = ["NoiseJudge"]
 
+LOOK_AGAIN = 64  # measurements after which samples that could not be used are looked at once more
 _log = logging.getLogger("lipadvisor")
 
 
@@ -35,7 +36,8 @@ class NoiseJudge:
         by_updates: it is not known how the optimizer uses a gradient; what fluctuates is the update itself.
         differences: running average of what successive steps give.
         spread: of them against the samples.
-        usable: whether the samples of the last measured step could be used.
+        usable: whether the samples could be used when they were last looked at.
+        looked: whether samples were wanted in the step under way.
         gaps: layers beside the network's sum had no samples; differences fill in for them alone.
         factor: between captured gradients and the optimizer's.
         method: see :class:`NoiseReport`.
@@ -54,7 +56,8 @@ class NoiseJudge:
         self.captured = False
         self.by_updates = optimizers.optimizer_name(optimizer) == "unknown"
         self.differences, self.spread = Differences(), Spread()
-        self.usable, self.gaps = True, False
+        self.usable, self.gaps, self.looked = True, False, True
+        self._settled = 0
         self.factor, self.method = 1.0, "none"
         self._independent, self._optimizer = independent_samples, type(optimizer).__name__
         self._names = [layer.name for layer in layers]
@@ -75,7 +78,10 @@ class NoiseJudge:
     @property
     def wants_samples(self) -> bool:
         """Whether the next measured step is to record what the layers see."""
-        return not (self.by_updates or (self.by_pairs and self.differences.enough))
+        if self.by_updates:
+            return False
+        again = not self.coupled and self._independent is None and self._settled % LOOK_AGAIN == 0
+        return not (self.by_pairs and self.differences.enough) or again
 
     @property
     def report(self) -> NoiseReport:
@@ -109,7 +115,8 @@ class NoiseJudge:
             noise_LL, curvature_L = noise_LL * self.factor**2, curvature_L * self.factor**2
         sound_L = np.isfinite(gradient_L)
         known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & (np.isfinite(curvature_L) | (not self.curved))
-        if sound_L.any():
+        self._settled += 1
+        if sound_L.any() and (self.captured or self.looked):
             self.usable = bool((known_L | ~sound_L | self._beside_L).all())
             self.gaps = bool((sound_L & ~known_L & self._beside_L).any())
             if self.captured and not self.coupled:
@@ -117,7 +124,7 @@ class NoiseJudge:
         self._opened_variance_L = np.diag(noise_LL).copy() if self.captured and self.usable else None
         doubts: list[Status | None] = [None] * len(gradient_L)
         self.method = "samples"
-        if self.by_pairs:
+        if self.by_pairs or not self.captured:
             self._say_why()
             if self.differences.enough and self.differences.noise_LL is not None:
                 assert self.differences.curvature_L is not None
@@ -204,6 +211,7 @@ class NoiseJudge:
             "gaps": self.gaps,
             "coupled": list(self.coupled),
             "factor": self.factor,
+            "settled": self._settled,
             "unmatched": dict(self._unmatched),
             "variance": None if variance_L is None else variance_L.tolist(),
         }
@@ -219,5 +227,6 @@ class NoiseJudge:
         self.spread.load_state_dict(state["spread"])
         self.usable, self.gaps = bool(state["usable"]), bool(state["gaps"])
         self.coupled, self.factor = tuple(state["coupled"]), float(state["factor"])
+        self._settled = int(state["settled"])
         self._unmatched = {name: int(count) for name, count in state["unmatched"].items()}
         self._opened_variance_L = None if variance is None else np.array(variance, dtype=np.float64)

@@ -156,10 +156,10 @@ class Probe:
             return False
         self._capture.spent_s = 0.0
         if self.level in NOISY or any(pack.operator is None for pack in self._packs):
-            unsettled = any(pack.operator is None for pack in self._packs)
-            if unsettled and self._blind:
+            if (unsettled := any(pack.operator is None for pack in self._packs)) and self._blind:
                 self._eager.begin()
-            wanted = unsettled or (self._meter.judge.wants_samples and not self._compiled)
+            self._meter.judge.looked = self._meter.judge.wants_samples
+            wanted = unsettled or (self._meter.judge.looked and not self._compiled)
             self._capture.attach(layers=wanted, root=not self._compiled or self._wrapped)
         else:
             self._capture.clear()
@@ -200,7 +200,7 @@ class Probe:
             self._eager.end()
             self._unsettled = self._begin()
             self._blind = any(self._unsettled)
-            if self._updates and self._capture.empty and EagerStep.possible():
+            if self._updates and self._meter.judge.looked and self._capture.empty and EagerStep.possible():
                 self._compiled = True  # outside of the model, where it does not show
         self._spent_s += time.perf_counter() - started
 

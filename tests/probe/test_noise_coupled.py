@@ -221,3 +221,19 @@ def test_a_resumed_run_takes_up_its_open_pair(interval: int) -> None:
         assert before.step == after.step
         np.testing.assert_array_equal(before.noise_LL, after.noise_LL)
         np.testing.assert_array_equal(before.noise_curvature_L, after.noise_curvature_L)
+
+
+def test_samples_are_used_again_once_batch_norm_is_frozen() -> None:
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model)
+    probe = Probe(model, optimizer, interval=1)
+    stream = batches(0)
+    advance(model, optimizer, probe, stream, range(7))
+    assert probe.noise.method == "differences"
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    seen = advance(model, optimizer, probe, stream, range(7, 10))
+    assert probe.noise.method == "samples"
+    assert all(np.isfinite(terms.noise_LL).all() for terms in seen)
+    assert set(seen[-1].status_L) <= {"ok", "gap_limited"}

@@ -282,3 +282,16 @@ def test_samples_and_differences_agree_where_nothing_couples() -> None:
     assert probe.noise.compared >= 60
     assert probe.noise.disagreements == 0
     assert 0.5 < probe.noise.ratio < 2
+
+
+def test_samples_that_add_up_again_are_used_again() -> None:
+    model = perceptron()
+    optimizer = OPTIMIZERS["sgd"](model)
+    probe = Probe(model, optimizer, interval=1)
+    methods = []
+    for k in range(140):
+        step(model, optimizer, probe, k, before=lambda: model[2].weight.grad.mul_(1.7) if k < 10 else None)  # noqa: B023
+        methods.append(probe.noise.method)
+    assert methods[9] == "differences"
+    assert methods[-1] == "samples"
+    assert dict(probe.noise.unmatched)["2"] < 10
