@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from layer_twins import Batch, build, check_step
+from layer_twins import Batch, build, check_step, take_step
 from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
+from lipadvisor.probe.kinds.attention import ProjectionUse
 
 
 def data(length: int = 5, width: int = 8, count: int = 4, samples: int = 6) -> list[Batch]:
@@ -141,6 +144,22 @@ def test_an_encoder_layer_is_measured_whole() -> None:
     probe = Probe(model, optimizer, interval=1)
     terms = check_step(model, optimizer, probe, data())
     assert len(terms.names) == 7
+
+
+def test_nothing_of_a_call_is_held_once_it_is_measured() -> None:
+    model = build(CASES["plain"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, interval=1)
+    x, y = data()[0]
+    x.requires_grad_()
+    seen = weakref.ref(x)
+    take_step(model, optimizer, probe, (x, y), 0, nn.functional.cross_entropy)
+    use = probe.layers[0].uses[0]
+    assert isinstance(use, ProjectionUse)
+    assert use.reader._last is None
+    del x, y
+    gc.collect()
+    assert seen() is None
 
 
 def test_globs_pick_projections() -> None:

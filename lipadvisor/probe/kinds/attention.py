@@ -76,27 +76,25 @@ class AttentionReader:
 
     module: nn.MultiheadAttention
     _generator: Tensor | None = None
-    _arguments: tuple[Any, ...] | None = None
-    _last: AttentionCall | None = None
+    _last: AttentionCall | None = None  # the call under way, until it is worked out
 
     def enter(self) -> None:
         """Note the state of the random generator before a call."""
-        self._arguments = self._last = None
+        self._last = None
         active = self.module.training and self.module.dropout > 0.0
         self._generator = _state(self.module.out_proj.weight.device) if active else None
 
     def read(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> AttentionCall:
         """Return the call; the same one for every projection."""
-        if self._last is None or self._arguments is not arguments:
+        if self._last is None:
             given = dict(zip(_ARGUMENTS, arguments, strict=False)) | dict(keywords)
             given = {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
             self._last = AttentionCall(given, self.module.training, self._generator)
-            self._arguments = arguments
         return self._last
 
     def work_out(self, call: AttentionCall, grad: Tensor) -> None:
         """Fill ``call.pairs`` from the gradient at the module's output."""
-        module = self.module
+        module, self._last = self.module, None
         batched = call.given["query"].dim() == 3
         inputs = [self._ordered(call.given[name], batched) for name in ("query", "key", "value")]
         if call.generator is None:

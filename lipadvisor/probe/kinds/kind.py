@@ -64,7 +64,11 @@ class Form(Protocol):
 
 
 class Use(Protocol):
-    """A module that acts with a weight: what a call of it tells of each sample's gradient of the kernel."""
+    """A module that acts with a weight: what a call of it tells of each sample's gradient of the kernel.
+
+    A use may also have ``enter()``, asked before each call, and ``finish(kept, grad)``, asked when the gradient is there
+    and the optimizer has not acted yet.
+    """
 
     @property
     def module(self) -> nn.Module:
