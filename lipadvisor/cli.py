@@ -104,7 +104,7 @@ def demo(
       lipadvisor demo --quick --out runs/quick
       lipadvisor demo --workload digits_mlp --arm cosine --arm lipschitz --trials 16 --out runs/mine
       lipadvisor demo --policy-at hub --out runs/hub
-      lipadvisor demo --address ray://head:10001 --concurrent 32
+      lipadvisor demo --address head:6379 --concurrent 32
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     code = _INTERRUPTED
     try:
