@@ -121,7 +121,9 @@ def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, grou
         if options["momentum"] == 0.0 or buffer is None:
             return weight.grad * sign
         if options["nesterov"]:
-            ahead: Tensor = (weight.grad + buffer * options["momentum"]) * sign
+            foreach = options.get("foreach") or (options.get("foreach") is None and weight.is_cuda)
+            written = foreach and not options.get("maximize")  # torch's foreach loop writes the step over the gradient
+            ahead: Tensor = (weight.grad if written else weight.grad + buffer * options["momentum"]) * sign
             return ahead
         direction: Tensor = buffer * sign
         return direction
