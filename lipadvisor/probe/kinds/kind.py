@@ -66,8 +66,8 @@ class Form(Protocol):
 class Use(Protocol):
     """A module that acts with a weight: what a call of it tells of each sample's gradient of the kernel.
 
-    A use may also have ``enter()``, asked before each call, and ``finish(kept, grad)``, asked when the gradient is there
-    and the optimizer has not acted yet.
+    A use may also have ``enter()``, asked before each call, and ``finish(kept, grad)``, asked once the gradient is
+    there and the optimizer has not acted yet.
     """
 
     @property
