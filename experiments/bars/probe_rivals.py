@@ -46,10 +46,7 @@ def _opacus(model: nn.Module) -> Callable[[Tensor, Tensor], object]:
 
     def gradients(x: Tensor, y: Tensor) -> object:
         nn.functional.cross_entropy(wrapped(x), y).backward()
-        found = [p.grad_sample for p in model.parameters()]
-        for p in model.parameters():
-            p.grad_sample = None
-        return found
+        return _taken(model, "grad_sample")
 
     return gradients
 
@@ -63,10 +60,7 @@ def _backpack(model: nn.Module) -> Callable[[Tensor, Tensor], object]:
     def gradients(x: Tensor, y: Tensor) -> object:
         with package.backpack(extension):
             loss(extended(x), y).backward()
-        found = [p.grad_batch for p in model.parameters()]
-        for p in model.parameters():
-            p.grad_batch = None
-        return found
+        return _taken(model, "grad_batch")
 
     return gradients
 
@@ -107,3 +101,11 @@ def rival_step(
         optimizer.step()
 
     return step, ""
+
+
+def _taken(model: nn.Module, name: str) -> list[object]:
+    """Return what a tool left at the parameters, and take it from there."""
+    found = [getattr(p, name) for p in model.parameters()]
+    for p in model.parameters():
+        setattr(p, name, None)
+    return found

@@ -65,7 +65,8 @@ def default_share(workload: Workload, seconds: float, seed: int) -> dict[str, fl
     generator = torch.Generator().manual_seed(seed)
     probe = Probe(model, optimizer)
     probe.trace(workload.batch(generator)[0])
-    plain, measured = [], []
+    plain: list[float] = []
+    measured: list[float] = []
     begun, number = time.process_time(), 0
     while time.process_time() - begun < seconds:
         x, y = workload.batch(generator)
@@ -89,7 +90,8 @@ def peak_bytes(workload: Workload, level: str | None, seed: int) -> int:
             step(*workload.batch(generator))
     results: Any = seen.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    sizes = [int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
 
 
 def scaling(layers: int, seed: int) -> dict[str, float]:

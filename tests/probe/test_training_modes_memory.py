@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,6 @@ from per_sample import noise, sample_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lipadvisor import Advisor
 from lipadvisor.probe import Probe
 from lipadvisor.terms import Terms
 
@@ -81,7 +79,6 @@ def test_a_layer_that_is_run_again_is_counted_once(reentrant: bool, split: int) 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         probe = Probe(model, optimizer, interval=1)
         for k in range(3):
-            old = [layer.weight.detach().clone() for layer in probe.layers]
             terms = step(model, optimizer, probe, k, split)
         assert probe.noise.factor == 1.0
         assert not probe.noise.unmatched
