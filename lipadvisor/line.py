@@ -20,7 +20,7 @@ import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
 from lipadvisor.checkpoint import arrays, plain
-from lipadvisor.loss import LossReader
+from lipadvisor.loss import LossReader, LossWatch
 from lipadvisor.observe import initial_observation, observation, refreshed
 from lipadvisor.policies import Decision, Knobs, Observation, Policy, as_json, from_json, restore_state
 from lipadvisor.prediction import HORIZONS, Prediction
@@ -72,11 +72,12 @@ class Line:
     ) -> None:
         self._policy, self._mode, self._total_steps = policy, mode, total_steps
         self._probe, self._applier, self._snapshot, self._recorder = probe, applier, snapshot, recorder
-        self._loss = LossReader()
+        self._loss, self._watch = LossReader(), LossWatch()
         self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
         self._lr_in_step = self._acting_s = 0.0
         self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._foreign_seen = 0
+        self._urgent = False  # the last loss was unusual: the next step is measured out of turn
         self.step, self.tau = 0, 0.0
         self.started = self.calm = False
         self.prediction: Prediction | None = None
@@ -141,11 +142,14 @@ class Line:
         """Close a step with its training loss; return the decision in force for the next."""
         begun = time.perf_counter()
         value = self._loss.read(loss)
+        self._urgent = value is not None and self._watch.unusual(value)
         calm, self.calm = self.calm, False
         held = None if (self.step + 1) % self._stride == 0 or self._snapshot.due(self.step) else self.decision
         if calm and held is not None and (value is None or math.isfinite(value)):
             self.step += 1
             self.tau += self._lr_in_step
+            if self._urgent:
+                self._probe.urge(self.step)
             self.calm = self._probe.pass_over(self.step - 1, begun)
             return held
         return self._advance(value, begun)
@@ -180,6 +184,8 @@ class Line:
         self.decision = decision
         self._probe.charge(time.perf_counter() - begun + self._acting_s)
         self._acting_s = 0.0
+        if self._urgent:  # knobs that were right for the last measurement may be far off by now
+            self._probe.urge(self.step)
         self.calm = not self._probe.arm(self.step) and self._mode == "takeover" and self._probe.idle
         if self.calm:
             self._read_knobs()
@@ -271,6 +277,7 @@ class Line:
             "validation": None if self.validation is None else list(self.validation),
             "last": as_json(self.last),
             "decision": as_json(self.decision),
+            "watch": self._watch.state_dict(),
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
             "prediction": None if self.prediction is None else plain(self.prediction.state_dict()),
@@ -286,6 +293,8 @@ class Line:
         if state["prediction"] is not None:  # before the probe's own state, which the spectrum would move on
             self.prediction = Prediction(self._probe.spectrum())
             self.prediction.load_state_dict(arrays(state["prediction"]))
+        if "watch" in state:  # not in checkpoints of earlier versions
+            self._watch.load_state_dict(state["watch"])
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
         self._recorder.truncate(self.step + 1)

@@ -1,10 +1,17 @@
-"""Reads training losses without waiting for the device."""
+"""Reads training losses without waiting for the device, and watches them between measurements."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-__all__ = ["LossReader"]
+__all__ = ["LossReader", "LossWatch"]
+
+RATE = 0.05  # of the running mean and spread of ln loss
+JUMP = 1.5  # nats above the mean that are always ordinary
+SPREADS = 5.0  # mean absolute deviations above it that are
+SMALLEST = 1e-30  # loss
 
 
 class LossReader:
@@ -21,3 +28,36 @@ class LossReader:
             return float(loss.item())
         late, self._pending = self._pending, loss.detach().to("cpu", non_blocking=True)
         return None if late is None else float(late)
+
+
+class LossWatch:
+    """Says when a loss leaves its own range: what was measured before says little about the steps to come.
+
+    The running mean follows the loss, so that a lasting change is unusual for some dozens of steps only.
+    """
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+        self._spread = 0.0
+
+    def unusual(self, loss: float) -> bool:
+        """Take in the loss of the next step; return whether it is far above those before it."""
+        if not math.isfinite(loss):
+            return True
+        log_loss = math.log(loss) if loss > SMALLEST else math.log(SMALLEST)
+        if self._mean is None:
+            self._mean = log_loss
+            return False
+        off = log_loss - self._mean
+        jumped = off > JUMP and off > SPREADS * self._spread
+        self._mean += RATE * off
+        self._spread += RATE * (abs(off) - self._spread)
+        return jumped
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Return running mean and spread."""
+        return {"mean": self._mean, "spread": self._spread}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._mean, self._spread = state["mean"], float(state["spread"] or 0.0)

@@ -98,8 +98,7 @@ class SpectralRate:
         target = math.log(size) - max(log_ratio, smooth)
         reason = "spectral:ratio" if log_ratio >= smooth else "spectral:smoothed"
         if state.log_lr is not None:
-            steps = min(max(observation.step - state.step, 1), self.rise_steps)
-            highest = state.log_lr + steps * math.log(self.rise)
+            highest = state.log_lr + self._rise(observation, state)
             if target > highest:
                 target, reason = highest, "spectral:rise"
         target, reason = self._within(target, reason)
@@ -120,13 +119,24 @@ class SpectralRate:
         longer: float = self.reference_steps / max(steps, 1)
         return self.relative_step * math.exp(self.horizon_power * math.log(longer))
 
+    def _rise(self, observation: Observation, state: SpectralRateState) -> float:
+        """Return by how much ``ln lr`` may rise: what will not be looked at for long must not be raised by much."""
+        gap = observation.measured_step - state.measured_step
+        if gap <= 0:  # nothing new is known
+            return 0.0
+        if gap > SPARSE:
+            return math.log(SPARSE_RISE)
+        steps = min(max(observation.step - state.step, 1), self.rise_steps)
+        return steps * math.log(self.rise)
+
     def _smooth(self, log_ratio: float, observation: Observation, state: SpectralRateState) -> float:
         if state.log_ratio is None:
             return log_ratio
         steps = observation.measured_step - state.measured_step
         if steps <= 0:  # the same measurement as last time
             return state.log_ratio
-        kept = min(self.smoothing**steps, state.measurements / (state.measurements + 1.0))
+        memory = self.smoothing ** min(steps, SPARSE)  # late in a run one batch's ratio differs tenfold from the next's
+        kept = min(memory, state.measurements / (state.measurements + 1.0))
         return log_ratio + kept * (state.log_ratio - log_ratio)
 
     def _listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
@@ -163,6 +173,8 @@ class SpectralRate:
         return Decision(observation.step, self.name, reason, knobs, read=read)
 
 
+SPARSE = 11  # steps between measurements beyond which the rate is raised, and the ratio forgotten, by measurements
+SPARSE_RISE = 2.0  # factor at each of these
 LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from lipadvisor import Advisor, load_run
+from lipadvisor.experiments.workloads import WORKLOADS
+from lipadvisor.loss import LossWatch
 from lipadvisor.policies import Decision, Knobs, Observation, Status, named_policy
 from lipadvisor.probe import Probe
+from lipadvisor.probe.schedule import Budget
 from lipadvisor.report.replay import replayed
 
 
@@ -560,3 +563,53 @@ def test_the_short_path_of_steps_without_measurement_changes_nothing(
     assert (frame.step.diff().dropna() > 1).any(), "some steps were not measured"
     for column in ("step", "tau", "log_norm", "predicted"):
         np.testing.assert_array_equal(frame[column], slow_frame[column])
+
+
+def test_a_loss_that_leaves_its_range_is_looked_at_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budget, "_wait", lambda self, step: 10_000)  # nothing after the early steps but what is urged
+    model = network()
+    optimizer = optimizer_of("sgd", model)
+    with Advisor(model, optimizer, 400, policy="constant", on_error="raise") as advisor:
+        for step, (x, y) in enumerate(batches(300)):
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss.item() * (50.0 if step in (200, 201) else 1.0))
+        steps = advisor.trajectory.observations.query("layer == '*'").step.tolist()
+    late = [step for step in steps if step > 125]
+    assert late == [202, 203], "the steps after the two that were unusual, counted as steps taken"
+
+
+def test_a_loss_watch_is_calm_on_noise_and_on_decay_and_sees_a_jump() -> None:
+    generator = np.random.default_rng(0)
+    watch = LossWatch()
+    losses = np.exp(-0.01 * np.arange(1000) + 0.3 * generator.normal(size=1000))
+    assert not any(watch.unusual(float(loss)) for loss in losses)
+    assert watch.unusual(float(losses[-1]) * 20.0)
+    assert watch.unusual(float("nan"))
+    again = LossWatch()
+    again.load_state_dict(watch.state_dict())
+    assert again.state_dict() == watch.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_long_blind_stretches_do_not_kill_a_network_that_has_learnt(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budget, "_wait", lambda self, step: max(1, step))  # 120, 240, 480, ...: as under a tight budget
+    workload = WORKLOADS["digits_convnet"]
+    data, model = workload.load(), workload.model(seed)
+    optimizer, drawn = workload.optimizer(model), workload.batches(data, seed)
+    losses = []
+    with Advisor(model, optimizer, 11_000, seed=seed, on_error="raise") as advisor:
+        for _ in range(2200):
+            x, y = next(drawn)
+            loss = workload.loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+            losses.append(loss.item())
+        assert advisor.measurements < 80
+    assert np.mean(losses[-200:]) < 0.2
+    assert workload.evaluate(model, data.test).accuracy > 0.93

@@ -253,6 +253,10 @@ class Probe:
         if any(pack.operator is None for pack in self._packs):
             self._capture.input_shapes.update(input_sizes(self._model, self.layers, arguments, keywords))
 
+    def urge(self, step: int) -> None:
+        """Ask for a measurement of step number ``step``, out of turn: something has happened."""
+        self._budget.urge(step)
+
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
         self._budget.charge(seconds)

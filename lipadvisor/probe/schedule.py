@@ -62,10 +62,15 @@ class Budget:
         if not measured:
             return max(1, self.next_step - step)
         self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
-        wait = self.interval if self.interval is not None else self._wait()
+        wait = self.interval if self.interval is not None else self._wait(step)
         self.next_step = step + wait
         early = [one - step for one in EARLY_STEPS if one > step and self.interval is None]
         return min([wait, *early[:1]])
+
+    def urge(self, step: int) -> None:
+        """Have step number ``step`` measured, out of turn, unless twice the allowance is spent."""
+        if self.measured_s <= 2.0 * max(GRACE_S, self.max_overhead * self.total_s):
+            self.next_step = min(self.next_step, step)
 
     def charge(self, seconds: float) -> None:
         """Add ``seconds`` to the last measurement's cost and to the run's time."""
@@ -81,13 +86,12 @@ class Budget:
         for name in _SAVED:
             setattr(self, name, state[name])
 
-    def _wait(self) -> int:
+    def _wait(self, step: int) -> int:
         """Return the steps after which one more measurement fits."""
         spent_s = self.measured_s + self.cost_s
         owed = (self._time_for(spent_s) - self.total_s - self.cost_s) / self.plain_s
-        if len(EARLY_STEPS) * self.cost_s > 0.5 * GRACE_S:  # the early steps' debt is paid back in halves, not at once
-            owed = min(owed, 2.0 * self.cost_s * (1.0 / self.max_overhead - 1.0) / self.plain_s)
-        return max(1, math.ceil(owed))
+        # The debt of the early steps is paid back, but no stretch without a measurement is longer than the run so far.
+        return max(1, min(math.ceil(owed), step))
 
     def _time_for(self, spent_s: float) -> float:
         """Return the seconds a run must have lasted for ``spent_s`` of them to be within its allowance."""

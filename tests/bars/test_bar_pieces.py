@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from lipadvisor.experiments.bars import BARS, bar
+from lipadvisor.experiments.bars import BARS, bar, overhead
 from lipadvisor.experiments.bars.command import bars
 from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.bars.recorded import INTERVAL, Recorded
@@ -21,6 +21,7 @@ from lipadvisor.experiments.bars.scoring import HORIZONS, crps, score_run
 from lipadvisor.experiments.reproduce.batch_size import exponent
 from lipadvisor.experiments.reproduce.images import load_images
 from lipadvisor.experiments.reproduce.run_log import RunLog
+from lipadvisor.experiments.workloads import WORKLOADS
 from lipadvisor.terms import Terms
 
 
@@ -126,9 +127,23 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert CliRunner().invoke(bars, ["speed"]).exit_code == 2
 
 
+TIMED = ("cost", "levels", "overhead", "probe-cost")  # they keep nothing: a clock is read anew
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_convnet"])
+def test_the_twin_of_an_advised_training_computes_the_same_numbers(name: str) -> None:
+    workload = WORKLOADS[name]
+    data = workload.load()
+    script = overhead._advised(workload, data, seed=3, steps=40)
+    spent_s, last_loss = overhead._plain(workload, data, 3, script)
+    assert last_loss == script.last_loss
+    assert len(script.lr) == 40
+    assert min(spent_s, script.spent_s, script.reported) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [name for name in BARS if name not in ("cost", "divergence", "levels", "scaling")])
+@pytest.mark.parametrize("name", [name for name in BARS if name not in (*TIMED, "divergence", "scaling")])
 def test_quick_bars_run_and_resume(tmp_path: Path, name: str) -> None:
     importlib.import_module(f"lipadvisor.experiments.bars.{BARS[name]}")
     first = CliRunner().invoke(bars, [name, "--quick", "--out", str(tmp_path)])

@@ -120,6 +120,27 @@ def test_a_measurement_without_a_ratio_repeats_the_last_rate():
     assert again.knobs == decision.knobs
 
 
+def test_between_rare_measurements_the_rate_rises_twofold_at_most_and_not_without_a_new_one():
+    dense = [observe(step, [layer("a", 10.0)]) for step in range(40)]
+    calm = replay(RATE, dense)[-1].knobs[0].lr
+    # One batch late in a run has a gradient a hundred times smaller; the next look is 240 steps away.
+    sparse = [observe(280, [layer("a", 0.1)]), *(observe(step, [layer("a", 0.1)], measured=279) for step in (290, 400))]
+    seen = replay(RATE, [*dense, *sparse, observe(520, [layer("a", 10.0)])])
+    after = [decision.knobs[0].lr for decision in seen[40:]]
+    assert after[0] <= 2.0 * calm * (1.0 + 1e-12)
+    assert after[1] <= after[0]
+    assert after[2] <= after[0]
+    assert after[3] == pytest.approx(calm, rel=0.01), "it falls at once"
+
+
+def test_the_ratio_of_rare_measurements_is_remembered():
+    run = [observe(240 * k, [layer("a", 10.0 if k < 40 else 0.1)]) for k in range(1, 42)]
+    rate = SpectralRate(TAU, horizon_power=0.0)
+    lrs = [decision.knobs[0].lr for decision in replay(rate, [observe(0, [layer("a")]), *run])]
+    assert lrs[39] == pytest.approx(TAU / 10.0)
+    assert lrs[-1] < 8.0 * lrs[39], "a hundred times as large it would be without a memory"
+
+
 @pytest.mark.parametrize("gain", [1.0, math.sqrt(2.0)])
 def test_xavier_and_he_are_left_alone(gain):
     layers = [layer("a", log_gain=math.log(gain)), layer("head", log_gain=math.log(gain))]
