@@ -85,6 +85,7 @@ class Advisor:
     Raises:
         TypeError: the model, the optimizer or the policy is none.
         ValueError: an argument is out of range, no layer can be measured, or the optimizer lacks the model's weights.
+        OSError: ``out`` cannot be made or written.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Advisor:
         if snapshot_every == "auto":
             snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
         snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
-        self._store = None if out is None else TrajectoryStore(out)
+        self._store = None if out is None else _store(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
         self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
         self._updated = self._closed = self._gave_up = False
@@ -361,6 +362,14 @@ class Advisor:
         self._updated = True
         if not self._line.calm and not self._gave_up:
             self._errors.guard(self._line.finish_update)
+
+
+def _store(out: str | os.PathLike[str]) -> TrajectoryStore:
+    try:
+        return TrajectoryStore(out)
+    except OSError as error:
+        rule = "a directory that can be written"
+        raise OSError(f"Advisor(out=...) must be {rule}, got {os.fspath(out)!r}: {error}") from error
 
 
 def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:

@@ -410,6 +410,12 @@ def test_bad_arguments_are_named_before_any_work(change: dict[str, object], text
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # type: ignore[attr-defined]
 
 
+def test_a_directory_that_cannot_be_made_is_named() -> None:
+    model = network()
+    with pytest.raises(OSError, match=r"Advisor\(out=.*/proc/nope"):
+        Advisor(model, optimizer_of("sgd", model), 10, out="/proc/nope/x")
+
+
 def test_unknown_horizon() -> None:
     model = network()
     optimizer = optimizer_of("adamw", model)

@@ -23,7 +23,7 @@ def draw_knobs(seen: Timeline, name: str) -> str:
     named = [reason for reason in dict.fromkeys(seen.reason_D) if reason in common]
     colour = dict(zip(named, COLOURS, strict=False))
     with styled():
-        drawn = figure(8.6, 4.2)
+        drawn = figure(8.6, 4.8)
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
         _steps(above, seen, seen.lr_D, colour)
         _steps(below, seen, seen.weight_decay_D, colour)
@@ -38,7 +38,7 @@ def draw_knobs(seen: Timeline, name: str) -> str:
         handles = [Line2D([], [], color=colour[reason], linewidth=3, label=reason) for reason in named]
         if len(set(seen.reason_D)) > len(named):
             handles.append(Line2D([], [], color=COLOURS[-1], linewidth=3, label="other reasons"))
-        drawn.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
+        drawn.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8)
         return as_svg(drawn, name)
 
 
