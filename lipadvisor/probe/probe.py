@@ -255,7 +255,7 @@ class Probe:
 
     def urge(self, step: int) -> None:
         """Ask for a measurement of step number ``step``, out of turn: something has happened."""
-        self._budget.urge(step)
+        self._budget.urge(step, always=self.ranks.size > 1)
 
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""

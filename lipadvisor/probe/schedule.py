@@ -67,9 +67,14 @@ class Budget:
         early = [one - step for one in EARLY_STEPS if one > step and self.interval is None]
         return min([wait, *early[:1]])
 
-    def urge(self, step: int) -> None:
-        """Have step number ``step`` measured, out of turn, unless twice the allowance is spent."""
-        if self.measured_s <= 2.0 * max(GRACE_S, self.max_overhead * self.total_s):
+    def urge(self, step: int, always: bool = False) -> None:
+        """Have step number ``step`` measured, out of turn, unless twice the allowance is spent.
+
+        Args:
+            step: to be measured; with an ``interval`` nothing changes.
+            always: whatever has been spent: the processes of one training must agree, and their clocks differ.
+        """
+        if always or self.measured_s <= 2.0 * max(GRACE_S, self.max_overhead * self.total_s):
             self.next_step = min(self.next_step, step)
 
     def charge(self, seconds: float) -> None:

@@ -255,3 +255,14 @@ def test_a_run_that_outlasts_its_half_second_is_within_its_share_at_every_moment
         if budget.total_s > GRACE_S / 0.03:
             assert budget.overhead <= 0.0301
     assert budget.overhead >= 0.029
+
+
+def test_what_is_urged_is_measured_until_twice_the_allowance_is_spent() -> None:
+    budget = Budget(0.03, None, measured_s=0.9, total_s=10.0, plain_s=0.001, cost_s=0.005, next_step=5000)
+    budget.urge(1000)
+    assert budget.due(1000)
+    spent = Budget(0.03, None, measured_s=1.1, total_s=10.0, plain_s=0.001, cost_s=0.005, next_step=5000)
+    spent.urge(1000)
+    assert not spent.due(1000)
+    spent.urge(1000, always=True)
+    assert spent.due(1000)
