@@ -172,14 +172,9 @@ class Probe:
         return self._armed is None and not self._meter.pending
 
     def pass_over(self, step: int, since: float) -> bool:
-        """Account for the idle step number ``step``, instead of the four calls below, and arm the next one.
+        """Account for the idle step number ``step``, instead of the four calls below; arm the next, say if it is idle.
 
-        Args:
-            step: the step that was taken.
-            since: reading of ``time.perf_counter`` at which the caller's own work began: it is counted as cost.
-
-        Returns:
-            Whether the next step is idle, too.
+        The caller's own work since ``since`` (of ``time.perf_counter``) is counted as cost.
         """
         self._updates += 1
         now = time.perf_counter()
