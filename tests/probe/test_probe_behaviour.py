@@ -226,8 +226,8 @@ def test_the_budget_is_kept_in_the_long_run(max_overhead: float) -> None:
         measured += due
         budget.spend(step, 0.003 + 0.009 * due, 0.009 * due, due)
         assert due or step not in EARLY_STEPS
-    assert budget.overhead <= 1.02 * max_overhead
-    assert budget.overhead >= 0.8 * max_overhead
+    assert budget.overhead <= max_overhead
+    assert budget.overhead >= 0.6 * max_overhead
     assert measured > 10
 
 
@@ -254,7 +254,7 @@ def test_a_run_that_outlasts_its_half_second_is_within_its_share_at_every_moment
         budget.spend(step, 0.001 + 0.005 * due, 0.005 * due, due)
         if budget.total_s > GRACE_S / 0.03:
             assert budget.overhead <= 0.0301
-    assert budget.overhead >= 0.029
+    assert budget.overhead >= 0.02
 
 
 def test_what_is_urged_is_measured_until_twice_the_allowance_is_spent() -> None:
