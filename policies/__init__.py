@@ -19,6 +19,7 @@ from lipadvisor.policies.contract import (
     hold,
     restore_state,
 )
+from lipadvisor.policies.depth_scaled_initialization import DepthScaledInitialization
 from lipadvisor.policies.forecast_budget import ForecastBudget
 from lipadvisor.policies.freeze import Freeze, Veto, freeze, veto
 from lipadvisor.policies.greedy import Greedy
@@ -30,6 +31,7 @@ from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
 from lipadvisor.policies.named import POLICIES, named_policy
 from lipadvisor.policies.overfitting import Overfitting
+from lipadvisor.policies.planned_initialization import PlannedInitialization
 from lipadvisor.policies.plateau import Plateau
 from lipadvisor.policies.portfolio import Portfolio, portfolio
 from lipadvisor.policies.predictive import Predictive
@@ -37,6 +39,7 @@ from lipadvisor.policies.replay import replay
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
 from lipadvisor.policies.shock import ShockNotice
 from lipadvisor.policies.spectral_cap import SpectralCap, UpdateCap
+from lipadvisor.policies.spectral_initialization import SpectralInitialization
 from lipadvisor.policies.spectral_rate import SpectralRate
 from lipadvisor.policies.warmup_end import WarmupEnd
 from lipadvisor.policies.weight_decay import TotalDecay
@@ -51,6 +54,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Decision",
+    "DepthScaledInitialization",
     "ForecastBudget",
     "Freeze",
     "Greedy",
@@ -69,6 +73,7 @@ __all__ = [
     "Orders",
     "Overfitting",
     "PerGroup",
+    "PlannedInitialization",
     "Plateau",
     "Policy",
     "Portfolio",
@@ -76,6 +81,7 @@ __all__ = [
     "Refiner",
     "ShockNotice",
     "SpectralCap",
+    "SpectralInitialization",
     "SpectralRate",
     "Status",
     "Step",

@@ -131,6 +131,7 @@ def merge(decision: Decision, part: Decision, name: str | None = None) -> Decisi
         decision.rollback or part.rollback,
         decision.read + part.read,
         decision.source,
+        decision.rewind or part.rewind,
     )
 
 
@@ -150,6 +151,7 @@ def _renamed(decision: Decision, name: str) -> Decision:
         decision.rollback,
         decision.read,
         decision.source,
+        decision.rewind,
     )
 
 

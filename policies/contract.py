@@ -152,6 +152,7 @@ class Decision:
     rollback: bool = False  # restore the last good snapshot of weights and optimizer
     read: tuple[tuple[str, float], ...] = ()  # the quantities that led here
     source: str = "local"  # where it was made: "local", "hub", "local:late" (the hub's answer did not come), "pinned"
+    rewind: bool = False  # restore weights and optimizer as they were at the lowest validation loss reported
 
     def knobs_for(self, group: int) -> Knobs:
         """Return the knobs of parameter group ``group``; empty ones if the decision leaves it alone."""

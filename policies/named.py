@@ -8,11 +8,13 @@ from typing import Any
 
 from lipadvisor.policies.contract import Policy
 from lipadvisor.policies.greedy import Greedy
+from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.plateau import Plateau
 from lipadvisor.policies.predictive import Predictive
 from lipadvisor.policies.schedules import Constant, Cosine, Linear, OneCycle, Step, WarmupStableDecay
 from lipadvisor.policies.spectral_cap import SpectralCap
+from lipadvisor.policies.spectral_initialization import SpectralInitialization
 
 __all__ = ["POLICIES", "named_policy"]
 
@@ -28,6 +30,8 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "spectral_cap": SpectralCap,
     "lipschitz": Lipschitz,
     "predictive": Predictive,
+    "initialization": Initialization,
+    "spectral_initialization": SpectralInitialization,
 }
 
 

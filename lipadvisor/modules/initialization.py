@@ -1,13 +1,14 @@
 """Lipschitz-aware initialization: each scheme proposes factors, which can be looked at, applied and taken back.
 
 A scheme returns an :class:`InitPlan`; ``plan.preview()`` is a table, ``plan.apply(model)`` scales in place and returns
-an :class:`Undo`. Nothing is drawn anew: a factor keeps the directions of a layer and changes its size only.
+an :class:`Undo`; ``plan.policy()`` hands the factors to an advisor. Nothing is drawn anew: a factor keeps the
+directions of a layer and changes its size only. Where a rule needs no data, the scheme asks the policy that has it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from torch import Tensor, nn
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.registry import constant_of, find
 from lipadvisor.modules.running import observed, run
-from lipadvisor.policies import Initialization, Layer, Observation, Status
+from lipadvisor.policies import (
+    DepthScaledInitialization,
+    Initialization,
+    Layer,
+    Observation,
+    PlannedInitialization,
+    SpectralInitialization,
+    Status,
+)
 
 __all__ = [
     "InitPlan",
@@ -84,6 +93,10 @@ class InitPlan:
             for parameter, factor in targets:
                 parameter.mul_(factor)
         return Undo(before)
+
+    def policy(self) -> PlannedInitialization:
+        """Return the part of a policy that scales so before step 0: ``chain(Lipschitz(), plan.policy())``."""
+        return PlannedInitialization(self.factors)
 
 
 def weight_matrices(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
@@ -152,7 +165,9 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     matrices = {name: q for name, q in sizes.items() if name not in tables and q > 0}
     factors = [(name, table / q) for name, q in tables.items() if q > 0 and not 0.05 <= q <= 0.8]
     reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
-    decision, _ = rule.decide(_untrained(matrices), rule.init())
+    decision, _ = rule.decide(
+        _untrained(_layer(name, log_gain=math.log(q)) for name, q in matrices.items()), rule.init()
+    )
     factors += decision.init_scale
     reasons += [
         f"rms(W) sqrt(fan_in) = {sizes[name]:.3g} lies outside the zone (policy: {decision.reason})"
@@ -161,18 +176,20 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     return InitPlan("dead_zone", tuple(factors), tuple(reasons))
 
 
-def _untrained(sizes: Mapping[str, float]) -> Observation:
-    """What the policy looks at before step 0; of the layers it reads the gain alone."""
-    layers = tuple(
-        Layer(name, "linear", (0, 0), 0, 1.0, math.nan, math.nan, math.log(q), status=Status.NOT_MEASURED)
-        for name, q in sizes.items()
-    )
+def _layer(name: str, shape: tuple[int, int] = (0, 0), log_norm: float = math.nan, log_gain: float = math.nan) -> Layer:
+    return Layer(name, "linear", shape, 0, 1.0, log_norm, math.nan, log_gain, status=Status.NOT_MEASURED)
+
+
+def _untrained(layers: Iterable[Layer]) -> Observation:
+    """What a policy looks at before step 0; of the layers an initialization reads shape, norm and gain alone."""
     network = Layer("*", "network", (), -1, 1.0, math.nan, math.nan, 0.0, status=Status.NOT_MEASURED)
-    return Observation(0, None, 0.0, "unknown", 0.0, (), network, layers, status=Status.NOT_MEASURED)
+    return Observation(0, None, 0.0, "unknown", 0.0, (), network, tuple(layers), status=Status.NOT_MEASURED)
 
 
 def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor] | None = None) -> InitPlan:
     """Give every matrix the operator norm ``target * sqrt(fan_out / fan_in)``: equal relative size of all layers.
+
+    The rule is :class:`~lipadvisor.policies.SpectralInitialization`, which does the same under an advisor.
 
     Args:
         model: whose weights are read.
@@ -184,25 +201,27 @@ def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor]
     """
     if not target > 0:
         raise ValueError(f"spectral(target=...) must be positive, got {target}.")
-    modules, factors, reasons = dict(model.named_modules()), [], []
+    rule, modules, norms, shapes = SpectralInitialization(target), dict(model.named_modules()), {}, {}
     for name, weight in weight_matrices(model).items():
         module = modules.get(name)
         given = (inputs[name],) if inputs and name in inputs else ()
         entry = find(module) if module is not None else None
         if entry is not None and (entry.name == "linear" or given):
-            norm = constant_of(module, *given).value  # type: ignore[arg-type]
+            norms[name] = constant_of(module, *given).value  # type: ignore[arg-type]
         else:
-            norm = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
+            norms[name] = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
         fan_in = _fan_in(module, weight)
-        wanted = target * math.sqrt(weight.numel() / fan_in / fan_in)
-        if norm > 0 and abs(math.log(wanted / norm)) > 1e-6:
-            factors.append((name, wanted / norm))
-            reasons.append(f"operator norm {norm:.3g}, wanted {wanted:.3g}")
-    return InitPlan("spectral", tuple(factors), tuple(reasons))
+        shapes[name] = (weight.numel() // fan_in, fan_in)
+    layers = [_layer(name, shapes[name], log_norm=math.log(norm)) for name, norm in norms.items() if norm > 0]
+    decision, _ = rule.decide(_untrained(layers), rule.init())
+    reasons = (f"operator norm {norms[n]:.3g}, wanted {rule.wanted(*shapes[n]):.3g}" for n, _ in decision.init_scale)
+    return InitPlan("spectral", decision.init_scale, tuple(reasons))
 
 
 def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) -> InitPlan:
     """Scale the last matrix of every residual branch by ``1 / sqrt(number of joins)``.
+
+    The rule is :class:`~lipadvisor.policies.DepthScaledInitialization`, which does the same under an advisor.
 
     Args:
         model: whose weights are read.
@@ -228,12 +247,15 @@ def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) ->
     unknown = sorted(set(branches) - set(weight_matrices(model)))
     if unknown:
         raise ValueError(f"depth_scaled(branches=...) must name weight matrices of the model, got {unknown[0]!r}.")
-    factors = tuple((name, joins**-0.5) for name, joins in branches.items() if joins > 1)
+    rule = DepthScaledInitialization(tuple(branches.items()))
+    factors = rule.decide(_untrained(_layer(name) for name in branches), rule.init())[0].init_scale
     return InitPlan("depth_scaled", factors, tuple(f"one of {branches[name]} residual joins" for name, _ in factors))
 
 
 def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tolerance: float = 0.05) -> InitPlan:
     """Make each matrix's output have the rms ``target`` on the batch, in order of execution (data-dependent).
+
+    A policy has no data: it takes what is found here as a plan, ``chain(Lipschitz(), lsuv(model, batch).policy())``.
 
     Args:
         model: left as it is; the plan is found on its weights and taken back.
