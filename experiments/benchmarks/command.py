@@ -115,6 +115,26 @@ def decision(layers: int) -> None:
 
 
 @bench.command()
+@click.option("--task", "only", multiple=True, help="Run this task alone; may be repeated.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Repetitions of each arm.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Factor on the weights at the start.")
+def initializations(only: tuple[str, ...], seeds: int, scale: float) -> None:
+    """Train the default with other initializations in the place of its own; print ratios of the test losses."""
+    import torch
+
+    from lipadvisor.experiments.benchmarks.initializations import INITIALIZATION_TASKS, initialization_table
+    from lipadvisor.experiments.benchmarks.lists import DESIGN
+
+    unknown = sorted(set(only) - {task.name for task in DESIGN})
+    if unknown:
+        raise click.ClickException(f"--task must be one of the design list, got {unknown[0]!r}.")
+    if not scale > 0:
+        raise click.ClickException(f"--scale must be positive, got {scale}.")
+    torch.set_num_threads(1)
+    click.echo(initialization_table([t for t in DESIGN if t.name in (only or INITIALIZATION_TASKS)], seeds, scale))
+
+
+@bench.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--to", type=click.Path(path_type=Path), default=Path("docs/policies_results.md"), show_default=True)
 def publish(folders: tuple[Path, ...], to: Path) -> None:
