@@ -19,7 +19,8 @@ from lipadvisor.experiments.bars import BarSettings
 from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.bars.recorded import INTERVAL
 from lipadvisor.experiments.reproduce.images import Images
-from lipadvisor.experiments.reproduce.replicas import Replicas, input_shapes, log_norms
+from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
+from lipadvisor.experiments.reproduce.replicas import Replicas
 from lipadvisor.experiments.reproduce.run_log import RunLog
 from lipadvisor.experiments.reproduce.training import OptimizerKind, Recipe, Run, train
 from lipadvisor.probe import Probe, TrackedLayer

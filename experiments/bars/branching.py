@@ -20,14 +20,10 @@ from torch import nn
 from lipadvisor.dynamics import batches_of, coefficients, ensemble_change
 from lipadvisor.experiments.bars import Bar, BarSettings
 from lipadvisor.experiments.bars.networks import NETWORKS
+from lipadvisor.experiments.reproduce.full_batch import full_batch_terms
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.replicas import (
-    Replicas,
-    bound_variances,
-    full_batch_terms,
-    input_shapes,
-    log_norms,
-)
+from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
+from lipadvisor.experiments.reproduce.replicas import Replicas, bound_variances
 from lipadvisor.experiments.reproduce.training import OPTIMIZERS, OptimizerKind, Recipe, train
 from lipadvisor.probe import Probe
 from lipadvisor.terms import Array, Terms

@@ -13,8 +13,10 @@ from lipadvisor.dynamics import coefficients
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.figures import keep_figure
+from lipadvisor.experiments.reproduce.full_batch import full_batch_terms
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.replicas import Replicas, full_batch_terms, input_shapes, log_norms
+from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
+from lipadvisor.experiments.reproduce.replicas import Replicas
 from lipadvisor.experiments.reproduce.training import Recipe, Run, train
 from lipadvisor.probe import Probe
 from lipadvisor.report.style import COLOURS

@@ -14,8 +14,9 @@ from lipadvisor.dynamics import coefficients
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.figures import keep_figure
+from lipadvisor.experiments.reproduce.full_batch import gradient_variance
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.replicas import bound_covector, gradient_variance
+from lipadvisor.experiments.reproduce.norms import bound_covector
 from lipadvisor.experiments.reproduce.run_log import RunLog
 from lipadvisor.experiments.reproduce.training import Recipe, steps_for, train
 from lipadvisor.report.style import COLOURS

@@ -15,8 +15,8 @@ from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.figures import keep_figure
 from lipadvisor.experiments.reproduce.images import Images, load_images
+from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
 from lipadvisor.experiments.reproduce.regularizers import soft_cross_entropy
-from lipadvisor.experiments.reproduce.replicas import input_shapes, log_norms
 from lipadvisor.experiments.reproduce.training import Recipe, steps_for, train
 from lipadvisor.probe import Probe
 from lipadvisor.report.style import COLOURS

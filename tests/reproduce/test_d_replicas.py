@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipadvisor.experiments.reproduce.convnet import conv_net
+from lipadvisor.experiments.reproduce.full_batch import full_batch_terms, gradient_variance
 from lipadvisor.experiments.reproduce.linear_response import Update, response_variance
-from lipadvisor.experiments.reproduce.replicas import (
-    Replicas,
-    bound_covector,
-    full_batch_terms,
-    gradient_variance,
-    input_shapes,
-    log_norms,
-)
+from lipadvisor.experiments.reproduce.norms import bound_covector, input_shapes, log_norms
+from lipadvisor.experiments.reproduce.replicas import Replicas
 from lipadvisor.experiments.reproduce.sharpness import sharpness
 from lipadvisor.experiments.reproduce.training import make_optimizer
 from lipadvisor.probe import Probe
