@@ -26,18 +26,18 @@ class GradientNotes:
     """What was known of the gradients before the optimizer acted.
 
     Attributes:
-        versions: of each layer's ``.grad``; None where there is none.
+        versions: of each layer's ``.grad``, by the layer's index; None where there is none.
         scaled: whether the optimizer itself divides out a loss scale (fused optimizers under a gradient scaler).
     """
 
-    versions: tuple[int | None, ...]
+    versions: dict[int, int | None]
     scaled: bool
 
 
 def note_gradients(optimizer: torch.optim.Optimizer, packs: Sequence[Pack]) -> GradientNotes:
-    """Return the notes for :func:`applied_gradient`, in the packs' order."""
-    grads = [layer.weight.grad for pack in packs for layer in pack.layers]
-    versions = tuple(None if grad is None else grad._version for grad in grads)
+    """Return the notes for :func:`applied_gradient`."""
+    layers = ((i, layer) for pack in packs for i, layer in zip(pack.indices, pack.layers, strict=True))
+    versions = {i: None if layer.weight.grad is None else layer.weight.grad._version for i, layer in layers}
     return GradientNotes(versions, getattr(optimizer, "grad_scale", None) is not None)
 
 

@@ -88,6 +88,10 @@ class NoiseMeter:
         """Whether the step under way is the second of a pair."""
         return self._pair is not None
 
+    def regroup(self, packs: Sequence[Pack]) -> None:
+        """Go on with the same layers in other packs, none of which has been measured."""
+        self._packs, self._pair, self._closed = tuple(packs), None, None
+
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
     def before_update(self, measured: bool) -> None:
@@ -182,8 +186,7 @@ class NoiseMeter:
         pack = self._packs[number]
         if self.judge.by_updates:
             return view(pack, self._strides.between(pack, before, pack.kernel()), states, both_sides)
-        start = sum(len(pack.layers) for pack in self._packs[:number])
-        versions = self._notes.versions[start : start + len(pack.layers)]
+        versions = [self._notes.versions[index] for index in pack.indices]
         if scale is None and pack.flat and _entries(pack) > STACKED:
             grads = given_gradients(self._optimizer, pack, versions, self._notes.scaled)
             return view_each(pack, grads, states, both_sides)

@@ -72,9 +72,8 @@ def batch_noise(
     """
     samples = sample_count(batches[0])
     factor = samples / max(samples - 1, 1)
-    first = batches[0]
-    if not isinstance(first, tuple):
-        return _projected(pack, first, scale, signs_KB)
+    if not isinstance(batches[0], tuple):
+        return _all_projected(pack, [batch for batch in batches if not isinstance(batch, tuple)], scale, signs_KB)
     assert pack.old is not None
     assert isinstance(pack.operator, LinearOperator)
     assert not isinstance(scale, ThroughParameters)
@@ -156,17 +155,34 @@ def _stack(tensors: Sequence[Tensor], width: int) -> Tensor:
     return stack
 
 
+def _all_projected(
+    pack: Pack,
+    batches: Sequence[SampleGradients],
+    scale: Tensor | ThroughParameters | None,
+    signs_KB: Tensor | None,
+) -> NoiseImages:
+    """Return the noise of layers that are no plain matrices, one by one."""
+    each = []
+    for place, samples in enumerate(batches):
+        each.append(_projected(pack, place, samples, scale[place] if isinstance(scale, Tensor) else scale, signs_KB))
+    scalars = tuple(noise.scalars[0] for noise in each)
+    images = [noise.image_KM * noise.factor**0.5 for noise in each if noise.image_KM is not None]
+    coimages = [noise.coimage_KN * noise.factor**0.5 for noise in each if noise.coimage_KN is not None]
+    return NoiseImages(scalars, torch.stack(images), torch.stack(coimages)) if images else NoiseImages(scalars)
+
+
 def _projected(
     pack: Pack,
+    place: int,
     samples: SampleGradients,
     scale: Tensor | ThroughParameters | None,
     signs_KB: Tensor | None,
 ) -> NoiseImages:
-    """Return the noise of a layer that is no plain matrix: exact scalars, forms of a few random sums of samples."""
+    """Return the noise of one layer: exact scalars, forms of a few random sums of samples (K, M) and (K, N)."""
     assert pack.old is not None
     assert pack.operator is not None
     operator, block = pack.operator, pack.old.block
-    u_1M, v_1N = block.u_RM[0, :1], block.v_RN[0, :1]
+    u_1M, v_1N = block.u_RM[place, :1], block.v_RN[place, :1]
     jacobian = _answered(scale, operator.outer(u_1M, v_1N))
     # A preconditioner would make a Jacobian of many channels out of one of few.
     compact = compact_kernel(operator, jacobian) if scale is None and isinstance(operator, Conv2dOperator) else None
@@ -181,8 +197,8 @@ def _projected(
         noise = _answered(scale, part.weighted(weight_B))
         images.append(operator.apply(noise, v_1N))
         coimages.append(operator.adjoint(noise, u_1M))
-    image_KM, coimage_KN = torch.cat(images).unsqueeze(0), torch.cat(coimages).unsqueeze(0)
-    return NoiseImages((scalars_B,), image_KM, coimage_KN, count / max(part.count - 1, 1) / len(weights_KB))
+    factor = count / max(part.count - 1, 1) / len(weights_KB)
+    return NoiseImages((scalars_B,), torch.cat(images), torch.cat(coimages), factor)
 
 
 def _part(pack: Pack, samples: SampleGradients) -> SampleGradients:
@@ -195,10 +211,10 @@ def _part(pack: Pack, samples: SampleGradients) -> SampleGradients:
 
 
 def _answered(scale: Tensor | ThroughParameters | None, gradient: Tensor) -> Tensor:
-    """Return what the optimizer makes of a gradient of a lone layer's kernel."""
+    """Return what the optimizer makes of a gradient of one layer's kernel."""
     if isinstance(scale, ThroughParameters):
         return scale.answer(gradient)
-    return gradient if scale is None else gradient * scale[0]
+    return gradient if scale is None else gradient * scale
 
 
 def sample_count(batch: Batch) -> int:

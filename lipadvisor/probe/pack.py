@@ -1,7 +1,8 @@
 """Layers of one geometry, tracked together: their weights, warm-started blocks, and what is known of the last step.
 
 Small operations cost what their dispatch costs, so that matrices of equal or similar shape are stacked: a small one is
-padded with zeros, which adds singular values of zero and changes nothing else. A convolution is a pack by itself.
+padded with zeros, which adds singular values of zero and changes nothing else. So are convolutions of one geometry on
+maps of one size; where the sizes turn out to differ, the pack is parted.
 
 Shapes: ``l`` layers of the pack, ``R`` block, ``M`` outputs, ``N`` inputs of the (padded) operator.
 """
@@ -9,12 +10,14 @@ Shapes: ``l`` layers of the pack, ``R`` block, ``M`` outputs, ``N`` inputs of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.kinds import Plain
+from lipadvisor.probe.kinds.convolution import ConvolutionForm
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.spectra import (
     CgResolvent,
@@ -30,7 +33,7 @@ from lipadvisor.spectra import (
 )
 from lipadvisor.spectra.curvature import outside
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs"]
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "rows_of_layers"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
@@ -158,6 +161,28 @@ class Pack:
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
 
+    def parted(self, input_shapes: Mapping[int, tuple[int, ...]]) -> tuple[Pack, ...]:
+        """Return the pack, or one for each size of maps that its layers see.
+
+        Args:
+            input_shapes: of each layer's batch, as far as they are known.
+        """
+        if self.operator is not None or len(self.layers) == 1:
+            return (self,)
+        together: dict[tuple[int, ...], list[int]] = {}
+        for place, index in enumerate(self.indices):
+            sides = len(self.shape) - 2
+            together.setdefault(input_shapes.get(index, ())[-sides:] if sides else (), []).append(place)
+        return tuple(
+            Pack(
+                tuple(self.indices[place] for place in places),
+                tuple(self.layers[place] for place in places),
+                self.shape,
+                self.generator,
+            )
+            for places in together.values()
+        )
+
     def make_operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
         """Return the pack's operator; None for a convolution whose input size is not known."""
         if self.flat:
@@ -263,25 +288,40 @@ def _row(kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:
 
 
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:
-    """Sort layers into packs: matrices of one shape, small matrices of similar size, every other layer alone."""
+    """Sort layers into packs: matrices of one shape, small ones of similar size, like convolutions, others alone."""
     together: dict[tuple[object, ...], list[int]] = {}
     for index, layer in enumerate(layers):
         weight = layer.weight
         sides = layer.form.kernel_shape
         side = max(sides)
-        if not layer.flat:
-            key: tuple[object, ...] = (index,)
+        if isinstance(layer.form, ConvolutionForm) and layer.form.plain and isinstance(layer.source, Plain):
+            key: tuple[object, ...] = (weight.dtype, weight.device, layer.form, layer.group, layer.decays)
+        elif not layer.flat:
+            key = (index,)
         elif side <= PADDED_SIDE:
             key = (weight.dtype, weight.device, 2 ** math.ceil(math.log2(max(side, 16))))
         else:
             key = (weight.dtype, weight.device, *sides)
         together.setdefault(key, []).append(index)
+    return pack_up(layers, together.values(), generator)
+
+
+def pack_up(
+    layers: Sequence[TrackedLayer], groups: Iterable[Sequence[int]], generator: torch.Generator
+) -> tuple[Pack, ...]:
+    """Return a pack of each group of layers."""
     packs = []
-    for indices in together.values():
+    for indices in groups:
         members = tuple(layers[index] for index in indices)
         shape = tuple(max(sides) for sides in zip(*(layer.form.kernel_shape for layer in members), strict=True))
         packs.append(Pack(tuple(indices), members, shape, generator))
     return tuple(packs)
+
+
+def rows_of_layers(packs: Sequence[Pack]) -> list[int]:
+    """Return the row of each layer among those of all packs."""
+    order = [index for pack in packs for index in pack.indices]
+    return [row for _, row in sorted(zip(order, range(len(order)), strict=True))]
 
 
 def bound_row(weight: Tensor) -> Tensor:

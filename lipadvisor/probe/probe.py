@@ -30,7 +30,7 @@ from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
 from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise_report import NoiseReport
-from lipadvisor.probe.pack import Pack, bound_row, make_packs
+from lipadvisor.probe.pack import Pack, bound_row, make_packs, pack_up, rows_of_layers
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form, respond
@@ -105,8 +105,7 @@ class Probe:
         self._optimizer = optimizer
         self._generator = torch.Generator().manual_seed(seed)
         self._packs = make_packs(self.layers, self._generator)
-        order = [index for pack in self._packs for index in pack.indices]
-        self._place_L = [order.index(index) for index in range(len(order))]  # rows of the packs in the layers' order
+        self._place_L = rows_of_layers(self._packs)
         self._capture = Capture(self.layers, keep=level in NOISY, root=model)
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
@@ -278,13 +277,21 @@ class Probe:
     def _begin(self) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
         unsettled = [False] * len(self.layers)
+        parts = tuple(part for pack in self._packs for part in pack.parted(self._capture.input_shapes))
+        if len(parts) > len(self._packs):
+            self._regroup(parts)
         with torch.no_grad():
             for pack in self._packs:
                 if pack.settle(self._capture.input_shapes.get(pack.indices[0])):
                     pack.begin(4)
                 else:
-                    unsettled[pack.indices[0]] = True
+                    for index in pack.indices:
+                        unsettled[index] = True
         return tuple(unsettled)
+
+    def _regroup(self, packs: tuple[Pack, ...]) -> None:
+        self._packs, self._place_L = packs, rows_of_layers(packs)
+        self._meter.regroup(packs)
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
@@ -324,7 +331,9 @@ class Probe:
     def _row(self, pack: Pack, before: bool) -> Tensor:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
         state = pack.old if before else pack.new
-        return bound_row(pack.layers[0].weight.detach()) if state is None else state.row_lC
+        if state is None:
+            return torch.cat([bound_row(layer.weight.detach()) for layer in pack.layers])
+        return state.row_lC
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
@@ -359,6 +368,7 @@ class Probe:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
         return {
             "names": [layer.name for layer in self.layers],
+            "packs": [list(pack.indices) for pack in self._packs],
             "vectors": [None if pack.start_RN is None else pack.start_RN.clone() for pack in self._packs],
             "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
             "blocks": [pack.standing() for pack in self._packs],
@@ -382,6 +392,7 @@ class Probe:
         if list(state["names"]) != names:
             raise ValueError(f"Probe.load_state_dict(state) must be of the layers {names}, got {list(state['names'])}.")
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
+        self._regroup(pack_up(self.layers, state["packs"], self._generator))
         for number, pack in enumerate(self._packs):
             pack.operator = pack.make_operator(self._capture.input_shapes.get(pack.indices[0]))
             like = pack.kernel()

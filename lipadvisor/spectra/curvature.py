@@ -164,13 +164,14 @@ class CgResolvent:
         norm_K1 = first_K1 = r_KN.square().sum(-1, keepdim=True)
         for iteration in range(self.iterations):
             image_KM = outside(self.operator.apply(self.kernel, d_KN), self.block.u_RM)
-            system_KN = d_KN * sigma_2 - self.operator.adjoint(self.kernel, image_KM)
-            bend_K1 = (d_KN * system_KN).sum(-1, keepdim=True)
+            # d' (sigma^2 - D'D) d: the last iteration needs no more than this of the system, and saves the adjoint.
+            bend_K1 = d_KN.square().sum(-1, keepdim=True) * sigma_2 - image_KM.square().sum(-1, keepdim=True)
             # A column that has converged, or lost its definiteness to rounding, stays where it is.
             live_K1 = (norm_K1 > 1e-10 * first_K1) & (bend_K1 > 0)
             alpha_K1 = torch.where(live_K1, norm_K1 / bend_K1.clamp_min(1e-38), 0.0)
             z_KN = torch.addcmul(z_KN, alpha_K1, d_KN)
             if iteration + 1 < self.iterations:
+                system_KN = d_KN * sigma_2 - self.operator.adjoint(self.kernel, image_KM)
                 r_KN = torch.addcmul(r_KN, alpha_K1, system_KN, value=-1.0)
                 last_K1, norm_K1 = norm_K1, r_KN.square().sum(-1, keepdim=True)
                 d_KN = torch.addcmul(r_KN, norm_K1 / last_K1.clamp_min(1e-38), d_KN)

@@ -77,14 +77,20 @@ class ConvolutionForm:
         """Return the tensor as it is."""
         return tensor
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a convolution in two dimensions with even padding of zeros."""
+        geometry = self.geometry
+        even = geometry.padding_mode == "zeros" and geometry.before == geometry.after
+        return even and not geometry.transposed and geometry.dimensions == 2
+
     def operator(self, input_shape: tuple[int, ...] | None) -> Conv2dOperator | ConvOperator | None:
         """Return the operator for inputs (B, C, ...) or (C, ...); None if their shape is not known."""
         if input_shape is None:
             return None
         geometry = self.geometry
         one = tuple(int(size) for size in input_shape[-1 - geometry.dimensions :])
-        plain = geometry.padding_mode == "zeros" and geometry.before == geometry.after and not geometry.transposed
-        if plain and geometry.dimensions == 2:
+        if self.plain:
             (h, w), (p, q), (d, e), kernel = geometry.stride, geometry.before, geometry.dilation, geometry.kernel_shape
             shape = (kernel[0], kernel[1], kernel[2], kernel[3])
             return Conv2dOperator((one[0], one[1], one[2]), shape, (h, w), (p, q), (d, e), geometry.groups)
