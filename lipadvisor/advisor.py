@@ -253,8 +253,11 @@ class Advisor:
         return found
 
     def report_validation(self, loss: float) -> None:
-        """Tell the policy a validation loss, measured on the weights as they are now."""
-        self._line.validation = (self._line.step, float(loss))
+        """Tell the policy a validation loss, measured on the weights as they are now.
+
+        The weights with the lowest one are kept where ``snapshot_every`` is, for a policy that goes back to them.
+        """
+        self._line.report_validation(float(loss))
 
     @property
     def trajectory(self) -> Trajectory:

@@ -175,7 +175,7 @@ class Line:
             self.last = dataclasses.replace(self.last, validation_loss=value, validation_step=at)
         decision, applied = self._decide(self.last)
         changed = self.decision is None or decision.reason != self.decision.reason
-        if terms is not None or changed or decision.rollback or applied.refused:
+        if terms is not None or changed or decision.rollback or decision.rewind or applied.refused:
             self._record(decision, applied)
         return self._go_on(begun, decision)
 
@@ -227,7 +227,9 @@ class Line:
         refused = list(applied.refused)
         if self._mode == "takeover":
             if decision.rollback:
-                refused += self._roll_back()
+                refused += self._go_back("rollback", self._snapshot.restore())
+            elif decision.rewind:
+                refused += self._go_back("rewind", self._snapshot.restore_validated())
             if decision.weight_scale and self.prediction is not None:
                 self.prediction.shift(dict(decision.weight_scale))
         if self._applier.foreign_writes > self._foreign_seen:
@@ -235,10 +237,10 @@ class Line:
             self._foreign_seen = self._applier.foreign_writes
         return decision, dataclasses.replace(applied, refused=tuple(refused))
 
-    def _roll_back(self) -> list[str]:
-        """Go back to the last good weights; what was learned about the ones that are gone is forgotten."""
-        if not self._snapshot.restore():
-            return ["rollback: no snapshot"]
+    def _go_back(self, what: str, restored: bool) -> list[str]:
+        """Forget what was learned about weights that are gone; say so where there were none to go back to."""
+        if not restored:
+            return [f"{what}: no snapshot"]
         measurements = 0 if self.prediction is None else self.prediction.measurements
         self.prediction = Prediction(self._probe.spectrum())
         self.prediction.measurements = measurements
@@ -263,6 +265,11 @@ class Line:
         self.calm = False
         self._probe.collect(self.step)
         self._probe.arm(self.step)
+
+    def report_validation(self, loss: float) -> None:
+        """Take a validation loss of the weights as they are now, for the policy and for the way back to them."""
+        self.validation = (self.step, loss)
+        self._snapshot.keep_validated(loss)
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,16 @@
-"""The last state of model and optimizer that is known to be good, to go back to when the loss is no longer finite.
+"""States of model and optimizer to go back to: the last one known to be good, and the one that validated best.
 
-A copy becomes good when the next loss, which was computed from it, is finite. Copies are taken every ``every`` steps
-and live on the parameters' own device: up to four times the size of the parameters for Adam-like optimizers (two
-copies of weights and moments while one waits to be confirmed), which is why the advisor keeps them for small models
-only, unless asked.
+The first is for a loss that is no longer finite. A copy becomes good when the next loss, which was computed from it,
+is finite. Copies are taken every ``every`` steps and live on the parameters' own device: up to four times the size of
+the parameters for Adam-like optimizers (two copies of weights and moments while one waits to be confirmed), which is
+why the advisor keeps them for small models only, unless asked. The copy with the lowest validation loss is one more,
+and is kept only where validation losses are reported.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +22,7 @@ SMALL_MODEL = 5_000_000  # parameters; above it, snapshots are taken only when a
 
 
 class Snapshot:
-    """Keeps one confirmed copy of ``model`` and ``optimizer`` and restores it.
+    """Keeps one confirmed and one validated copy of ``model`` and ``optimizer`` and restores them.
 
     Args:
         model: its parameters and buffers are copied.
@@ -35,6 +37,8 @@ class Snapshot:
         self._waiting: dict[str, Any] | None = None
         self._good: dict[str, Any] | None = None
         self._spare: dict[str, Any] = {}  # the copy before the good one: its memory is written to again
+        self._best: dict[str, Any] | None = None
+        self._best_loss = math.inf
 
     def due(self, step: int) -> bool:
         """Return whether :meth:`keep` has anything to do at this step."""
@@ -47,20 +51,37 @@ class Snapshot:
         if self._waiting is not None:
             self._spare, self._good, self._waiting = self._good or {}, self._waiting, None
         if step % self.every == 0:
-            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()["state"]}
             with torch.no_grad():
-                self._waiting, self._spare = _copied(state, self._spare), {}
+                self._waiting, self._spare = _copied(self._state(), self._spare), {}
+
+    def keep_validated(self, loss: float) -> None:
+        """Called with each validation loss of the weights as they are: copy them if it is the lowest so far."""
+        if self.every is None or not loss < self._best_loss:  # nan is never lower
+            return
+        self._best_loss = loss
+        with torch.no_grad():
+            self._best = _copied(self._state(), self._best)
 
     def restore(self) -> bool:
         """Put the confirmed copy back, in place. Returns whether there was one."""
-        if self._good is None:
+        return self._put_back(self._good)
+
+    def restore_validated(self) -> bool:
+        """Put the copy with the lowest validation loss back, in place. Returns whether there was one."""
+        return self._put_back(self._best)
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()["state"]}
+
+    def _put_back(self, kept: dict[str, Any] | None) -> bool:
+        if kept is None:
             return False
         self._waiting = None
         with torch.no_grad():
             for name, tensor in self._model.state_dict().items():
-                tensor.copy_(self._good["model"][name])
+                tensor.copy_(kept["model"][name])
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": copy.deepcopy(self._good["optimizer"]), "param_groups": groups})
+        self._optimizer.load_state_dict({"state": copy.deepcopy(kept["optimizer"]), "param_groups": groups})
         self.restored += 1
         return True
 

@@ -56,6 +56,34 @@ class _Knobs:
         return [Knobs(0, lr, decay) for lr, decay in zip(self.lr, self.weight_decay, strict=True)]
 
 
+class _Best:
+    """The weights and moments of each member at its lowest validation loss."""
+
+    def __init__(self, population: Population) -> None:
+        self._population, self._losses = population, [math.inf] * len(population)
+        self._parameters, self._moments = population.snapshot()
+
+    def keep(self, losses: Sequence[float]) -> None:
+        """Copy the members whose validation loss is the lowest so far."""
+        better = [i for i, (new, old) in enumerate(zip(losses, self._losses, strict=True)) if new < old]
+        if not better:
+            return
+        for i in better:
+            self._losses[i] = losses[i]
+        members = torch.tensor(better)
+        parameters, moments = self._population.snapshot()
+        for key, value in parameters.items():
+            self._parameters[key][members] = value[members]
+        for kind, stack in moments.items():
+            known = self._moments.setdefault(kind, {key: torch.zeros_like(value) for key, value in stack.items()})
+            for key, value in stack.items():
+                known[key][members] = value[members]
+
+    def restore(self, members: Tensor) -> None:
+        """Set ``members`` back to where they were kept."""
+        self._population.restore((self._parameters, self._moments), members)
+
+
 def drive(
     task: Task,
     policies: Sequence[Policy[Any]],
@@ -95,6 +123,7 @@ def drive(
     knobs, states, tau = _Knobs(len(population)), [policy.init() for policy in policies], [0.0] * len(population)
     traces: dict[int, list[dict[str, float]]] = {member: [] for member in trace}
     kept, rollbacks = population.snapshot(), 0
+    best = _Best(population) if validate_every else None
     shown: list[tuple[float, int]] = []
     validated = 0
     given = knobs.all()
@@ -102,7 +131,7 @@ def drive(
     reasons: tuple[dict[str, int], ...] = tuple({} for _ in members)
     for step in range(population.steps):
         if fresh:
-            back, scaled = [], False
+            back, rewound, scaled = [], [], False
             for i in members:
                 decision, states[i] = policies[i].decide(observations[i], states[i])
                 knobs.take(i, decision)
@@ -111,13 +140,17 @@ def drive(
                 scaled = _rescale(population, i, decision) or scaled
                 if decision.rollback:
                     back.append(i)
+                elif decision.rewind:
+                    rewound.append(i)
                 if i in traces:
                     traces[i].append({**dict(decision.read), "lr": knobs.lr[i], "loss": observations[i].loss or 0.0,
                                       "Z": observations[i].network.log_norm})  # fmt: skip
             if back:
                 population.restore(kept, torch.tensor(back))
                 rollbacks += len(back)
-            if scaled or back:
+            if rewound and best is not None:
+                best.restore(torch.tensor(rewound))
+            if scaled or back or rewound:
                 measure.remeasure()
             if scaled and step == 0:  # as with the advisor: the run starts from the rescaled weights
                 for i, seen in zip(members, measure.first(given), strict=True):
@@ -138,6 +171,8 @@ def drive(
             if validate_every and (step + 1) // validate_every > validated:
                 validated = (step + 1) // validate_every
                 shown = [(loss, step + 1) for loss in population.evaluate("validation").tolist()]
+                if best is not None:
+                    best.keep([loss for loss, _ in shown])
             if shown:
                 observations = [
                     replace(seen, validation_loss=loss, validation_step=at)
