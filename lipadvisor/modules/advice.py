@@ -17,6 +17,7 @@ RELATIVE_STEP = 0.08  # s_1(lr D) / s_1(W) of the layer that moves most
 TOTAL_DECAY = 0.6  # nats over the whole run
 UNEQUAL = 1.5  # nats of spread in |G| / |W| beyond which one learning rate does not serve all layers
 MOST_LAYERS = 3  # with advice of their own
+BOUNDED = ("l2_attention", "cosine_attention")  # kinds of attention that have a Lipschitz constant
 
 
 def heterogeneity(flow: Flow) -> float:
@@ -62,10 +63,7 @@ def advise(
     lr = _rate(flow, adaptive, with_loss)
     if lr is not None:
         found.append(lr)
-        if total_steps and lr.value:
-            decay = 2 * TOTAL_DECAY / (lr.value * total_steps)
-            reason = f"{TOTAL_DECAY} nats of shrinking in all over {total_steps} steps of a cosine from that rate"
-            found.append(Finding("", "weight_decay", f"decay {decay:.3g}", reason, "arXiv 2306.09338", 0.5, decay))
+        found += _decay(lr, total_steps)
     steps = warmup_length(composition, kinds, total_steps, beta2)
     posts = post_norms(composition, kinds)
     found.append(
@@ -73,13 +71,15 @@ def advise(
             posts[0] if posts else "",
             "warmup",
             f"warmup {steps}",
-            f"{len(posts)} normalisations on the residual stream" if posts else "no normalisation on the skip path",
+            f"{len(posts)} normalisations on the residual stream"
+            if posts
+            else "long enough for the second moment's first estimates; no normalisation on a skip path asks for more",
             "arXiv 1910.04209; arXiv 2002.04745",
             1.0 if posts else 0.3,
             float(steps),
         )
     )
-    found += _variants(kinds, posts) + _residual_weights(composition) + _initial(rescue)
+    found += _variants(kinds, flow, posts) + _residual_weights(composition) + _initial(rescue)
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
@@ -125,12 +125,25 @@ def _rate(flow: Flow, adaptive: bool, with_loss: bool) -> Finding | None:
     )
 
 
-def _variants(kinds: Mapping[str, str], posts: tuple[str, ...]) -> list[Finding]:
+def _decay(lr: Finding, total_steps: int | None) -> list[Finding]:
+    if not lr.value:
+        return []
+    decay = 2 * TOTAL_DECAY / lr.value  # times the steps: half of them is what a cosine leaves of the rate
+    over = f"{TOTAL_DECAY} nats of shrinking in all over"
+    if total_steps is None:
+        reason = f"{over} the T steps of a cosine from that rate; audit(total_steps=...) or --steps gives the number"
+        return [Finding("", "weight_decay", f"decay {decay:.3g} / T", reason, "arXiv 2306.09338", 0.5)]
+    reason, decay = f"{over} {total_steps} steps of a cosine from that rate", decay / total_steps
+    return [Finding("", "weight_decay", f"decay {decay:.3g}", reason, "arXiv 2306.09338", 0.5, decay)]
+
+
+def _variants(kinds: Mapping[str, str], flow: Flow, posts: tuple[str, ...]) -> list[Finding]:
     found = []
     if posts:
         reason = "the skip path passes through every normalisation; before the branches it stays an identity"
         found.append(Finding(posts[0], "normalisation", "pre-norm", reason, "arXiv 2002.04745", 0.6))
     attention = [name for name, kind in kinds.items() if kind == "attention"]
+    attention += [name for name in flow.attention if kinds.get(name) not in BOUNDED]
     if attention:
         reason = "dot-product attention has no Lipschitz constant; L2 and scaled-cosine attention have"
         cure = "scaled-cosine or L2 attention, if scores grow in training"

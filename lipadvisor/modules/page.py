@@ -56,13 +56,24 @@ def gain_along_depth(audit: Audit) -> Figure:
                 axes.axvspan(min(at) - 0.5, max(at) + 0.5, color="C1", alpha=0.25, lw=0)
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if len(frame) <= NAMED:
-        sizes.set_xticks(x, [name[-24:] or "(model)" for name in frame["module"]], rotation=90, fontsize=7)
+        sizes.set_xticks(x, [_short(name) for name in frame["module"]], rotation=90, fontsize=7)
     else:
         sizes.xaxis.get_major_locator().set_params(integer=True)
-    sizes.set_xlabel("module, in order of execution" + (" (findings shaded)" if audit.findings else ""))
+    which = "module, in order of execution" if len(frame) <= NAMED else "number of the module, in order of execution"
+    sizes.set_xlabel(which + (" (findings shaded)" if audit.findings else ""))
     gains.set_ylabel("gain")
     sizes.set_ylabel("size")
     return figure
+
+
+def _short(name: str, longest: int = 26) -> str:
+    """The end of a name, cut at a dot where it is long."""
+    if len(name) <= longest:
+        return name or "(model)"
+    parts = name.split(".")
+    while len(parts) > 1 and len(".".join(parts)) >= longest:
+        parts = parts[1:]
+    return "\N{HORIZONTAL ELLIPSIS}" + ".".join(parts)[-longest:]
 
 
 def _under(name: str, module: str) -> bool:
@@ -163,7 +174,8 @@ def _cells(row: dict[Any, Any]) -> list[str]:
     return [_number(row[key]) or "(model)" for key, _ in _COLUMNS]
 
 
-_FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
+_FRAGMENT = """<table class="summary">
+{% for key, value in summary %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
 <h3>Findings</h3>
 {% if findings %}<table>
 <tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
@@ -179,9 +191,15 @@ _FRAGMENT = """<table>{% for key, value in summary %}<tr><th>{{ key }}</th><td>{
 {% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td>{{ f.cure }}</td>
 <td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
 </table>
-<h3>Modules</h3><div class="wide"><table>
-<tr>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
-{% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>{% for cell in row.cells %}<td>{{ cell }}</td>
+<h3>Modules</h3>
+<p><small>In order of execution. weight: dZ / d ln constant, what a nat here adds to the bound; share of Z: nats that
+the module adds; q: rms(W) sqrt(fan_in), 1 keeps the variance of independent inputs (of a table: its rms); rms out: of
+the output on the batch; gain: by how much a random perturbation grows on its way forward, a gradient on its way
+back; gradient: vanishes or explodes where it is 1000 times smaller or larger than at the trunk's end.</small></p>
+<div class="wide"><table>
+<tr><th>#</th>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
+{% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>
+<td>{{ loop.index0 }}</td>{% for cell in row.cells %}<td>{{ cell }}</td>
 {% endfor %}<td><small>{{ row.condition }}</small></td></tr>
 {% endfor %}</table></div>
 """
@@ -192,9 +210,10 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-size: 13px; width: 100% }
 th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #e4e4e4; vertical-align: top }
-th { position: sticky; top: 0; background: #fff }
+.wide th { position: sticky; top: 0; background: #fff }
+.summary th { white-space: nowrap; width: 1%; padding-right: 2rem }
 .alarm td:first-child { border-left: 4px solid #d9822b }
-.flagged { background: #fdf1e3 } .wide { overflow-x: auto } small { color: #666 } svg { max-width: 100%; height: auto }
+.flagged { background: #fdf1e3 } small { color: #666 } svg { width: 100%; height: auto }
 </style></head><body>
 <h1>{{ title }}</h1>
 {{ body | safe }}</body></html>
@@ -203,7 +222,8 @@ th { position: sticky; top: 0; background: #fff }
 
 def fragment(audit: Audit) -> str:
     """Return the page's content alone, without a style of its own, to stand in a section of another page."""
-    flagged = {finding.module for finding in audit.findings}
+    names, at = set(audit.modules["module"]), {finding.module for finding in audit.findings}
+    flagged = at | {name for name in names for module in at - names - {""} if _under(name, module)}
     rows = [
         {
             "cells": _cells(row),
