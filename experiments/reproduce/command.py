@@ -14,7 +14,7 @@ from lipadvisor.trajectory import read_json, write_json
 __all__ = ["reproduce"]
 
 
-@click.command()
+@click.command(epilog=f"Names: {', '.join(REPRODUCTIONS)}.")
 @click.argument("name", metavar="NAME|all", type=click.Choice([*REPRODUCTIONS, "all"]))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce"), show_default=True)
 @click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH.")
@@ -22,7 +22,7 @@ __all__ = ["reproduce"]
 @click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes.")
 @click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
 def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool) -> None:
-    r"""Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
+    """Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
 
     An interrupted run resumes with the same command.
 
@@ -30,7 +30,7 @@ def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bo
     Examples:
       lipadvisor reproduce batch-size
       lipadvisor reproduce all --out runs/papers
-    """
+    """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     names = list(REPRODUCTIONS) if name == "all" else [name]
     disagree = 0
     for index, one in enumerate(names, 1):

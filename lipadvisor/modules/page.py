@@ -180,16 +180,17 @@ _FRAGMENT = """<table class="summary">
 {% if findings %}<table>
 <tr><th>module</th><th>problem</th><th>cure</th><th>reason</th><th>source</th></tr>
 {% for f in findings %}<tr class="alarm"><td>{{ f.module or "(model)" }}</td><td>{{ f.problem }}</td>
-<td>{{ f.cure }}</td><td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+<td>{{ f.cure }}</td><td class="small">{{ f.reason }}</td>
+<td class="small"><small>{{ f.source }}</small></td></tr>{% endfor %}
 </table>
 <pre>{% for line in to_do %}{{ line }}
 {% endfor %}</pre>
 {% else %}<p>None: nothing here keeps the model from training.</p>{% endif %}
-<h3>Gain along depth</h3>{{ picture | safe }}
+<h3>Gain along depth</h3><figure>{{ picture | safe }}</figure>
 <h3>Advice</h3><table>
 <tr><th>about</th><th>module</th><th>advice</th><th>reason</th><th>source</th></tr>
-{% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td>{{ f.cure }}</td>
-<td>{{ f.reason }}</td><td><small>{{ f.source }}</small></td></tr>{% endfor %}
+{% for f in advice %}<tr><td>{{ f.problem }}</td><td>{{ f.module or "(model)" }}</td><td class="small">{{ f.cure }}</td>
+<td class="small">{{ f.reason }}</td><td class="small"><small>{{ f.source }}</small></td></tr>{% endfor %}
 </table>
 <h3>Modules</h3>
 <p><small>In order of execution. weight: dZ / d ln constant, what a nat here adds to the bound; share of Z: nats that
@@ -200,7 +201,7 @@ back; gradient: vanishes or explodes where it is 1000 times smaller or larger th
 <tr><th>#</th>{% for title in titles %}<th>{{ title }}</th>{% endfor %}<th>holds</th></tr>
 {% for row in rows %}<tr{% if row.flagged %} class="flagged"{% endif %}>
 <td>{{ loop.index0 }}</td>{% for cell in row.cells %}<td>{{ cell }}</td>
-{% endfor %}<td><small>{{ row.condition }}</small></td></tr>
+{% endfor %}<td class="small"><small>{{ row.condition }}</small></td></tr>
 {% endfor %}</table></div>
 """
 
@@ -213,7 +214,7 @@ th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #e4e4e
 .wide th { position: sticky; top: 0; background: #fff }
 .summary th { white-space: nowrap; width: 1%; padding-right: 2rem }
 .alarm td:first-child { border-left: 4px solid #d9822b }
-.flagged { background: #fdf1e3 } small { color: #666 } svg { width: 100%; height: auto }
+.flagged { background: #fdf1e3 } small { color: #666 } figure { margin: 0 } svg { width: 100%; height: auto }
 </style></head><body>
 <h1>{{ title }}</h1>
 {{ body | safe }}</body></html>

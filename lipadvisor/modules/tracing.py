@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -70,6 +73,20 @@ class _Wrapped(nn.Module):
         return primary(self.model(*args, **kwargs))
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch tells of a model that does not trace out of the terminal: the reason is in the note."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was
+
+
 class _Export(fx.Interpreter):
     """Runs the exported graph on the batch and writes down a join for every operation that carries the input."""
 
@@ -77,8 +94,7 @@ class _Export(fx.Interpreter):
         self, model: nn.Module, batch: Any, found: dict[str, Constant], progress: Callable[[str], None] | None
     ) -> None:
         args, kwargs = arguments(batch)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             self.program = torch.export.export(_Wrapped(model), args, kwargs, strict=False)
         super().__init__(self.program.graph_module)
         self.found = found

@@ -212,3 +212,21 @@ def test_tokens_enter_at_the_embedding() -> None:
     assert "places" not in composition.modules
     local = local_lipschitz(model, ids, composition.sources)
     assert composition.log_bound() >= math.log(local.value)
+
+
+def test_a_model_that_does_not_trace_says_so_in_the_note_and_not_in_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.a(x) if x.sum().item() > 0 else self.b(self.a(x))
+            return y
+
+    found = compose(nn.Sequential(Branches(), nn.Tanh()), torch.ones(2, 4))
+    assert found.method == "containers"
+    assert "torch.export" in found.note
+    assert capfd.readouterr() == ("", "")
