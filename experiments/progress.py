@@ -27,14 +27,10 @@ class Progress:
     ) -> None:
         self._stream, self._total, self._clock = stream, total, clock
         self._done_before = self._done = done
-        self._begun = clock()
+        self._first_ended = 0.0
         self._best: dict[str, tuple[float, str]] = {}
         self._live = stream.isatty()
         self._width = 0
-
-    def start(self) -> None:
-        """Begin to count the time that trials take; what was spent before, starting up, says nothing about them."""
-        self._begun = self._clock()
 
     def add(self, record: Record, *, count: bool = True) -> None:
         """Take in a record; with ``count`` false one that had ended before: it counts only towards the best."""
@@ -45,14 +41,19 @@ class Progress:
         if not count:
             return
         self._done += 1
+        if self._done == self._done_before + 1:
+            self._first_ended = self._clock()
         self._show(f"{job.name}: {'validation loss ' + format(loss, '.4f') if loss is not None else record.status}")
 
     def seconds_left(self) -> float | None:
-        """Return an estimate from the pace so far; None before the first trial has ended."""
-        new = self._done - self._done_before
-        if not new:
+        """Return an estimate from the pace since the first trial ended; None before the third has.
+
+        The first ones wait for their processes to start, and two run at a time: neither says much about the rest.
+        """
+        since_first = self._done - self._done_before - 1
+        if since_first < 2:
             return None
-        return (self._clock() - self._begun) / new * max(0, self._total() - self._done)
+        return (self._clock() - self._first_ended) / since_first * max(0, self._total() - self._done)
 
     def close(self) -> None:
         """End the line that was being updated."""

@@ -20,7 +20,6 @@ class CampaignSource:
     def __init__(self, campaign: Campaign, settings: Settings, progress: Progress) -> None:
         self._campaign, self._settings, self._progress = campaign, settings, progress
         self._job_by_id: dict[str, Job] = {}
-        self._asked = False
 
     @property
     def finished(self) -> bool:
@@ -32,9 +31,6 @@ class CampaignSource:
         job = self._campaign.ask()
         if job is None:
             return None
-        if not self._asked:
-            self._progress.start()
-        self._asked = True
         self._job_by_id[trial_id] = job
         return {"trial_name": job.name, **trial_config(job, self._settings)}
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -155,6 +156,7 @@ class Advisor:
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
+        self._applier.begin()
         _log_what_is_owned(self.policy.name, mode, self._probe)
 
     # -- what the user calls -----------------------------------------------------------------------------------------
@@ -171,6 +173,10 @@ class Advisor:
             200th of the run at most); ``None`` if the optimizer took no step since the last call (a gradient scaler
             skipped it), or if an error of the advisor's own was caught.
         """
+        begun = time.perf_counter()
+        if self._updated and self._line.calm and (held := self._line.close_calm(loss, begun)) is not None:
+            self._updated = False
+            return held
         if self._closed:
             raise RuntimeError("Advisor.step() was called after close().")
         if self._gave_up:
@@ -180,7 +186,7 @@ class Advisor:
             self._errors.guard(self._line.rearm)
             return None
         self._updated = False
-        decision = self._errors.guard(self._line.close_step, self._probe.ranks.mean(loss))
+        decision = self._errors.guard(self._line.close_step, self._probe.ranks.mean(loss), begun)
         if self._failed or self._errors.count != self._errors_seen:
             self._give_up_after_errors()
         return decision
@@ -355,7 +361,12 @@ class Advisor:
             self._first_forward.remove()  # a hook costs every forward pass some microseconds
 
     def _before_update(self, *_: Any) -> None:
-        if self._line.calm and self._applier.stands():
+        begun = time.perf_counter()
+        if self._line.calm and (shrinking := self._applier.standing()) is not None:
+            self._line.acting_s = time.perf_counter() - begun
+            with torch.no_grad():
+                for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
+                    torch._foreach_mul_(matrices, factor)
             return
         self._line.calm = False
         if not self._gave_up:

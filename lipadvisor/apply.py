@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 
@@ -28,6 +29,7 @@ MODES: tuple[Mode, ...] = ("takeover", "cap", "shadow")
 _Standing = tuple[dict[str, Any], float, float, list[torch.Tensor]]
 _DECOUPLED = ("AdamW", "Muon")
 _log = logging.getLogger("lipadvisor")
+_steered: WeakSet[torch.optim.Optimizer] = WeakSet()  # by an advisor that is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Applier:
         mode: ``"takeover"``, ``"cap"`` or ``"shadow"``.
 
     Raises:
-        ValueError: the mode is unknown.
+        ValueError: the mode is unknown, or another one that began and is not closed steers the optimizer.
     """
 
     def __init__(
@@ -57,6 +59,9 @@ class Applier:
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"Applier(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
+        if mode != "shadow" and optimizer in _steered:
+            rule = "an optimizer that no other advisor steers; close() that one first, or use mode='shadow'"
+            raise ValueError(f"Advisor(optimizer=...) must be {rule}, got a {type(optimizer).__name__} under two.")
         self.optimizer, self.mode = optimizer, mode
         self.foreign_writes = 0
         self._weights = dict(weights)
@@ -64,8 +69,13 @@ class Applier:
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
         self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group
         self._restore: dict[int, float] = {}  # the user's learning rate during a capped step
-        self._standing: list[_Standing] = []  # what stands() asserts; empty: the long way
+        self._standing: list[_Standing] = []  # what standing() asserts; empty: the long way
         self._own_decay = any(kind.__name__ in _DECOUPLED for kind in type(optimizer).__mro__)
+
+    def begin(self) -> None:
+        """Be the only one that steers the optimizer, until :meth:`close`."""
+        if self.mode != "shadow":
+            _steered.add(self.optimizer)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -120,20 +130,19 @@ class Applier:
 
     # -- around the optimizer's step ---------------------------------------------------------------------------------
 
-    def stands(self) -> bool:
-        """Do what :meth:`before_update` does, if nobody wrote an owned knob since it was applied; else do nothing.
+    def standing(self) -> list[tuple[list[torch.Tensor], float]] | None:
+        """Return the matrices to shrink and their factors, if nobody wrote an owned knob since it was applied.
 
-        This is on the path of every step that is not measured, where each call of a function counts.
+        This is on the path of every step that is not measured, where each call of a function counts. ``None`` is for
+        :meth:`before_update` to sort out.
         """
-        for group, lr, _, _ in self._standing:
+        shrinking = []
+        for group, lr, factor, matrices in self._standing:
             if group["lr"] != lr or group.get("weight_decay"):
-                return False
-        with torch.no_grad():
-            for _, _, factor, matrices in self._standing:
-                live = [p for p in matrices if p.grad is not None]
-                if live:
-                    torch._foreach_mul_(live, factor)
-        return bool(self._standing)
+                return None
+            if live := [p for p in matrices if p.grad is not None]:
+                shrinking.append((live, factor))
+        return shrinking if self._standing else None
 
     def _note_standing(self) -> None:
         self._standing = []
@@ -200,6 +209,8 @@ class Applier:
     def close(self) -> None:
         """Hand the knobs back: the last learning rate stays, the user's own weight decay is put back."""
         self.after_update()
+        if self.mode != "shadow":
+            _steered.discard(self.optimizer)
         for index in self._weight_decay:
             _set(self.optimizer.param_groups[index], "weight_decay", self._user[index][1])
         self._lr.clear()

@@ -53,6 +53,7 @@ class Line:
         tau: sum of their learning rates, the mean over the measured layers.
         started: whether the initial spectrum has been measured.
         calm: nothing to measure in the step under way, and the knobs are owned.
+        acting_s: seconds taken between gradients and optimizer in the step under way, weight decay left out.
         prediction: what the dynamics made of the measurements; None before the start.
         last: the last observation.
         decision: in force.
@@ -74,9 +75,10 @@ class Line:
         self._probe, self._applier, self._snapshot, self._recorder = probe, applier, snapshot, recorder
         self._loss, self._watch = LossReader(), LossWatch()
         self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
-        self._lr_in_step = self._acting_s = 0.0
+        self._lr_in_step = self.acting_s = 0.0
         self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._foreign_seen = 0
+        self._until: float = 0  # the number of steps up to which calm ones need no decision and no snapshot
         self._urgent = False  # the last loss was unusual: the next step is measured out of turn
         self.step, self.tau = 0, 0.0
         self.started = self.calm = False
@@ -95,7 +97,7 @@ class Line:
         self._applier.before_update()
         begun = time.perf_counter()  # writing the knobs and the weight decay are the optimizer's work, by other hands
         self._read_knobs()
-        self._acting_s = time.perf_counter() - begun
+        self.acting_s = time.perf_counter() - begun
 
     def _read_knobs(self) -> None:
         """Note the knobs in force in the step under way, and the mean learning rate of the measured layers."""
@@ -138,21 +140,43 @@ class Line:
 
     # -- a step's end --------------------------------------------------------------------------------------------------
 
-    def close_step(self, loss: torch.Tensor | float | None) -> Decision:
-        """Close a step with its training loss; return the decision in force for the next."""
-        begun = time.perf_counter()
+    def close_calm(self, loss: torch.Tensor | float | None, begun: float) -> Decision | None:
+        """Close a calm step in which nothing is due, in a few calls; ``None``, and nothing done, where that cannot be.
+
+        Nearly all steps of a training end here.
+        """
+        if self.step + 1 >= self._until or self._probe.ranks.size > 1:  # ranks share their losses
+            return None
+        if isinstance(loss, torch.Tensor):
+            if not loss.is_cpu or loss.numel() != 1:  # read late, or an error that the long way tells
+                return None
+            loss = loss.item()
+        if loss is not None and not (isinstance(loss, float) and math.isfinite(loss)):
+            return None
+        return self._pass(loss, begun)
+
+    def close_step(self, loss: torch.Tensor | float | None, begun: float) -> Decision:
+        """Close a step with its training loss; return the decision in force for the next.
+
+        Args:
+            loss: of this step.
+            begun: when closing it began, in seconds of ``time.perf_counter``.
+        """
         value = self._loss.read(loss)
-        self._urgent = value is not None and self._watch.unusual(value)
         calm, self.calm = self.calm, False
-        held = None if (self.step + 1) % self._stride == 0 or self._snapshot.due(self.step) else self.decision
-        if calm and held is not None and (value is None or math.isfinite(value)):
-            self.step += 1
-            self.tau += self._lr_in_step
-            if self._urgent:
-                self._probe.urge(self.step)
-            self.calm = self._probe.pass_over(self.step - 1, begun)
-            return held
+        if calm and self.step + 1 < self._until and (value is None or math.isfinite(value)):
+            return self._pass(value, begun)
+        self._urgent = value is not None and self._watch.unusual(value)
         return self._advance(value, begun)
+
+    def _pass(self, loss: float | None, begun: float) -> Decision:
+        self.step += 1
+        self.tau += self._lr_in_step
+        if loss is not None and self._watch.unusual(loss):
+            self._probe.urge(self.step)
+        self.calm = self._probe.pass_over(self.step - 1, begun - self.acting_s)
+        assert self.decision is not None
+        return self.decision
 
     def _advance(self, loss: float | None, begun: float) -> Decision:
         if self.last is None:
@@ -160,7 +184,9 @@ class Line:
         step = self.step
         self.step += 1
         self.tau += self._lr_in_step
+        before_s = time.perf_counter() - begun
         terms = self._probe.collect(step)
+        begun = time.perf_counter() - before_s  # collecting has accounted for itself
         if loss is None or math.isfinite(loss):
             self._snapshot.keep(step)
             if terms is None and self.decision is not None and self.step % self._stride:
@@ -182,13 +208,15 @@ class Line:
     def _go_on(self, begun: float, decision: Decision) -> Decision:
         """Account for the time since ``begun``, and prepare the next step under ``decision``."""
         self.decision = decision
-        self._probe.charge(time.perf_counter() - begun + self._acting_s)
-        self._acting_s = 0.0
+        self._probe.charge(time.perf_counter() - begun + self.acting_s)
+        self.acting_s = 0.0
         if self._urgent:  # knobs that were right for the last measurement may be far off by now
             self._probe.urge(self.step)
         self.calm = not self._probe.arm(self.step) and self._mode == "takeover" and self._probe.idle
         if self.calm:
             self._read_knobs()
+            decision_at = (self.step // self._stride + 1) * self._stride
+            self._until = min(decision_at, self._snapshot.next_due(self.step) + 1)
         return decision
 
     def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:

@@ -40,9 +40,11 @@ class Snapshot:
         self._best: dict[str, Any] | None = None
         self._best_loss = math.inf
 
-    def due(self, step: int) -> bool:
-        """Return whether :meth:`keep` has anything to do at this step."""
-        return self._waiting is not None or (self.every is not None and step % self.every == 0)
+    def next_due(self, step: int) -> float:
+        """Return the first step from ``step`` on at which :meth:`keep` has anything to do, infinity for none."""
+        if self.every is None:
+            return math.inf
+        return step if self._waiting is not None else -(-step // self.every) * self.every
 
     def keep(self, step: int) -> None:
         """Called after each step with a finite loss: confirm the waiting copy, and take a new one when it is due."""

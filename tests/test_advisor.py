@@ -1,81 +1,19 @@
 from __future__ import annotations
 
-import io
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
+from training_loop import advised, batches, convnet, network, optimizer_of, train
 
 from lipadvisor import Advisor, load_run
-from lipadvisor.experiments.workloads import WORKLOADS
-from lipadvisor.loss import LossWatch
 from lipadvisor.policies import Decision, Knobs, Observation, Status, named_policy
-from lipadvisor.probe import Probe
-from lipadvisor.probe.schedule import Budget
 from lipadvisor.report.replay import replayed
-
-
-def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(8, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
-        )
-
-
-def convnet(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.Flatten(), nn.Linear(36, 3)
-        )
-
-
-def batches(steps: int, shape: tuple[int, ...] = (8,), start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(32, *shape, generator=generator)
-        thirds = [part.flatten(1).sum(1) for part in x.tensor_split(3, dim=-1)]
-        yield x, torch.stack(thirds, 1).argmax(1)
-
-
-def optimizer_of(kind: str, model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
-    if kind == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=lr)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9 if kind == "momentum" else 0.0)
-
-
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    advisor: Advisor | None,
-    steps: int,
-    shape: tuple[int, ...] = (8,),
-    start: int = 0,
-) -> list[float]:
-    losses = []
-    for x, y in batches(steps, shape, start):
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if advisor is not None:
-            assert isinstance(advisor.step(loss), Decision)
-        losses.append(loss.item())
-    return losses
-
-
-def advised(
-    model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int | None = 60, **more: object
-) -> Advisor:
-    return Advisor(model, optimizer, total_steps, interval=1, on_error="raise", **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
@@ -175,47 +113,6 @@ def test_a_forecast_before_the_first_step_says_that_it_knows_too_little() -> Non
     model = network()
     with advised(model, optimizer_of("sgd", model)) as advisor:
         assert advisor.forecast(5).status is not Status.OK
-
-
-def run_with_checkpoint(kind: str, stop: int | None, tmp_path: Path) -> tuple[torch.Tensor, object]:
-    model = network()
-    optimizer = optimizer_of(kind, model)
-    advisor = advised(model, optimizer)
-    if stop is not None:
-        train(model, optimizer, advisor, stop)
-        path = tmp_path / "checkpoint.pt"
-        torch.save({"model": model.state_dict(), "opt": optimizer.state_dict(), "advisor": advisor.state_dict()}, path)
-        advisor.close()
-        kept = torch.load(path, weights_only=True)
-        model = network(seed=9)
-        optimizer = optimizer_of(kind, model, lr=3.0)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["opt"])
-        advisor = advised(model, optimizer)
-        advisor.load_state_dict(kept["advisor"])
-    train(model, optimizer, advisor, 40, start=stop or 0)
-    tail = advisor.trajectory.observations.query("step > 25").drop(columns=["overhead", "measure_s", "step_s"])
-    forecast = advisor.forecast(10).network
-    advisor.close()
-    end = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return end, (tail.reset_index(drop=True), forecast)
-
-
-@pytest.mark.parametrize("kind", ["momentum", "adamw"])
-def test_a_resumed_run_equals_the_uninterrupted_one(kind: str, tmp_path: Path) -> None:
-    whole, (rows, forecast) = run_with_checkpoint(kind, None, tmp_path)
-    resumed, (resumed_rows, resumed_forecast) = run_with_checkpoint(kind, 20, tmp_path)
-    assert torch.equal(whole, resumed)
-    assert rows.equals(resumed_rows)
-    assert np.array_equal(forecast.mean, resumed_forecast.mean)
-    assert np.array_equal(forecast.std, resumed_forecast.std)
-
-
-def test_state_of_another_policy_is_refused() -> None:
-    model = network()
-    state = advised(model, optimizer_of("sgd", model)).state_dict()
-    with pytest.raises(ValueError, match="policy"):
-        advised(model, optimizer_of("sgd", model), policy="constant").load_state_dict(state)
 
 
 def test_the_initialization_is_rescaled_before_the_first_step_and_not_on_resume() -> None:
@@ -366,74 +263,12 @@ def test_out_stores_what_the_advisor_has_in_memory(tmp_path: Path) -> None:
                 assert list(stored[column]) == list(kept[column])
 
 
-def test_an_adaptive_probe_measures_less_often_and_the_knobs_still_move() -> None:
-    model = network()
-    optimizer = optimizer_of("sgd", model)
-    with Advisor(model, optimizer, 300, on_error="raise", max_overhead=0.2) as advisor:
-        train(model, optimizer, advisor, 300)
-        steps = advisor.trajectory.observations.query("layer == '*'").step
-    assert len(steps) < 200
-    assert advisor.errors == 0
-
-
-def model_without_layers() -> nn.Module:
-    return nn.Sequential(nn.BatchNorm1d(8))
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"total_steps": 0}, "total_steps"),
-        ({"total_steps": 2.5}, "total_steps"),
-        ({"mode": "boss"}, "mode"),
-        ({"policy": "no_such"}, "no_such"),
-        ({"max_overhead": 0.0}, "max_overhead"),
-        ({"max_overhead": 2.0}, "max_overhead"),
-        ({"max_overhead": "much"}, "max_overhead"),
-        ({"seed": "a"}, "seed"),
-        ({"out": 3}, "out"),
-        ({"out": __file__}, "out"),
-        ({"interval": 0}, "interval"),
-        ({"snapshot_every": 0}, "snapshot_every"),
-        ({"include": ("nothing*",)}, "layer"),
-        ({"model": model_without_layers()}, "layer"),
-        ({"optimizer": torch.optim.SGD(network(3).parameters(), lr=0.1)}, "optimizer"),
-        ({"out": "x", "sink": print}, "out"),
-    ],
-)
-def test_bad_arguments_are_named_before_any_work(change: dict[str, object], text: str, tmp_path: Path) -> None:
-    model = change.pop("model", None) or network()
-    optimizer = change.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1)  # type: ignore[attr-defined]
-    arguments: dict[str, object] = {"total_steps": 10, **change}
-    with pytest.raises(ValueError, match=text):
-        Advisor(model, optimizer, **arguments)  # type: ignore[arg-type]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # type: ignore[attr-defined]
-
-
-def test_a_directory_that_cannot_be_made_is_named() -> None:
-    model = network()
-    with pytest.raises(OSError, match=r"Advisor\(out=.*/proc/nope"):
-        Advisor(model, optimizer_of("sgd", model), 10, out="/proc/nope/x")
-
-
 def test_unknown_horizon() -> None:
     model = network()
     optimizer = optimizer_of("adamw", model)
     with advised(model, optimizer, total_steps=None) as advisor:
         losses = train(model, optimizer, advisor, 60)
     assert np.mean(losses[-10:]) < np.mean(losses[:5])
-
-
-def test_the_checkpoint_is_small_and_loads_without_unpickling() -> None:
-    model = network()
-    optimizer = optimizer_of("adamw", model)
-    with advised(model, optimizer) as advisor:
-        train(model, optimizer, advisor, 30)
-        file = io.BytesIO()
-        torch.save(advisor.state_dict(), file)
-    file.seek(0)
-    torch.load(file, weights_only=True)
-    assert file.tell() < 5_000_000
 
 
 def test_bfloat16_autocast_does_not_reach_the_advisors_own_arithmetic() -> None:
@@ -505,24 +340,6 @@ class FailsLater:
         return Decision(observation.step, self.name, "tiny", (Knobs(0, 1e-6, 0.0),)), state
 
 
-@pytest.mark.parametrize(("name", "value"), [("model", 3), ("optimizer", "sgd"), ("policy", None), ("policy", 3)])
-def test_what_is_no_model_optimizer_or_policy_is_named(name: str, value: object) -> None:
-    model = network()
-    arguments: dict[str, object] = {"model": model, "optimizer": optimizer_of("sgd", model), "policy": "lipschitz"}
-    arguments[name] = value
-    with pytest.raises(TypeError, match=name):
-        Advisor(total_steps=10, **arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", [-0.1, math.nan])
-def test_a_learning_rate_that_is_none_is_an_error(value: float) -> None:
-    model = network()
-    optimizer = optimizer_of("sgd", model)
-    optimizer.param_groups[0]["lr"] = value
-    with pytest.raises(ValueError, match="lr of group 0"):
-        Advisor(model, optimizer, 10)
-
-
 def test_the_default_policy_replayed_over_its_own_run_decides_what_was_decided(tmp_path: Path) -> None:
     model = network()
     optimizer = optimizer_of("momentum", model)
@@ -536,86 +353,3 @@ def test_the_default_policy_replayed_over_its_own_run_decides_what_was_decided(t
     assert len(frame) == 61
     np.testing.assert_allclose(frame.lr_proposed, frame.lr_recorded, rtol=1e-12)
     np.testing.assert_allclose(frame.weight_decay_proposed, frame.weight_decay_recorded, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_the_short_path_of_steps_without_measurement_changes_nothing(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def trained() -> tuple[nn.Module, list[float], pd.DataFrame]:
-        model = network()
-        optimizer = optimizer_of(kind, model)
-        rates = []
-        with Advisor(model, optimizer, 1000, interval=13, on_error="raise") as advisor:
-            for x, y in batches(130):
-                loss = nn.functional.cross_entropy(model(x), y)
-                loss.backward()
-                if len(rates) == 60:
-                    optimizer.param_groups[0]["lr"] = 7.0  # from outside
-                optimizer.step()
-                optimizer.zero_grad()
-                advisor.step(loss)
-                rates.append(float(optimizer.param_groups[0]["lr"]))
-            frame = advisor.trajectory.observations.query("layer == '*'")
-        return model, rates, frame
-
-    model, rates, frame = trained()
-    monkeypatch.setattr(Probe, "idle", False)
-    slow_model, slow_rates, slow_frame = trained()
-    assert max(rates) < 7.0
-    assert rates == slow_rates
-    for one, other in zip(model.parameters(), slow_model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert (frame.step.diff().dropna() > 1).any(), "some steps were not measured"
-    for column in ("step", "tau", "log_norm", "predicted"):
-        np.testing.assert_array_equal(frame[column], slow_frame[column])
-
-
-def test_a_loss_that_leaves_its_range_is_looked_at_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "_wait", lambda self, step: 10_000)  # nothing after the early steps but what is urged
-    model = network()
-    optimizer = optimizer_of("sgd", model)
-    with Advisor(model, optimizer, 400, policy="constant", on_error="raise") as advisor:
-        for step, (x, y) in enumerate(batches(300)):
-            loss = nn.functional.cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            advisor.step(loss.item() * (50.0 if step in (200, 201) else 1.0))
-        steps = advisor.trajectory.observations.query("layer == '*'").step.tolist()
-    late = [step for step in steps if step > 125]
-    assert late == [202, 203], "the steps after the two that were unusual, counted as steps taken"
-
-
-def test_a_loss_watch_is_calm_on_noise_and_on_decay_and_sees_a_jump() -> None:
-    generator = np.random.default_rng(0)
-    watch = LossWatch()
-    losses = np.exp(-0.01 * np.arange(1000) + 0.3 * generator.normal(size=1000))
-    assert not any(watch.unusual(float(loss)) for loss in losses)
-    assert watch.unusual(float(losses[-1]) * 20.0)
-    assert watch.unusual(float("nan"))
-    again = LossWatch()
-    again.load_state_dict(watch.state_dict())
-    assert again.state_dict() == watch.state_dict()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_long_blind_stretches_do_not_kill_a_network_that_has_learnt(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "_wait", lambda self, step: max(1, step))  # 120, 240, 480, ...: as under a tight budget
-    workload = WORKLOADS["digits_convnet"]
-    data, model = workload.load(), workload.model(seed)
-    optimizer, drawn = workload.optimizer(model), workload.batches(data, seed)
-    losses = []
-    with Advisor(model, optimizer, 11_000, seed=seed, on_error="raise") as advisor:
-        for _ in range(2200):
-            x, y = next(drawn)
-            loss = workload.loss(model(x), y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            advisor.step(loss)
-            losses.append(loss.item())
-        assert advisor.measurements < 80
-    assert np.mean(losses[-200:]) < 0.2
-    assert workload.evaluate(model, data.test).accuracy > 0.93

@@ -116,6 +116,7 @@ class Probe:
         self._armed: int | None = None
         self._armed_at = 0.0
         self._spent_s = 0.0
+        self._tail_s = 0.0  # what accounting for the last idle step took itself
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
@@ -177,11 +178,11 @@ class Probe:
         """
         self._updates += 1
         now = time.perf_counter()
-        self._budget.spend(step, now - self._armed_at, now - since, False)
+        self._budget.spend(step, now - self._armed_at, now - since + self._tail_s, False)
         self._armed_at = now
-        if self._budget.due(step + 1):
-            return not self.arm(step + 1)
-        return True
+        idle = not self._budget.due(step + 1) or not self.arm(step + 1)
+        self._tail_s = time.perf_counter() - now
+        return idle
 
     def before_update(self) -> None:
         """Read the weights before the optimizer acts: gradients are there, hooks have fired."""
@@ -227,6 +228,8 @@ class Probe:
         measure_s = self._spent_s + self._capture.spent_s
         measure_s += now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
+        if readings is not None:
+            measure_s += self._budget.unseen_s(step_s - measure_s)
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
         if readings is not None:
             self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
@@ -255,6 +258,10 @@ class Probe:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
         self._budget.charge(seconds)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave the last ``seconds`` out of the step under way: the loop did something else."""
+        self._armed_at += seconds
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Let the model be run for other ends: nothing is captured, and the time is measuring's, not the step's."""
@@ -262,7 +269,7 @@ class Probe:
         with self._capture.paused():
             yield
         spent_s = time.perf_counter() - begun
-        self._armed_at += spent_s
+        self.leave_out(spent_s)
         self.charge(spent_s)
 
     def close(self) -> None:

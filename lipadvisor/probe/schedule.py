@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 
 __all__ = ["Budget"]
 
@@ -12,7 +14,9 @@ __all__ = ["Budget"]
 # momentum goes on building up the update for some ten times as long.
 EARLY_STEPS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 49, 66, 89, 120)
 GRACE_S = 0.5  # seconds that measuring may take in any run: on tiny models a share of the time is too little
-OWN_TIME = 0.7  # of the share that is spent knowingly; hooks cost more than they can time of themselves
+OWN_TIME = 0.8  # of the share that is spent knowingly: some 10 us a step around the hooks are not seen
+TYPICAL = 31  # steps of either kind over which the time beside measuring is compared
+FEW = 3  # of either kind below which it is not
 FIRST_S = 0.03  # seconds of the run from which on they are spread over the logarithm of its time
 _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 
@@ -21,9 +25,13 @@ _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 class Budget:
     """Decides which steps are measured.
 
-    Measuring takes the larger of ``0.7 max_overhead`` of the run's time and half a second in all: a run of ``0.5 /
+    Measuring takes the larger of ``0.8 max_overhead`` of the run's time and half a second in all: a run of ``0.5 /
     max_overhead`` seconds (17 by default) or more keeps to its share, and a shorter one of a tiny model has its half
-    second spread over the logarithm of its time. The rest of the share is for what hooks cost beyond their own timing.
+    second spread over the logarithm of its time.
+
+    What is timed inside the hooks is not all: a step with hooks is slower around them too (calls, autograd nodes, kept
+    tensors, cold caches). So the rest of the measured steps is compared with the steps that are not measured, by
+    medians, which a validation between two steps does not move; the difference is part of a measurement's cost.
 
     Attributes:
         max_overhead: allowed share of the run's time, in (0, 1].
@@ -42,6 +50,8 @@ class Budget:
     plain_s: float = 0.0
     cost_s: float = 0.0
     next_step: int = 0
+    _idle_s: deque[float] = field(default_factory=lambda: deque(maxlen=TYPICAL))
+    _beside_s: deque[float] = field(default_factory=lambda: deque(maxlen=TYPICAL))
 
     @property
     def overhead(self) -> float:
@@ -61,12 +71,24 @@ class Budget:
         plain_s = max(step_s - measure_s, 1e-9)
         self.plain_s = plain_s if self.plain_s == 0.0 else self.plain_s + 0.1 * (plain_s - self.plain_s)
         if not measured:
+            self._idle_s.append(plain_s)
             return max(1, self.next_step - step)
         self.cost_s = measure_s if self.cost_s == 0.0 else self.cost_s + 0.3 * (measure_s - self.cost_s)
         wait = self.interval if self.interval is not None else self._wait(step)
         self.next_step = step + wait
         early = [one - step for one in EARLY_STEPS if one > step and self.interval is None]
         return min([wait, *early[:1]])
+
+    def unseen_s(self, beside_s: float) -> float:
+        """Return the seconds that a measurement costs outside of its own timing, >= 0.
+
+        Args:
+            beside_s: of the measured step, what was not timed as measuring.
+        """
+        self._beside_s.append(beside_s)
+        if min(len(self._idle_s), len(self._beside_s)) < FEW:
+            return 0.0
+        return max(0.0, median(self._beside_s) - median(self._idle_s))
 
     def urge(self, step: int, always: bool = False) -> None:
         """Have step number ``step`` measured, out of turn, unless twice the allowance is spent.

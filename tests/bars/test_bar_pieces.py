@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from lipadvisor.experiments.bars import BARS, bar, overhead
+from lipadvisor.experiments.bars import BARS, bar
 from lipadvisor.experiments.bars.command import bars
 from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.bars.recorded import INTERVAL, Recorded
 from lipadvisor.experiments.bars.schedules import Pieces, Ramp, WarmupCosine
 from lipadvisor.experiments.bars.scoring import HORIZONS, crps, score_run
+from lipadvisor.experiments.bars.twins import Subject, run_twins
 from lipadvisor.experiments.reproduce.batch_size import exponent
 from lipadvisor.experiments.reproduce.images import load_images
 from lipadvisor.experiments.reproduce.run_log import RunLog
@@ -127,18 +128,29 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert CliRunner().invoke(bars, ["speed"]).exit_code == 2
 
 
-TIMED = ("cost", "levels", "overhead", "probe-cost")  # they keep nothing: a clock is read anew
+TIMED = ("cost", "levels", "probe-cost")  # they keep nothing: a clock is read anew
 
 
-@pytest.mark.parametrize("name", ["digits_mlp", "digits_convnet"])
+@pytest.mark.parametrize("name", list(WORKLOADS))
 def test_the_twin_of_an_advised_training_computes_the_same_numbers(name: str) -> None:
     workload = WORKLOADS[name]
     data = workload.load()
-    script = overhead._advised(workload, data, seed=3, steps=40)
-    spent_s, last_loss = overhead._plain(workload, data, 3, script)
-    assert last_loss == script.last_loss
-    assert len(script.lr) == 40
-    assert min(spent_s, script.spent_s, script.reported) > 0
+    lines: list[str] = []
+    subject = Subject(name, workload.model, workload.optimizer, lambda seed: workload.batches(data, seed), seconds=0.0)
+    twins = run_twins(subject, 3, 0.5, lines.append)
+    assert twins.same
+    assert twins.steps >= 3
+    assert twins.measurements >= 3
+    assert 0 < twins.reported < 1
+    assert lines
+
+
+def test_twins_of_other_numbers_are_told() -> None:
+    workload = WORKLOADS["digits_mlp"]
+    data = workload.load()
+    seeds = iter(range(100))  # other batches every time they are asked for
+    subject = Subject("other", workload.model, workload.optimizer, lambda _: workload.batches(data, next(seeds)), 0.0)
+    assert not run_twins(subject, 3, 0.5, lambda _: None).same
 
 
 @pytest.mark.slow

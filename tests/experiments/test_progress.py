@@ -18,15 +18,17 @@ def test_plain_lines_say_done_best_and_time_left() -> None:
     progress = Progress(stream, 2, lambda: 10, lambda: now[0])
     assert progress.seconds_left() is None
     progress.add(_record(0, 0.5), count=False)
-    now[0] = 4.0
+    now[0] = 40.0  # the processes had to start
     progress.add(_record(1, 0.25))
     progress.add(_record(2, None))
+    now[0] = 44.0
     progress.add(_record(0, 0.125, REPLICATE))
     progress.close()
     first, second, third = stream.getvalue().splitlines()
-    assert first.startswith("3/10 trials  |  0:28 left  |  best validation loss: mlp 0.2500 by cosine  |  ")
+    assert first.startswith("3/10 trials  |  best validation loss: mlp 0.2500 by cosine  |  ")
     assert second.startswith("4/10 trials")
     assert second.endswith("diverged")
+    assert third.startswith("5/10 trials  |  0:10 left  |  ")  # two in four seconds, five to go
     assert "0.2500 by cosine" in third  # a repetition is no candidate
 
 

@@ -257,6 +257,21 @@ def test_a_run_that_outlasts_its_half_second_is_within_its_share_at_every_moment
     assert budget.overhead >= 0.02
 
 
+def test_what_a_measured_step_takes_beside_its_measurement_is_counted_and_a_pause_is_not() -> None:
+    budget = Budget(0.03, None)
+    for step in range(100):
+        due = step % 5 == 0
+        beside_s = 0.010 + 0.002 * due + (30.0 if step in (40, 41) else 0.0)  # two validations
+        unseen_s = budget.unseen_s(beside_s) if due else 0.0
+        if due and step > 30:
+            assert unseen_s == pytest.approx(0.002, rel=1e-6)
+        budget.spend(step, beside_s + 0.005 * due, 0.005 * due + unseen_s, due)
+    faster = Budget(0.03, None)
+    for step in range(20):
+        faster.spend(step, 0.010, 0.0, False)
+    assert faster.unseen_s(0.001) == faster.unseen_s(0.001) == faster.unseen_s(0.001) == 0.0, "never negative"
+
+
 def test_what_is_urged_is_measured_until_twice_the_allowance_is_spent() -> None:
     budget = Budget(0.03, None, measured_s=0.9, total_s=10.0, plain_s=0.001, cost_s=0.005, next_step=5000)
     budget.urge(1000)
