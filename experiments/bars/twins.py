@@ -179,7 +179,7 @@ def _steps_of_a_block(subject: Subject, seed: int) -> int:
     return max(1, round(steps * _BLOCK_S / (time.process_time() - begun)))
 
 
-def _standard_error(advised_B: np.ndarray, plain_B: np.ndarray) -> float:  # type: ignore[type-arg]
+def _standard_error(advised_B: np.ndarray, plain_B: np.ndarray) -> float:
     """Return the standard error of ``1 - sum(plain) / sum(advised)`` over independent blocks (ratio estimator)."""
     ratio = plain_B.sum() / advised_B.sum()
     return float(np.sqrt(len(plain_B)) * np.std(plain_B - ratio * advised_B, ddof=1) / advised_B.sum())
