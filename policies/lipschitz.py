@@ -37,7 +37,9 @@ class Lipschitz:
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
-        overfitting_rise: relative rise of a reported validation loss above its lowest that halves the rate, >= 0.
+        memory: time constant of the mean of the update's relative size, share of the run, > 0.
+        overfitting_rise: relative rise of a reported validation loss above its lowest from which on the weights go back
+            to those that validated best, and on in smaller steps, >= 0.
         overfitting_gap: ratio of validation to training loss without which it does not, > 0.
         low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
             0.577.
@@ -57,7 +59,8 @@ class Lipschitz:
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
-    overfitting_rise: float = 0.0
+    memory: float = 0.09
+    overfitting_rise: float = 0.05
     overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6
@@ -77,7 +80,7 @@ class Lipschitz:
         """Return the chain of parts with these constants, without the guard."""
         annealing = Annealing(start_fraction=self.cooldown_start)
         return chain(
-            SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise),
+            SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise, memory=self.memory),
             Initialization(self.low_gain, self.high_gain, self.low_gain),
             annealing,
             LipschitzBudget(

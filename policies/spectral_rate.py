@@ -49,6 +49,8 @@ class SpectralRate:
         rise: largest factor by which the rate rises per step, > 1.
         rise_steps: steps after the last decision that count for ``rise``, >= 1: a sparing probe must not jump.
         smoothing: memory of the ratio's mean per step, in [0, 1); at first the mean is over all that was measured.
+        memory: the same as a time constant, share of the run's length, > 0; the shorter of the two counts. In a short
+            run the large ratios of the first steps must not hold the rate down until it is half over.
         highest_lr: learning rate that is never exceeded, > 0.
 
     Raises:
@@ -62,6 +64,7 @@ class SpectralRate:
     rise: float = 4.0
     rise_steps: int = 3
     smoothing: float = 0.98
+    memory: float = 0.09
     highest_lr: float = 100.0
 
     def __post_init__(self) -> None:
@@ -75,7 +78,8 @@ class SpectralRate:
         require_at_least_one("SpectralRate", "rise_steps", self.rise_steps)
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"SpectralRate(smoothing=...) must be in [0, 1), got {self.smoothing!r}.")
-        require_positive("SpectralRate", "highest_lr", self.highest_lr)
+        for argument in ("memory", "highest_lr"):
+            require_positive("SpectralRate", argument, getattr(self, argument))
 
     @property
     def name(self) -> str:
@@ -135,7 +139,10 @@ class SpectralRate:
         steps = observation.measured_step - state.measured_step
         if steps <= 0:  # the same measurement as last time
             return state.log_ratio
-        memory = self.smoothing ** min(steps, SPARSE)  # late in a run one batch's ratio differs tenfold from the next's
+        steps = min(steps, SPARSE)  # late in a run one batch's ratio differs tenfold from the next's
+        memory: float = self.smoothing**steps
+        if observation.total_steps is not None:
+            memory = min(memory, math.exp(-steps / max(1.0, self.memory * observation.total_steps)))
         kept = min(memory, state.measurements / (state.measurements + 1.0))
         return log_ratio + kept * (state.log_ratio - log_ratio)
 

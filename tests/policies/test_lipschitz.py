@@ -271,6 +271,18 @@ def test_at_first_the_ratio_is_averaged_over_all_that_was_measured():
     assert state.log_ratio == pytest.approx(0.5 * math.log(4.0))
 
 
+def test_in_a_short_run_large_first_ratios_are_soon_forgotten():
+    def rate(total):
+        policy, state = SpectralRate(rise=1e3, horizon_power=0.0), SpectralRate().init()
+        for step in range(41):
+            ratio = 40.0 if step < 5 else 1.0
+            decision, state = policy.decide(observe(step, [layer("a", ratio)], total=total), state)
+        return decision.knobs[0].lr
+
+    assert rate(100) == pytest.approx(0.12, rel=0.1)  # time constant of 9 steps
+    assert rate(100) > 1.4 * rate(10_000)  # of 50
+
+
 def test_a_convolution_may_align_its_taps_before_it_counts_as_growth():
     def head(kind):
         start = replace(layer(log_gain=math.log(1.2)), kind=kind)
@@ -287,18 +299,43 @@ def overfitted(validation, train, **parameters):
     return replay(chain(Constant(lr=0.1, weight_decay=0.5), Overfitting(**parameters)), run)
 
 
-def test_a_validation_loss_that_stops_falling_far_above_the_training_loss_halves_the_rate_again_and_again():
-    decisions = overfitted([1.0, 0.8, 0.9, 0.85, 1.1, 1.2, 0.7, 0.75], 0.1)
-    assert [d.knobs[0].lr for d in decisions[9::10]] == [0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.025]
-    started = next(d for d in decisions if d.reason.endswith("overfitting"))
-    assert started.step == 30  # the second validation in a row above the lowest
-    assert started.cooldown_started
+def test_a_validation_loss_that_rises_far_above_the_training_loss_goes_back_and_makes_the_steps_smaller():
+    decisions = overfitted([1.0, 0.8, 0.9, 0.95, 1.1, 1.2, 0.7, 0.75], 0.1)
+    factors = [d.knobs[0].lr / 0.1 for d in decisions[9::10]]
+    assert factors == pytest.approx([1.0, 1.0, 1.0, 0.25, 0.25, 0.0625, 0.0625, 0.0625])
+    back = [d for d in decisions if d.rewind]
+    assert [d.step for d in back] == [30, 50]  # each time the second validation in a row above the lowest
+    assert all(d.reason.endswith("overfitting:rewind") and d.cooldown_started for d in back)
     assert decisions[-1].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
+
+
+def test_after_going_back_the_training_loss_is_that_of_the_weights_gone_back_to():
+    train = [0.5] * 20 + [0.01] * 20 + [0.9] * 20  # learnt by heart after the second validation
+    run = [
+        observe(
+            step,
+            [layer()],
+            loss=train[step],
+            validation_loss=[1.0, 0.8, 1.0, 1.0, 0.9, 0.9][step // 10],
+            validation_step=step // 10 * 10,
+        )
+        for step in range(60)
+    ]
+    policy = Overfitting(smoothing=1)
+    state, told = policy.init(), []
+    for observation in run:
+        part, state = policy.refine(observation, Decision(observation.step, "x", "x", (Knobs(0, 0.1),)), state)
+        told.append(part.rewind)
+    assert [step for step, back in enumerate(told) if back] == [30]  # later on the training loss is not far below
 
 
 @pytest.mark.parametrize(
     ("validation", "train"),
-    [([1.0, 0.8, 0.9, 1.0, 1.1], 0.9), ([1.0, 0.9, 0.8, 0.81], 0.1), ([1.0, 0.9, 0.95, 0.8, 0.85, 0.7, 0.75], 0.1)],
+    [
+        ([1.0, 0.8, 0.9, 1.0, 1.1], 0.9),
+        ([1.0, 0.9, 0.8, 0.82, 0.83, 0.81], 0.1),  # no better, but no worse either
+        ([1.0, 0.9, 0.95, 0.8, 0.85, 0.7, 0.75], 0.1),
+    ],
 )
 def test_noise_and_a_small_gap_are_no_overfitting(validation, train):
     assert all(decision.knobs[0].lr == 0.1 for decision in overfitted(validation, train))
