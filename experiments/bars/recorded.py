@@ -1,4 +1,8 @@
-"""The runs that forecasts are judged on: four networks, three optimizers, constant and other schedules."""
+"""The runs that forecasts are judged on: four networks, three optimizers, constant and other schedules.
+
+Each network and optimizer runs at constant lr, with one of four usual schedules, and with six changes of the learning
+rate and the decay two hundred steps apart: a usual schedule has one change or two, too few windows to judge by.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +48,15 @@ def _schedules(steps: int) -> dict[str, tuple[Callable[[int], float] | None, Cal
     }
 
 
+def _changes(steps: int) -> tuple[Pieces, Pieces]:
+    """Return the factor on the learning rate and the decay per step of the runs with many changes."""
+    lr = Pieces(((0, 1.0), (5 * steps // 16, 0.25), (9 * steps // 16, 0.5), (13 * steps // 16, 0.125)))
+    shrink = Pieces(((0, 0.0), (3 * steps // 16, 5e-4), (7 * steps // 16, 0.0), (11 * steps // 16, 5e-4)))
+    return lr, shrink
+
+
 def recorded_runs(settings: BarSettings) -> Iterator[Recorded]:
-    """Make, or read back, the runs: each network and optimizer at constant lr and with one other schedule."""
+    """Make, or read back, the runs: each network and optimizer at constant lr, one usual schedule, and many changes."""
     images = load_images("digits")
     steps = _QUICK_STEPS if settings.quick else _STEPS
     others = list(_schedules(steps).items())
@@ -54,7 +65,7 @@ def recorded_runs(settings: BarSettings) -> Iterator[Recorded]:
         for optimizer in OPTIMIZERS:
             turn += 1
             other = others[turn % len(others)]
-            for schedule, (factor, shrink) in (("constant", (None, None)), other):
+            for schedule, (factor, shrink) in (("constant", (None, None)), other, ("changes", _changes(steps))):
                 recipe = Recipe(
                     optimizer,
                     steps,

@@ -7,12 +7,14 @@ its scale. ``docs/science.md``, section 6. Series: the ``L`` layers, then the ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lipadvisor.dynamics import Coefficients
+from lipadvisor.forecast.displacement import Displacement
 from lipadvisor.forecast.experts import POWER_E, SMOOTHINGS, Experts, power_integrals
 from lipadvisor.forecast.guard import WARN_LOAD, UpdateRatio
 from lipadvisor.forecast.motion import Interval, Motion
@@ -28,6 +30,7 @@ __all__ = ["Forecaster"]
 
 _FEW_POINTS = 5  # updates before a forecast means anything
 _CALIBRATED = 20  # scored forecasts before a band does
+_TREND_HORIZON = 10  # steps: the tracker nearest to it says what growth was expected
 _NOISE_GAIN = 0.03  # averaging of the noise: one batch's estimate is off by half near the end
 _CHANGE, _CHANGE_WIDENS = float(np.log(1.5)), 1.3  # bands across a change of lr beyond 1.5x are that much wider
 
@@ -79,16 +82,19 @@ class Forecaster:
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
         self._ratio = UpdateRatio(count)
         self._share = StepShare()
+        self._displacement = Displacement(series, momentum)
         self._noise_S: Array = np.zeros(series)
         self._noise_mass_S: Array = np.zeros(series)
         self._residual_S: Array = np.zeros(series)
         self._residual_mass_S: Array = np.zeros(series)
         self._slope_GS: Array = np.zeros((len(SMOOTHINGS), series))
         self._slope_mass_GS: Array = np.zeros((len(SMOOTHINGS), series))
+        self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         self._motion = Motion(series)
         self._experts = Experts(series)
         prior_E = _prior()
         self._trackers = tuple(HorizonTracker(h, prior_E, series, optimizer, momentum) for h in self.horizons)
+        self._trend_tracker = min(self._trackers, key=lambda one: abs(math.log(one.horizon / _TREND_HORIZON)))
 
     @property
     def step(self) -> int:
@@ -113,6 +119,7 @@ class Forecaster:
             self._experts.rescale(factor_S)
         interval = self._motion.advance(terms, coefficients.lr)
         self._learn_noise(interval, coefficients)
+        self._displacement.update(interval, self._rate_S)
         self._experts.update(interval.free_S, interval.start_S, interval.end_S, interval.steps_S, interval.moving_S)
         self._learn_slopes(interval)
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
@@ -150,6 +157,8 @@ class Forecaster:
             gap * log_decay_S + np.cumsum(future.log_decay_hS, axis=0),
             gap * lr_S**2 + np.cumsum(future.lr_hS**2, axis=0),
         )
+        progress_hS = (gap * lr_S + np.cumsum(future.lr_hS, axis=0)) / np.where(lr_S > 0.0, lr_S, np.inf)
+        mean_hS = mean_hS + self._displacement.answer(progress_hS, steps_h[:, None])
         clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
         mean_hS = mean_hS + rebound(log_decay_S - future.log_decay_hS, self._motion.clock + clock_h)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
@@ -169,6 +178,7 @@ class Forecaster:
         mean_HS, std_HS, quantile_HS = self._evaluate(
             steps_H, column_H * motion.lr_S, column_H * motion.log_decay_S, column_H * motion.lr_S**2
         )
+        mean_HS = mean_HS + self._displacement.answer(np.where(motion.lr_S > 0.0, column_H, 0.0), column_H)
         std_H = np.maximum.accumulate(std_HS[:, -1])
         half_H = np.maximum.accumulate(std_H * quantile_HS[:, -1])
         load = float(np.max(self._ratio.load_L(self._lr_L, self._lr_L)))
@@ -200,12 +210,14 @@ class Forecaster:
         """
         log_factor_S = np.append(log_factor_L, self._composition_L @ log_factor_L)
         self._motion.shift(log_factor_S)
+        self._displacement.shift(log_factor_S)
         for tracker in self._trackers:
             tracker.shift(log_factor_S)
 
     def restart(self) -> None:
         """Drop the levels and the forecasts that wait (weights were put back); keep what was learned."""
         self._motion.forget_levels()
+        self._displacement.forget()
         for tracker in self._trackers:
             tracker.forget_waiting()
 
@@ -215,6 +227,7 @@ class Forecaster:
         state |= {name: getattr(self, name).copy() for name in _ARRAYS}
         state["motion"] = self._motion.state_dict()
         state["experts"] = self._experts.state_dict()
+        state["displacement"] = self._displacement.state_dict()
         state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
         state["trackers"] = [tracker.state_dict() for tracker in self._trackers]
         return state
@@ -233,6 +246,7 @@ class Forecaster:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._motion.load_state_dict(state["motion"])
         self._experts.load_state_dict(state["experts"])
+        self._displacement.load_state_dict(state["displacement"])
         self._ratio.load_state_dict(state["ratio"])
         self._share.load_state_dict(state["share"])
         for tracker, saved in zip(self._trackers, state["trackers"], strict=True):
@@ -282,6 +296,9 @@ class Forecaster:
         value_ES, noise_S = self._experts.values_ES(), self._noise()
         slope_GS = self._slope_GS / np.maximum(self._slope_mass_GS, 1e-300)
         start_S = now.tau_S + motion.offset_S
+        self._rate_S = self._trend_tracker.rate(value_ES, start_S)
+        self._displacement.judge(motion, self._rate_S)
+        moving_S = (motion.lr_S > 0.0).astype(np.float64)
         for place, tracker in enumerate(self._trackers):
             if not tracker.due(now.step):
                 continue
@@ -305,6 +322,7 @@ class Forecaster:
                     scale_S=tracker.live_scale_S,
                     quantile_S=tracker.quantile_S,
                     slope_GS=slope_GS,
+                    answer_S=self._displacement.answer(tracker.horizon * moving_S, float(tracker.horizon)),
                 )
             )
 
@@ -381,5 +399,5 @@ def _blend(values_H: Array, low_h: np.ndarray[Any, np.dtype[np.intp]], share_h: 
 _SMOOTHING_G = np.array(SMOOTHINGS)
 _ARRAYS = (
     *("_lr_L", "_weight_decay_L", "_composition_L", "_noise_S", "_noise_mass_S"),
-    *("_residual_S", "_residual_mass_S", "_slope_GS", "_slope_mass_GS"),
+    *("_residual_S", "_residual_mass_S", "_slope_GS", "_slope_mass_GS", "_rate_S"),
 )

@@ -34,6 +34,8 @@ class Interval:
     start_S: Array  # tau + tau_c
     end_S: Array
     squared_S: Array  # sum of lr^2
+    own_steps: float  # 1 if the change over the measured step is known apart, else 0
+    own_S: Array  # of `free_S`, the part of the measured step itself
     valid_S: Mask  # there is a change
     moving_S: Mask  # and the clock moved
 
@@ -103,7 +105,8 @@ class Motion:
             self.step_S = np.where(fresh_S, terms.step, self.step_S)
         level_S = before_S + change_S if after else before_S
         step = terms.step + int(after)
-        interval = self._interval(terms.step, step, level_S, lr_S, log_decay_S, seen_S)
+        own_S = np.where(seen_S, change_S - log_decay_S, 0.0) if after else np.zeros_like(level_S)
+        interval = self._interval(terms.step, step, level_S, lr_S, log_decay_S, seen_S, own_S)
         self._move(step, level_S, interval)
         self.measured_step, self.lr_S, self.log_decay_S = terms.step, lr_S, log_decay_S
         return interval
@@ -127,7 +130,7 @@ class Motion:
             setattr(self, name, int(value) if name == "measured_step" else np.array(value, dtype=np.float64))
 
     def _interval(
-        self, now: int, step: int, level_S: Array, lr_S: Array, log_decay_S: Array, seen_S: Array
+        self, now: int, step: int, level_S: Array, lr_S: Array, log_decay_S: Array, seen_S: Mask, own_S: Array
     ) -> Interval:
         steps_S = np.where(seen_S, step - self.step_S, 0.0)
         valid_S = steps_S > 0.0
@@ -147,6 +150,8 @@ class Motion:
             start_S=tau_S,
             end_S=tau_S + advance_S,
             squared_S=steps_S * lr_S**2,
+            own_steps=float(step - now),
+            own_S=own_S,
             valid_S=valid_S,
             moving_S=valid_S & (advance_S > 0.0) & (tau_S > 0.0),
         )

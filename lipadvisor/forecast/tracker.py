@@ -67,6 +67,7 @@ class Made:
     scale_S: Array
     quantile_S: Array
     slope_GS: Array  # nats per step
+    answer_S: Array  # what the surplus over the trend was expected to become, nats
 
 
 def raw_variance(squared: Array, noise: Array, growth: Array | float, mean: Array, second: Array) -> Array:
@@ -131,6 +132,12 @@ class HorizonTracker:
         weighted_ES = self.weight_ES * value_ES
         first_PS = np.add.reduce(weighted_ES.reshape(shape), axis=1)
         return first_PS, np.add.reduce((weighted_ES * value_ES).reshape(shape), axis=1)
+
+    def rate(self, value_ES: Array, clock_S: Array) -> Array:
+        """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``."""
+        first_PS, _ = self.moments(value_ES)
+        safe_S = np.where(clock_S > 0.0, clock_S, np.inf)
+        return np.asarray(first_PS[0] + (first_PS[1] + first_PS[2] / safe_S) / safe_S)
 
     def raw_std(self, integral_PS: Array, squared_S: Array, first_PS: Array, second_PS: Array, noise_S: Array) -> Array:
         """Return the uncalibrated standard deviation at this horizon, nats.
@@ -257,7 +264,7 @@ class HorizonTracker:
         steps = float(now.step - made.step)
         integral_PS = power_integrals(made.tau_S + made.offset_S, now.tau_S + made.offset_S)
         moved_S = now.level_S - made.level_S
-        free_S = moved_S - (now.decay_S - made.decay_S)
+        free_S = moved_S - (now.decay_S - made.decay_S) - made.answer_S
         mean_S = np.add.reduce(made.first_PS * integral_PS)
         second_S = np.add.reduce(made.second_PS * integral_PS * integral_PS)
         squared_S = now.squared_S - made.squared_S

@@ -1,0 +1,142 @@
+"""Where a log-norm stands beside its own trend, and how much of that surplus it gives back.
+
+A batch's noise moves the weights along stiff directions too, and the gradient brings them back within some ten steps:
+what a log-norm gained beyond its trend of late it loses again. An optimizer with memory first goes on: its buffer
+still holds the last direction. Both look alike in all networks that were tried (``docs/science.md``, section 6)::
+
+    answer(h) = trust (-A n / (n + n_0) (d + e) + B b d n / (h + 1))
+
+``e`` is the surplus of the steps before the last one, forgotten by ``exp(-1 / 8)`` a step, ``d`` that of the last one,
+``b`` the momentum, ``n`` the ``h`` steps to come in units of the learning rate in force: ``n = sum_j lr_j / lr``.
+Before its noise settles a log-norm runs ahead of its trend instead of going back to it: ``trust`` is what regression
+on the outcomes of late says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lipadvisor.forecast.motion import Interval, Motion
+from lipadvisor.terms import Array
+
+__all__ = ["Displacement"]
+
+_KEEP = math.exp(-1.0 / 8.0)  # of the surplus, per step
+_RETURNED, _HALF_WAY = 1.4, 12.0  # A: above 1, as part of the surplus has gone into the trend; n_0, steps
+_CARRIED = 1.7  # B
+_AHEAD, _STRIDE = 10, 5  # steps after which an answer is judged; steps between those that are
+_GAIN, _EARLY = 0.03, 5.0  # of what is learned, per judged answer: 5 / (n + 5) at first
+_SPREAD = 1.5  # standard deviation over the exponential of the mean logarithm: of a normal, 1.9
+_LARGEST = 3.0  # standard deviations: what is beyond counts as that
+_PRIOR = 0.05  # of the answers' mean square, in those units: small answers earn no trust
+_MOST_TRUST = 1.3
+
+
+class Displacement:
+    """Surplus over the trend of ``S`` series, nats: of the last step, and of those before it.
+
+    Args:
+        series: number of series.
+        momentum: coefficient of the first moment, in [0, 1).
+    """
+
+    def __init__(self, series: int, momentum: float) -> None:
+        self._momentum = momentum
+        self._last_S: Array = np.zeros(series)
+        self._before_S: Array = np.zeros(series)
+        self._waiting: deque[Array] = deque()  # rows: step, free level, tau, rate, answer
+        self._log_S: Array = np.zeros(series)  # mean of ln |error|
+        self._moments_2S: Array = np.zeros((2, series))  # mean of answer times error, of answer squared
+        self._judged = 0
+        self.trust_S: Array = np.zeros(series)
+
+    def update(self, interval: Interval, rate_S: Array) -> None:
+        """Take in what happened since the last measurement; a series that was not seen keeps what it has.
+
+        Args:
+            interval: with the change over the measured step itself apart.
+            rate_S: growth that was expected, nats per unit of ``tau``, without decay.
+        """
+        expected_S = rate_S * (interval.end_S - interval.start_S)
+        last_S = interval.own_S - expected_S * (interval.own_steps / np.maximum(interval.steps_S, 1.0))
+        unseen_S = np.maximum(interval.steps_S - interval.own_steps, 0.0)
+        # The surplus of an unseen stretch is spread evenly over its steps.
+        keep_S = _KEEP**unseen_S
+        spread_S = (1.0 - keep_S) / ((1.0 - _KEEP) * np.maximum(unseen_S, 1.0))
+        before_S = keep_S * (_KEEP * self._before_S + self._last_S)
+        before_S += spread_S * (interval.free_S - expected_S - last_S)
+        self._before_S = np.where(interval.moving_S, before_S, self._before_S)
+        self._last_S = np.where(interval.moving_S, last_S, self._last_S)
+
+    def judge(self, motion: Motion, rate_S: Array) -> None:
+        """Learn from the answer of ten steps ago, and keep the present one to be judged.
+
+        Args:
+            motion: where the series stand.
+            rate_S: growth that is expected next, nats per unit of ``tau``, without decay.
+        """
+        step = motion.step
+        while self._waiting and step - self._waiting[0][0, 0] >= _AHEAD:
+            then = self._waiting.popleft()
+            if step - then[0, 0] <= 2 * _AHEAD:
+                free_S = motion.level_S - motion.decay_S - then[1]
+                self._learn(free_S - then[3] * (motion.tau_S - then[2]), then[4])
+        if not self._waiting or step - self._waiting[-1][0, 0] >= _STRIDE:
+            answer_S = self._plain(float(_AHEAD), float(_AHEAD))
+            steps_S = np.full_like(answer_S, step)
+            self._waiting.append(np.stack((steps_S, motion.level_S - motion.decay_S, motion.tau_S, rate_S, answer_S)))
+
+    def answer(self, progress_hS: Array, steps_h1: Array | float) -> Array:
+        """Return what becomes of the surplus, nats, shape of ``progress_hS``.
+
+        Args:
+            progress_hS: steps to come in units of the learning rate in force; 0 where that is 0.
+            steps_h1: steps to come.
+        """
+        return np.asarray(self.trust_S * self._plain(progress_hS, steps_h1))
+
+    def shift(self, log_factor_S: Array) -> None:
+        """Move what waits along with weights that were rescaled from outside."""
+        for then in self._waiting:
+            then[1] += log_factor_S
+
+    def forget(self) -> None:
+        """Start from the trend (weights were replaced); keep the trust."""
+        self._last_S, self._before_S = np.zeros_like(self._last_S), np.zeros_like(self._before_S)
+        self._waiting.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned and waiting, as numbers and arrays."""
+        state: dict[str, Any] = {name: getattr(self, name).copy() for name in _ARRAYS}
+        waiting = np.array(self._waiting) if self._waiting else np.zeros((0, 5, len(self.trust_S)))
+        return state | {"judged": self._judged, "waiting": waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name in _ARRAYS:
+            setattr(self, name, np.array(state[name], dtype=np.float64))
+        self._judged = int(state["judged"])
+        self._waiting = deque(np.array(row, dtype=np.float64) for row in state["waiting"])
+
+    def _plain(self, progress: Array | float, steps: Array | float) -> Array:
+        returned = -_RETURNED * progress / (progress + _HALF_WAY)
+        carried = _CARRIED * self._momentum * progress / (steps + 1.0)
+        return np.asarray(returned * (self._before_S + self._last_S) + carried * self._last_S)
+
+    def _learn(self, error_S: Array, answer_S: Array) -> None:
+        good_S = np.isfinite(error_S) & np.isfinite(answer_S) & (error_S != 0.0)
+        gain_S = max(_GAIN, _EARLY / (self._judged + _EARLY)) * good_S
+        self._judged += 1
+        self._log_S += gain_S * (np.log(np.abs(np.where(good_S, error_S, 1.0))) - self._log_S)
+        unit_S = _SPREAD * np.exp(self._log_S)
+        both_2S = np.clip(np.where(good_S, np.stack((error_S, answer_S)), 0.0) / unit_S, -_LARGEST, _LARGEST)
+        self._moments_2S += gain_S * (both_2S * both_2S[1] - self._moments_2S)
+        self.trust_S = np.clip(self._moments_2S[0] / (self._moments_2S[1] + _PRIOR), 0.0, _MOST_TRUST)
+
+
+_ARRAYS = ("_last_S", "_before_S", "_log_S", "_moments_2S", "trust_S")
