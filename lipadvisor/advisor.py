@@ -150,7 +150,8 @@ class Advisor:
         self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
         self._updated = self._closed = self._gave_up = False
         self._failed = self._errors_seen = 0
-        self._first_forward = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        # Before others': fully_shard's gathers the weights, and the first pass may rescale them.
+        self._first_forward = model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
         self._handles = [
             self._first_forward,
             optimizer.register_step_pre_hook(self._before_update),

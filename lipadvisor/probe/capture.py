@@ -211,6 +211,11 @@ class Capture:
         def backward(grad: Tensor) -> None:
             self._graded = True
             call.grad_B = grad.detach() if call.grad_B is None else call.grad_B + grad.detach()
+            arrived = getattr(call.use, "arrived", None)  # what cannot wait for the end of the pass
+            if arrived is not None:
+                started = time.perf_counter()
+                arrived(call.kept, call.grad_B)
+                self.spent_s += time.perf_counter() - started
 
         return backward
 

@@ -11,6 +11,7 @@ from torch import nn
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.compiled import eagerly
 from lipadvisor.probe.kinds import TrackedLayer
+from lipadvisor.probe.kinds.sharded import put_shares_back
 
 __all__ = ["input_sizes"]
 
@@ -38,6 +39,7 @@ def input_sizes(
             model(*arguments, **keywords)
     finally:
         sizes.detach()
+        put_shares_back(model)
         for module, training in modes:
             module.training = training
     return sizes.input_shapes

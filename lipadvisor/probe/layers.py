@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
-from lipadvisor.probe.kinds import Candidate, Options, Plain, Skipped, TrackedLayer, Use
+from lipadvisor.probe.kinds import Candidate, Form, Options, Plain, Skipped, TrackedLayer, Use
 from lipadvisor.probe.kinds.attention import find_attention
 from lipadvisor.probe.kinds.convolution import find_convolution
 from lipadvisor.probe.kinds.convolution_matrix import find_convolution_matrix
@@ -22,6 +23,7 @@ from lipadvisor.probe.kinds.linear import find_linear
 from lipadvisor.probe.kinds.normalization import find_normalization
 from lipadvisor.probe.kinds.parameter import find_parameters
 from lipadvisor.probe.kinds.parametrized import Computed, computed_source
+from lipadvisor.probe.kinds.sharded import fully_sharded_mesh, is_sharded, put_shares_back, sharded_form, sharded_use
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 
@@ -56,6 +58,7 @@ def find_layers(
     Raises:
         ValueError: the optimizer holds none of the model's trainable parameters (one is named), or no layer is left.
     """
+    put_shares_back(model)
     groups = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and not any(id(p) in groups for _, p in trainable):
@@ -63,7 +66,7 @@ def find_layers(
             f"Probe(optimizer=...) must hold the model's parameters, and it holds none of them: "
             f"{trainable[0][0]!r} is missing."
         )
-    search = _Search(groups, include, exclude, options or Options())
+    search = _Search(groups, include, exclude, options or Options(), fully_sharded_mesh(model))
     for name, module in model.named_modules():
         search.visit(name, module)
     search.list_the_rest(model)
@@ -85,6 +88,7 @@ class _Search:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     options: Options
+    mesh: Any  # that the model is sharded over
     layers: dict[tuple[object, ...], TrackedLayer] = field(default_factory=dict)  # by parameter and part of it
     uses: dict[tuple[object, ...], list[Use | None]] = field(default_factory=dict)  # excluded modules' too
     skipped: list[Skipped] = field(default_factory=list)
@@ -131,17 +135,22 @@ class _Search:
             self.seen.update(id(p) for p in source.parameters)
             self.claimed.update(id(part) for part in source.recipe.modules() if part is not owner)
         place = (id(weight), None if candidate.rows is None else candidate.rows.start)
-        self.uses.setdefault(place, []).append(candidate.use)
+        use = sharded_use(candidate.use) if is_sharded(weight) else candidate.use
+        self.uses.setdefault(place, []).append(use)
         known = self.layers.get(place)
         if known is not None:
-            self.layers[place] = _shared(known, label, candidate)
+            self.layers[place] = _shared(known, label, candidate, self._form(candidate, source))
             return
         reason = self._obstacle(label, weight)
         if reason is not None:
             self._leave(label, reason, (weight,))
             return
+        form = self._form(candidate, source)
+        if isinstance(form, str):
+            self._leave(label, form, (weight,))
+            return
         self.layers[place] = TrackedLayer(
-            label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, candidate.form, source,
+            label, candidate.kind, candidate.shape, self.groups[id(weight)], weight, owner, form, source,
             (), candidate.composition, rows=candidate.rows,
             decays=candidate.decays and isinstance(source, Plain),
         )  # fmt: skip
@@ -160,13 +169,19 @@ class _Search:
             return "excluded by name"
         if isinstance(weight, nn.parameter.UninitializedParameter) or weight.numel() == 0:
             return "its weight is empty"
-        if hasattr(weight, "placements"):  # a DTensor: what is here is a part of it
-            return "its weight is sharded over processes (FSDP2, tensor parallel), which is not supported yet"
         if not weight.requires_grad:
             return "its weight does not require a gradient"
         if id(weight) not in self.groups:
             return "its weight is not in the optimizer"
         return None
+
+    def _form(self, candidate: Candidate, source: Plain | Computed) -> Form | str:
+        """Return a weight's form, in shares where it is sharded, or why there is none."""
+        if isinstance(source, Computed) and any(is_sharded(p) for p in source.parameters):
+            return "its weight is computed from sharded parameters, which is not supported"
+        if not is_sharded(source.weight):
+            return candidate.form
+        return sharded_form(source.weight, candidate, self.mesh)
 
     def _leave(self, name: str, reason: str, parameters: Iterable[nn.Parameter]) -> None:
         self.skipped.append(Skipped(name, reason))
@@ -181,11 +196,11 @@ def _source(owner: nn.Module, candidate: Candidate) -> Plain | Computed | str:
     return Plain(weight) if candidate.source is None else candidate.source(weight)
 
 
-def _shared(layer: TrackedLayer, label: str, candidate: Candidate) -> TrackedLayer:
+def _shared(layer: TrackedLayer, label: str, candidate: Candidate, form: Form | str) -> TrackedLayer:
     """Return the layer with one more module that acts with its weight; it is of the kind that counts for more."""
     shared = (*layer.shared, label)
-    if candidate.composition > layer.composition:
-        kind, shape, form = candidate.kind, candidate.shape, candidate.form
+    if candidate.composition > layer.composition and not isinstance(form, str):
+        kind, shape = candidate.kind, candidate.shape
         return replace(layer, kind=kind, shape=shape, form=form, composition=candidate.composition, shared=shared)
     return replace(layer, shared=shared)
 

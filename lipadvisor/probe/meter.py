@@ -38,7 +38,10 @@ from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
 from lipadvisor.probe.record import noise_covariance
+from lipadvisor.probe.sharded_noise import sharded_noise
 from lipadvisor.probe.strides import Strides
+from lipadvisor.spectra import LinearOperator
+from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["NoiseMeter"]
 
@@ -161,7 +164,8 @@ class NoiseMeter:
             noise = None
             if own is not None:
                 signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.judge.curved else None
-                noise = batch_noise(pack, own[number], scale, signs_KB)
+                take = sharded_noise if isinstance(pack.operator, ShardedOperator) else batch_noise
+                noise = take(pack, own[number], scale, signs_KB)
             noises.append(noise)
             gradient_l1 = seen[0].scalar_l[:, None] if seen else torch.full_like(rows[:, :1], float("nan"))
             tables.append(torch.cat([_sums(noise, gradient_l1[:, 0]), gradient_l1, rows], dim=1))
@@ -187,7 +191,7 @@ class NoiseMeter:
         if self.judge.by_updates:
             return view(pack, self._strides.between(pack, before, pack.kernel()), states, both_sides)
         versions = [self._notes.versions[index] for index in pack.indices]
-        if scale is None and pack.flat and _entries(pack) > STACKED:
+        if scale is None and isinstance(pack.operator, LinearOperator) and _entries(pack) > STACKED:
             grads = given_gradients(self._optimizer, pack, versions, self._notes.scaled)
             return view_each(pack, grads, states, both_sides)
         gradient = applied_gradient(self._optimizer, pack, versions, self._notes.scaled, scale)

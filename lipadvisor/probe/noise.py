@@ -242,7 +242,7 @@ def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batc
         if isinstance(batch, tuple):
             inputs, grads = batch
             return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
-    like = layer.weight.detach()
+    like = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
     like = like if like.dtype == torch.float64 else like.float()
     fill = 0.0 if layer.weight.grad is None else float("nan")
     if not layer.flat:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lipadvisor.probe.kinds import Plain
 from lipadvisor.probe.kinds.convolution import ConvolutionForm
+from lipadvisor.probe.kinds.sharded import sharded_bound
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.spectra import (
     CgResolvent,
@@ -32,6 +33,7 @@ from lipadvisor.spectra import (
     start_vectors,
 )
 from lipadvisor.spectra.curvature import outside
+from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
 __all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "rows_of_layers"]
 
@@ -107,7 +109,7 @@ class Pack:
     def __post_init__(self) -> None:
         """Note where in the padded stack each weight lies."""
         for layer in self.layers:
-            self._slots.append(tuple(slice(0, side) for side in layer.form.kernel_shape))
+            self._slots.append(tuple(slice(0, side) for side in layer.own_shape))
 
     @property
     def exact(self) -> bool:
@@ -157,6 +159,8 @@ class Pack:
             kernel = self.kernel()
             starts = [start_vectors(self.operator, RANK, kernel, self.generator) for _ in self.layers]
             start_RN = torch.stack(starts)
+            if isinstance(self.operator, ShardedOperator):
+                (start_RN,) = self.operator.same(start_RN)
             self.start_RN = cold_start(self.operator, kernel, start_RN).v_RN
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
@@ -185,7 +189,7 @@ class Pack:
 
     def make_operator(self, input_shape: tuple[int, ...] | None) -> LayerOperator | None:
         """Return the pack's operator; None for a convolution whose input size is not known."""
-        if self.flat:
+        if self.flat and not self.layers[0].shares:
             return LinearOperator(*self.shape)
         return self.layers[0].operator(input_shape)
 
@@ -221,7 +225,8 @@ class Pack:
         else:  # after a small step: how far the vector moved out of the block bounds how far it still has to go
             off_l1N = outside(block.v_RN[:, :1], before.v_RN)
             residual_l1 = torch.linalg.vector_norm(off_l1N, dim=-1) * (block.s_R[:, -1:] / block.s_R[:, :1])
-        self.new = Refreshed(kernel, block, _row(kernel, block.s_R, residual_l1), self.moved.versions)
+        block = self._agreed(block)
+        self.new = Refreshed(kernel, block, self._row(kernel, block.s_R, residual_l1), self.moved.versions)
         self.moved = None
 
     def keep(self, sound: Sequence[bool]) -> None:
@@ -245,6 +250,8 @@ class Pack:
         if block.complete:
             return FlatResolvent(block.s_R[..., 0])
         if self.exact:
+            if isinstance(self.operator, ShardedOperator):
+                return ShardedGram.build(self.operator, kernel, block)
             return GramResolvent.build(kernel, block)
         iterations = EXACT_CG_ITERATIONS if kernel.dtype == torch.float64 else CG_ITERATIONS
         return CgResolvent(self.operator, kernel, block, iterations)
@@ -264,13 +271,31 @@ class Pack:
         kernel = self.kernel()
         u_RM, s_R, v_RN, row_lC = (tensor.to(kernel, copy=True) for tensor in tensors)
         complete = s_R.shape[-1] == min(self.operator.inputs, self.operator.outputs)
+        row_lC = self._row(kernel, s_R, row_lC[:, 4:])
         self.new = Refreshed(kernel, TrackedBlock(u_RM, s_R, v_RN, complete), row_lC, self.versions())
 
     def _refresh(self, start_RN: Tensor, degree: int) -> Refreshed:
         assert self.operator is not None
         kernel = self.kernel()
         block = refresh(self.operator, kernel, start_RN, degree)
-        return Refreshed(kernel, block, _row(kernel, block.s_R, self._residual(kernel, block)), self.versions())
+        row_lC = self._row(kernel, block.s_R, self._residual(kernel, block))
+        return Refreshed(kernel, self._agreed(block), row_lC, self.versions())
+
+    def _agreed(self, block: TrackedBlock) -> TrackedBlock:
+        """Return a block that is the same on all processes that share the weights: rounding may differ."""
+        if not isinstance(self.operator, ShardedOperator):
+            return block
+        assert self.update_KN is not None
+        u_RM, s_R, v_RN, self.update_KN = self.operator.same(block.u_RM, block.s_R, block.v_RN, self.update_KN)
+        return TrackedBlock(u_RM, s_R, v_RN, block.complete)
+
+    def _row(self, kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:
+        """Return s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual (l, 5)."""
+        squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
+        if isinstance(self.operator, ShardedOperator):
+            squares_l1 = squares_l1 * self.operator.shard.processes
+        second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
+        return torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
 
     def _residual(self, kernel: Tensor, block: TrackedBlock) -> Tensor:
         """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
@@ -280,13 +305,6 @@ class Pack:
         return residual_l1
 
 
-def _row(kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:
-    """Return s_1, s_2, the block's last value, sum of squares, residual (l, 5)."""
-    squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
-    second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
-    return torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
-
-
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:
     """Sort layers into packs: matrices of one shape, small ones of similar size, like convolutions, others alone."""
     together: dict[tuple[object, ...], list[int]] = {}
@@ -294,8 +312,11 @@ def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tu
         weight = layer.weight
         sides = layer.form.kernel_shape
         side = max(sides)
-        if isinstance(layer.form, ConvolutionForm) and layer.form.plain and isinstance(layer.source, Plain):
-            key: tuple[object, ...] = (weight.dtype, weight.device, layer.form, layer.group, layer.decays)
+        form = getattr(layer.form, "whole", layer.form)  # processes that share weights must have the same packs
+        if isinstance(form, ConvolutionForm) and form.plain and isinstance(layer.source, Plain):
+            key: tuple[object, ...] = (weight.dtype, weight.device, form, layer.shares, layer.group, layer.decays)
+        elif layer.shares and form.matrix:
+            key = (weight.dtype, weight.device, *sides, layer.shares, layer.flat)
         elif not layer.flat:
             key = (index,)
         elif side <= PADDED_SIDE:
@@ -313,7 +334,7 @@ def pack_up(
     packs = []
     for indices in groups:
         members = tuple(layers[index] for index in indices)
-        shape = tuple(max(sides) for sides in zip(*(layer.form.kernel_shape for layer in members), strict=True))
+        shape = tuple(max(sides) for sides in zip(*(layer.part_shape for layer in members), strict=True))
         packs.append(Pack(tuple(indices), members, shape, generator))
     return tuple(packs)
 
@@ -324,11 +345,14 @@ def rows_of_layers(packs: Sequence[Pack]) -> list[int]:
     return [row for _, row in sorted(zip(order, range(len(order)), strict=True))]
 
 
-def bound_row(weight: Tensor) -> Tensor:
+def bound_row(layer: TrackedLayer) -> Tensor:
     """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound.
 
     Its matrix is (first dimension) x (the rest), for a transpose that of the convolution it is the adjoint of.
     """
+    if layer.shares:
+        return sharded_bound(layer)
+    weight = layer.weight.detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
     s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
     taps = math.prod(weight.shape[2:])

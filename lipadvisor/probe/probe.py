@@ -139,7 +139,7 @@ class Probe:
         unsettled = self._begin()
         with torch.no_grad():
             values_LC = in_order([self._row(pack, before=True) for pack in self._packs], self._place_L)
-        readings = read(values_LC, None)
+        readings = read(values_LC, None, ranks=self.ranks)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
         self._note_width(readings.columns["s_1"], readings.columns["s_2"], readings.columns["s_last"])
@@ -339,7 +339,7 @@ class Probe:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
         state = pack.old if before else pack.new
         if state is None:
-            return torch.cat([bound_row(layer.weight.detach()) for layer in pack.layers])
+            return torch.cat([bound_row(layer) for layer in pack.layers])
         return state.row_lC
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:

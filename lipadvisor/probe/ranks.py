@@ -1,8 +1,9 @@
-"""One answer on every rank of a data-parallel training: the batch is the global one.
+"""One answer on every rank of a data-parallel training (DDP, FSDP2): the batch is the global one.
 
 Every rank measures the same weights with its own samples. What the samples give is summed over the ranks, everything
 else is averaged (it is the same up to rounding), in one collective operation for each measured step; a second one
-agrees on the next step to measure. Every rank must have a probe, given the wrapped model.
+agrees on the next step to measure. Every rank must have a probe, given the wrapped model. What is measured of weights
+that are themselves spread over the ranks is the business of :mod:`lipadvisor.spectra.sharded`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.probe.kinds.sharded import fully_sharded_mesh
 from lipadvisor.terms import Array
 
 __all__ = ["ALONE", "Ranks", "ranks_of"]
@@ -28,11 +30,14 @@ class Ranks:
         group: of ``torch.distributed``; None for a single process.
         size: number of them.
         device: that collectives take their tensors on.
+        shares: processes that share the rows of a weight; 1 where each has all of them. Sums over the rows are then
+            reported as that many times a process's own, so that their mean over the ranks is the whole.
     """
 
     group: Any = None
     size: int = 1
     device: torch.device | str = "cpu"
+    shares: int = 1
 
     def pool(
         self, table_LC: Tensor, noise_LL: Tensor, samples: int, summed: Sequence[int], shares: int
@@ -65,6 +70,14 @@ class Ranks:
         noise = (moments - np.outer(total, total) / max(count, 1)) * (count / max(count - 1, 1))
         return table, noise, count
 
+    def whole(self, table_LC: Tensor) -> Array:
+        """Return values that hang on no samples, on the host: the mean over the ranks where these share the rows."""
+        if self.shares > 1:
+            table_LC = table_LC / self.size
+            torch.distributed.all_reduce(table_LC, group=self.group)
+        table: Array = table_LC.cpu().numpy()
+        return table
+
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """Return the largest of each number over the ranks."""
         if self.size == 1:
@@ -87,7 +100,12 @@ ALONE = Ranks()
 
 
 def ranks_of(model: nn.Module) -> Ranks:
-    """Return the ranks of a model that is wrapped in ``DistributedDataParallel``, compiled or not."""
+    """Return the ranks of a model under ``DistributedDataParallel`` or ``fully_shard``, compiled or not."""
+    mesh = fully_sharded_mesh(model)
+    if mesh is not None:
+        every = mesh.size() == torch.distributed.get_world_size()
+        group = torch.distributed.group.WORLD if every else mesh.get_group()
+        return Ranks(group, mesh.size(), next(model.parameters()).device, mesh.size(mesh.ndim - 1))
     inner: nn.Module | None = model
     while inner is not None:
         if isinstance(inner, nn.parallel.DistributedDataParallel):

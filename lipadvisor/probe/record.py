@@ -107,7 +107,7 @@ def read(values_LC: Tensor, noise_LL: Tensor | None, samples: int = 0, ranks: Ra
         summed = [COLUMNS.index(name) for name in SUMMED]
         values, noise, samples = ranks.pool(values_LC, noise_LL.double(), samples, summed, COLUMNS.index("share"))
     else:
-        values, noise = values_LC.cpu().numpy(), np.full((layers, layers), np.nan)
+        values, noise = ranks.whole(values_LC), np.full((layers, layers), np.nan)
     table = np.full((layers, len(COLUMNS)), np.nan)
     table[:, :columns] = values
     named = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COLUMNS)}

@@ -20,6 +20,7 @@ from lipadvisor.probe.pack import Pack
 from lipadvisor.spectra import LayerOperator, Resolvent, TrackedBlock, curvature_form, refresh
 from lipadvisor.spectra.change import TINY, moved_norm, turned_pair
 from lipadvisor.spectra.curvature import outside, split_change
+from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
 
@@ -43,10 +44,10 @@ class Pace:
     expected: float
     turned: bool
 
-    def stretches(self, size_l: Tensor, norm_l: Tensor) -> int:
-        """Return the number of stretches for an update of ``size`` on weights of ``norm``."""
+    def stretches(self, size_l: Tensor | None, norm_l: Tensor) -> int:
+        """Return the number of stretches for an update of ``size`` on weights of ``norm``; None: judged by the last."""
         relative = self.expected
-        if size_l.device.type == "cpu":
+        if size_l is not None and size_l.device.type == "cpu":
             relative = self.lr * float((size_l / norm_l).max())
         if not math.isfinite(relative):
             return 1
@@ -88,7 +89,8 @@ def respond(
         pack.operator, direction, block.u_RM[:, :1], block.v_RN[:, :1], pack.update_KN
     )
     first_l = (block.u_RM[:, 0] * image_1M[:, 0]).sum(-1)
-    stretches = pace.stretches(size_l, block.s_R[:, 0])
+    alike = None if isinstance(pack.operator, ShardedOperator) else size_l  # by what all processes know alike
+    stretches = pace.stretches(alike, block.s_R[:, 0])
     if stretches == 1:
         corner_RR = block.u_RM @ moved.image_RM.mT / kept
         step = _Step(block, corner_RR, direction, length, moved.kernel, kept)

@@ -110,10 +110,14 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
     if block.complete:
         return block
     last = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
+    agree = getattr(operator, "agree", None)  # of operators that several processes apply together
     for _ in range(50):
         block = refresh(operator, kernel, block.v_RN)
         now = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
-        if not bool(((now - last).abs() > now.abs() * torch.tensor([tolerance, 1e2 * tolerance]).to(now)).any()):
+        rising = ((now - last).abs() > now.abs() * torch.tensor([tolerance, 1e2 * tolerance]).to(now)).any()
+        if agree is not None:
+            rising = agree(rising)
+        if not bool(rising):
             break  # converged, or not a number
         last = now
     return block

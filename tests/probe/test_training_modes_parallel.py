@@ -11,8 +11,6 @@ import pytest
 import torch
 from per_sample import adam_scale, noise, sample_gradients
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lipadvisor import Advisor
@@ -143,32 +141,6 @@ def test_an_advisor_on_every_rank_decides_the_same(tmp_path: Path) -> None:
     assert len(one["steps"]) > 5
     assert one["lr"] == other["lr"]
     assert one["names"] == ["*", "0", "2", "4"]
-
-
-def sharded_on(rank: int, folder: str) -> None:
-    join(rank, folder)
-    model = network()
-    mesh = init_device_mesh("cpu", (RANKS,))
-    fully_shard(model[2], mesh=mesh)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    probe = Probe(model, optimizer, interval=1)
-    fully_shard(model, mesh=mesh)
-    try:
-        Probe(model, torch.optim.SGD(model.parameters(), lr=0.05))
-    except ValueError as error:
-        refused = str(error)
-    layers, skipped = [layer.name for layer in probe.layers], [[one.name, one.reason] for one in probe.skipped]
-    torch.save([layers, skipped, refused], f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_sharded_weights_are_listed_not_guessed(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(sharded_on, (str(tmp_path),), RANKS)
-    layers, skipped, refused = torch.load(tmp_path / "0.pt", weights_only=True)
-    assert layers == ["0", "4"]
-    assert "sharded" in dict(skipped)["2"]
-    assert "sharded" in refused
 
 
 def test_a_model_that_is_not_wrapped_is_alone() -> None:

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.probe.kinds.linear import LinearUse, MatrixForm
 
-__all__ = ["AttentionCall", "AttentionReader", "ProjectionUse", "find_attention"]
+__all__ = ["AttentionCall", "AttentionReader", "GatheredProjectionUse", "ProjectionUse", "find_attention"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _ARGUMENTS = (
@@ -178,6 +178,16 @@ class ProjectionUse(LinearUse):
         self.finish(kept, grad)
         pair: tuple[Tensor, Tensor] = kept.pairs[self.name]
         return pair
+
+
+class GatheredProjectionUse(ProjectionUse):
+    """The same where the weights are whole during the passes only: worked out while they still are."""
+
+    __slots__ = ()
+
+    def arrived(self, kept: Any, grad: Tensor) -> None:
+        """Work the call out: the backward pass is just there."""
+        self.finish(kept, grad)
 
 
 def _state(device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.probe.kinds.linear import MatrixForm
 
-__all__ = ["BagUse", "Lookups", "TableUse", "find_embedding"]
+__all__ = ["BagUse", "Lookups", "RowsOfTable", "TableUse", "find_embedding"]
 
 
 def find_embedding(module: nn.Module, options: Options) -> tuple[Candidate, ...] | str | None:
@@ -162,3 +162,20 @@ class BagUse(_LookupUse):
             size = share_n.new_zeros(bags).index_add_(0, bag_n, share_n)
             share_n = share_n / size.clamp_min(1.0)[bag_n]
         return Lookups(row_n, bag_n, bag_n, share_n, bags)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOfTable(_LookupUse):
+    """A call of a table, as if it had some of its rows alone."""
+
+    of: TableUse | BagUse
+    rows: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The table."""
+        return self.of.module
+
+    def read(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Lookups | None:
+        """Return what is looked up in all rows."""
+        return self.of.read(arguments, keywords)

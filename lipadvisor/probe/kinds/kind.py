@@ -112,8 +112,9 @@ class Plain:
         return self.weight.detach()
 
     def versions(self) -> tuple[int, ...]:
-        """Return the parameter's version counter."""
-        return (self.weight._version,)
+        """Return the parameter's version counter; that of what is here of it, too, where it is sharded."""
+        share = getattr(self.weight, "_local_tensor", None)
+        return (self.weight._version,) if share is None else (self.weight._version, share._version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +223,33 @@ class TrackedLayer:
         """What is scaled in place to scale the weight; None where it is computed from parameters."""
         if not isinstance(self.source, Plain):
             return None
-        return self.weight if self.rows is None else self.weight.detach()[self.rows]
+        return self.weight if self.rows is None else self._own(self.weight.detach())
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of what this process holds of the kernel: all of it, unless it is sharded."""
+        return getattr(self.form, "own_shape", self.form.kernel_shape)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The same, filled up to the longest share."""
+        return getattr(self.form, "part_shape", self.form.kernel_shape)
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Rows of the weight on each process that shares it; none where each has them all."""
+        return getattr(self.form, "shares", ())
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """Return the weight's rows of a tensor of the parameter's shape, as far as this process holds them."""
+        own = getattr(self.form, "own", None)
+        if own is not None:
+            return own(tensor)  # type: ignore[no-any-return]
+        return tensor if self.rows is None else tensor[self.rows]
 
     def view(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the parameter's shape (a gradient, a moment) as one of the kernel's."""
-        return self.form.view(tensor if self.rows is None else tensor[self.rows])
+        """Return a tensor of the parameter's shape (a gradient, a moment) as one of the kernel's, or of its share."""
+        return self.form.view(self._own(tensor))
 
     def value(self) -> Tensor:
         """Return the kernel as it acts now, detached."""
