@@ -25,6 +25,8 @@ VARIANTS: dict[str, Policy[Any]] = {
     "step as 1 / horizon": Lipschitz(horizon_power=1.0),
     "no decay": Lipschitz(decay_total=0.0),
     "decay 1.5": Lipschitz(decay_total=1.5),
+    "ratio remembered for 50 steps": Lipschitz(memory=1e6),
+    "ratio remembered for 3 % of the run": Lipschitz(memory=0.03),
     "blind to validation": Lipschitz(overfitting_gap=1e9),
     "first rule": FirstRule(),
     "second rule": SecondRule(),
