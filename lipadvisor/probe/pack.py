@@ -42,6 +42,7 @@ PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common s
 CG_ITERATIONS = 2  # in float32: predictions integrated over 300 steps are as good as with three
 EXACT_CG_ITERATIONS = 3  # in float64
 RANK = 8
+CONV_RANK = 6  # where each vector costs a convolution
 UPDATE_RANK = 3  # vectors that follow the top of the update
 
 
@@ -157,7 +158,8 @@ class Pack:
                 return False
         if self.start_RN is None:
             kernel = self.kernel()
-            starts = [start_vectors(self.operator, RANK, kernel, self.generator) for _ in self.layers]
+            rank = RANK if self.layers[0].form.matrix else CONV_RANK
+            starts = [start_vectors(self.operator, rank, kernel, self.generator) for _ in self.layers]
             start_RN = torch.stack(starts)
             if isinstance(self.operator, ShardedOperator):
                 (start_RN,) = self.operator.same(start_RN)

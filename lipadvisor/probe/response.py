@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
-from lipadvisor.spectra import LayerOperator, Resolvent, TrackedBlock, curvature_form, refresh
+from lipadvisor.spectra import Conv2dOperator, LayerOperator, Resolvent, TrackedBlock, curvature_form, refresh
 from lipadvisor.spectra.change import TINY, moved_norm, turned_pair
 from lipadvisor.spectra.curvature import outside, split_change
 from lipadvisor.spectra.sharded import ShardedOperator
+from lipadvisor.spectra.wave import wave_vectors
 
 __all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
 
@@ -116,19 +117,49 @@ def update_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``U v`` (l, 1, M), ``U' u`` (l, 1, N), ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
 
-    The size is the Ritz value after two warm-started iterations: never above the true one.
+    The size is a Ritz value: never above the true one. A convolution's starts from the last step's top vector and from
+    the wave at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
     """
+    waves = isinstance(operator, Conv2dOperator) and operator.groups == 1
+    if waves:
+        start_KN = torch.cat([start_KN[:, :1], wave_vectors(operator, direction)], 1)
+        start_KN = torch.linalg.qr(start_KN.mT)[0].mT
     image_KM = operator.apply(direction, torch.cat([v_1N, start_KN], 1))
     q_KM = torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
     coimage_KN = operator.adjoint(direction, torch.cat([u_1M, q_KM], 1))
-    basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, 1:].mT)
-    turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
-    start_KN = turn_KK.mT @ basis_NK.mT
-    # The first of them goes once more there and back: a step's direction may be all new.
-    again_1M = operator.apply(direction, start_KN[:, :1])
-    unit_1M = again_1M / torch.linalg.vector_norm(again_1M, dim=-1, keepdim=True).clamp_min(TINY)
-    size_l = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1).squeeze(1)
-    return image_KM[:, :1], coimage_KN[:, :1], size_l, start_KN
+    if waves:
+        next_1N = _climb(operator, direction, start_KN, image_KM[:, 1:], coimage_KN[:, 1:])
+    else:
+        basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, 1:].mT)
+        turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
+        start_KN = turn_KK.mT @ basis_NK.mT
+        next_1N = start_KN[:, :1]
+    # The top one goes once more there and back: a step's direction may be all new.
+    again_1M = operator.apply(direction, next_1N)
+    size_l1 = torch.linalg.vector_norm(again_1M, dim=-1)
+    if not waves:
+        unit_1M = again_1M / size_l1.unsqueeze(-1).clamp_min(TINY)
+        size_l1 = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1)
+        next_1N = start_KN
+    return image_KM[:, :1], coimage_KN[:, :1], size_l1.squeeze(1), next_1N
+
+
+def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_KM: Tensor, next_KN: Tensor) -> Tensor:
+    """Return the top right vector (l, 1, N) between the vectors of a start and those after one power.
+
+    Args:
+        operator: geometry of the layer.
+        direction: U.
+        start_KN: orthonormal rows.
+        image_KM: their images.
+        next_KN: the images, orthonormalised, under the adjoint.
+    """
+    for _ in range(2):  # twice is enough for orthogonality to rounding
+        next_KN = torch.linalg.qr(outside(next_KN, start_KN).mT)[0].mT
+    image_JM = torch.cat([image_KM, operator.apply(direction, next_KN)], 1)
+    mix_JJ = torch.linalg.svd(torch.nan_to_num(image_JM @ image_JM.mT, 0.0, 0.0, 0.0))[0]
+    right_1N = operator.adjoint(direction, mix_JJ[..., :1].mT @ image_JM)
+    return right_1N / torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True).clamp_min(TINY)
 
 
 @dataclass(frozen=True, slots=True)

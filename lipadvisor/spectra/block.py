@@ -25,6 +25,8 @@ __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors
 
 # The filter's cut-off is kept above this share of s_1^2, so that float32 does not lose the lower vectors of the block.
 MIN_CUTOFF = 0.02
+COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
+LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,19 @@ class TrackedBlock:
     s_R: Tensor
     v_RN: Tensor
     complete: bool
+
+    def layer(self, place: int) -> TrackedBlock:
+        """Return the block of one of the layers, without the leading dimension."""
+        return TrackedBlock(self.u_RM[place], self.s_R[place], self.v_RN[place], self.complete)
+
+    def replaced(self, places_k: Tensor, part: TrackedBlock) -> TrackedBlock:
+        """Return the blocks of all layers, those of the ones at ``places`` as in ``part``."""
+        if len(places_k) == len(self.s_R):
+            return part
+        own = (self.u_RM, self.s_R, self.v_RN)
+        new = (part.u_RM, part.s_R, part.v_RN)
+        u_RM, s_R, v_RN = (x.index_copy(0, places_k, y) for x, y in zip(own, new, strict=True))
+        return TrackedBlock(u_RM, s_R, v_RN, self.complete)
 
     def part(self, layers: slice) -> TrackedBlock:
         """Return the block of some of the layers along the first leading dimension."""
@@ -76,6 +91,7 @@ def refresh(
     """
     count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
+    steep = complete or degree > 0 or image_RM is None
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
         u_RM, s_R, v_RN = direct(kernel, count)
@@ -87,40 +103,72 @@ def refresh(
             v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
         elif degree > 0:
             v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
-        if complete or degree > 0 or image_RM is None:
+        if steep or image_RM is None:
             image_RM = operator.apply(kernel, v_RN)
-        q_RM = torch.linalg.qr(image_RM.mT)[0].mT
-    basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
-    # Q'W = upper' basis', and upper' = x diag(s) z
+        q_RM = _orthonormal(image_RM, steep)[0]
+    basis_RN, upper_RR = _orthonormal(operator.adjoint(kernel, q_RM), steep)
+    # Q'W = upper' basis, and upper' = x diag(s) z
     x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))
-    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_NR.mT, complete)
+    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_RN, complete)
 
 
-def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-7) -> TrackedBlock:
+def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-5) -> TrackedBlock:
     """Return the block after as many refreshes as it takes: at set-up only, since it looks at values on the host.
 
     Args:
         operator: geometry of the layer.
         kernel: its weight.
         v_RN: right vectors to start from.
-        tolerance: largest relative rise of s_1 and of the block's sum that counts as converged.
+        tolerance: largest relative rise of s_1 in a refresh that counts as converged: the next would bring less than
+            a hundredth of it. A hundred times that for the block's sum.
     """
     # Random vectors have Ritz values far too low for a cut-off: two plain powers first.
     block = refresh(operator, kernel, operator.adjoint(kernel, operator.apply(kernel, v_RN)), degree=0)
     if block.complete:
         return block
-    last = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
+    if v_RN.dim() == 2:
+        return cold_start(operator, kernel.unsqueeze(0), v_RN.unsqueeze(0), tolerance).layer(0)
+    allowed = torch.tensor([tolerance, 1e2 * tolerance]).to(kernel)
+    last_l2 = _height(block)
+    open_l = torch.arange(len(v_RN), device=v_RN.device)
     agree = getattr(operator, "agree", None)  # of operators that several processes apply together
-    for _ in range(50):
-        block = refresh(operator, kernel, block.v_RN)
-        now = torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
-        rising = ((now - last).abs() > now.abs() * torch.tensor([tolerance, 1e2 * tolerance]).to(now)).any()
+    for _ in range(COLD_REFRESHES):
+        part = refresh(operator, kernel[open_l], block.v_RN[open_l], COLD_DEGREE)
+        block = block.replaced(open_l, part)
+        now_l2 = _height(part)
+        rising_l = ((now_l2 - last_l2[open_l]).abs() > now_l2.abs() * allowed).any(-1)
         if agree is not None:
-            rising = agree(rising)
-        if not bool(rising):
-            break  # converged, or not a number
-        last = now
+            rising_l = agree(rising_l)
+        last_l2[open_l] = now_l2
+        open_l = open_l[rising_l]  # those that have converged, or are not a number, are done
+        if not len(open_l):
+            break
     return block
+
+
+def _height(block: TrackedBlock) -> Tensor:
+    """Return s_1 and the block's sum (..., 2)."""
+    return torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
+
+
+def _orthonormal(x_RM: Tensor, steep: bool) -> tuple[Tensor, Tensor]:
+    """Return orthonormal rows ``q`` (R, M) of the same span, and ``upper`` (R, R) of ``x' = q' upper``.
+
+    Long rows that were orthogonal a small step ago are made so again by the Cholesky factor of their Gram matrix, once
+    they are of one length: a third of the work, and as good as long as that matrix is near the identity.
+
+    Args:
+        x_RM: rows.
+        steep: the rows may be anything.
+    """
+    if steep or x_RM.shape[-1] < LONG:
+        q_MR, upper_RR = torch.linalg.qr(x_RM.mT)
+        return q_MR.mT, upper_RR
+    length_R1 = torch.linalg.vector_norm(x_RM, dim=-1, keepdim=True).clamp_min(1e-30)
+    unit_RM = x_RM / length_R1
+    lower_RR = torch.linalg.cholesky_ex(unit_RM @ unit_RM.mT)[0]
+    q_RM = torch.linalg.solve_triangular(lower_RR, unit_RM, upper=False)
+    return q_RM, lower_RR.mT * length_R1.mT
 
 
 def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int, image_RM: Tensor | None) -> Tensor:
