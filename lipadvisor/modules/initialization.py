@@ -241,8 +241,8 @@ def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) ->
                 inside = [n for n in weight_matrices(model) if n.startswith(f"{name}.branch." if name else "branch.")]
                 last += inside[-1:]
         if not last:
-            rule = "must name the last matrix of each branch where the model has no lipadvisor.modules.Residual"
-            raise ValueError(f"depth_scaled(branches=...) {rule}, got None.")
+            must = "must name the last matrix of each branch where the model has no lipadvisor.modules.Residual"
+            raise ValueError(f"depth_scaled(branches=...) {must}, got None.")
         branches = dict.fromkeys(last, len(last))
     unknown = sorted(set(branches) - set(weight_matrices(model)))
     if unknown:
