@@ -392,5 +392,5 @@ def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:
     if probe.skipped:
         by_reason: dict[str, list[str]] = {}
         for one in probe.skipped:
-            by_reason.setdefault(one.reason, []).append(one.name or "the model itself")
+            by_reason.setdefault(one.reason, []).append(repr(one.name) if one.name else "the model itself")
         _log.info("not measured: %s", "; ".join(f"{', '.join(by_reason[why])}: {why}" for why in by_reason))
