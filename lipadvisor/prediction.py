@@ -34,7 +34,7 @@ class Prediction:
     def update(self, terms: Terms) -> tuple[Coefficients, tuple[Band, ...]]:
         """Take in a measurement; return its rates, and the network's bands under the present knobs."""
         rates = coefficients(terms)
-        self.reconstruction.update(terms)
+        self.reconstruction.update(terms, rates)
         self.forecaster.update(terms, rates)
         self.measurements += 1
         return rates, self.forecaster.bands()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lipadvisor.dynamics import Coefficients, Reconstruction, coefficients
+from lipadvisor.dynamics import Coefficients, Reconstruction
 from lipadvisor.forecast import Forecast
 from lipadvisor.policies import Band
 from lipadvisor.terms import Array, Terms
@@ -28,7 +28,7 @@ def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruct
     """
     weight_L = terms.composition_L
     change_L = terms.change_L
-    paper_L = terms.lr_L * coefficients(terms, "paper").path_rate_L()
+    paper_L = terms.lr_L * rates.paper_rate_L()
     if terms.log_norm_after_L.size == 0:
         ahead_L = paper_ahead_L = np.zeros_like(change_L)
     else:

@@ -9,6 +9,7 @@ Layer, [D] main theorem, with the finite-step term that the published form drops
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +61,16 @@ class Coefficients:
         """
         if self.form == "finite_step":
             return self.drift_L + self.finite_step_L + self.decay_L
-        return self.drift_L + self.noise_curvature_L - 0.5 * self.diffusion_L**2 + self.decay_L
+        return self.paper_rate_L()
+
+    def paper_rate_L(self) -> Array:
+        """Return each layer's rate along the path as published, nats per ``tau``, shape ``(L,)``, whatever the form."""
+        rate_L = self.diffusion_L * self.diffusion_L
+        rate_L *= -0.5
+        rate_L += self.drift_L
+        rate_L += self.noise_curvature_L
+        rate_L += self.decay_L
+        return rate_L
 
     def path_rate(self) -> float:
         """Return the network's rate along the realised path, nats per ``tau`` (see :meth:`path_rate_L`)."""
@@ -92,7 +102,9 @@ def log_decay(lr: Array, weight_decay: Array) -> Array:
 def network_lr(lr_L: Array) -> float:
     """Return the learning rate of the network's clock: the mean over the layers (exactly theirs, if all are equal)."""
     first = float(lr_L[0])
-    return first + float(np.mean(lr_L - first))
+    if np.count_nonzero(lr_L == first) == len(lr_L):
+        return first
+    return first + float(np.add.reduce(lr_L - first)) / len(lr_L)
 
 
 def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact") -> Coefficients:
@@ -118,47 +130,71 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         raise ValueError(f"coefficients(form=...) must be 'finite_step' or 'paper', got {form!r}.")
     if noise not in ("exact", "independent"):
         raise ValueError(f"coefficients(noise=...) must be 'exact' or 'independent', got {noise!r}.")
-    lr_L = terms.lr_L
+    lr_L, first_L, weight_L, noise_LL = terms.lr_L, terms.first_L, terms.composition_L, terms.noise_LL
     # The covariance is that of the gradient; the update that is applied follows a gradient with n_1 at first.
     own = own_response(terms.optimizer, terms.momentum, terms.optimizer_step)
-    if terms.optimizer in ("adam", "adamw") and terms.optimizer_step <= 1:
-        own = float("nan")  # the first second moment is the square of the gradient it divides: no linear response
-    noise_LL = own**2 * terms.noise_LL
-    variance_L = np.diagonal(noise_LL)
-    drift_L = np.array(terms.first_L)  # [D] mu = J . dW, on the applied direction
-    diffusion_L = np.sqrt(lr_L * np.maximum(variance_L, 0.0))  # [D] lambda
-    noise_curvature_L = 0.5 * lr_L * own**2 * terms.noise_curvature_L  # [D] kappa
-    finite_step_L = np.zeros_like(drift_L)
-    if form == "finite_step":
-        with np.errstate(invalid="ignore"):  # a weight of zeros has no rates
-            finite_step_L = 0.5 * lr_L * (terms.curvature_L - terms.first_L**2)
-    moving_L = lr_L > 0.0
-    safe_L = np.where(moving_L, lr_L, 1.0)
-    decay_L = np.where(moving_L, log_decay(lr_L, terms.weight_decay_L) / safe_L, -terms.weight_decay_L)
+    if terms.optimizer_step <= 1 and terms.optimizer in ("adam", "adamw"):
+        own = math.nan  # the first second moment is the square of the gradient it divides: no linear response
+    lr, square = network_lr(lr_L), own * own
+    rates_RL = np.empty((5, len(lr_L)))
+    drift_L, noise_curvature_L, finite_step_L, decay_L, variance_L = rates_RL
+    drift_L[:] = first_L  # [D] mu = J . dW, on the applied direction
+    half_L = 0.5 * lr_L
+    with np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros has no rates; a step may take all of it
+        np.multiply(half_L, terms.noise_curvature_L, out=noise_curvature_L)  # [D] kappa
+        noise_curvature_L *= square
+        if form == "finite_step":
+            np.multiply(first_L, first_L, out=finite_step_L)
+            np.subtract(terms.curvature_L, finite_step_L, out=finite_step_L)
+            finite_step_L *= half_L
+        else:
+            finite_step_L[:] = 0.0
+        _decay(lr_L, terms.weight_decay_L, decay_L)
+        np.maximum(noise_LL.diagonal(), 0.0, out=variance_L)
+        variance_L *= lr_L
+        variance_L *= square
+        diffusion_L = np.sqrt(variance_L)  # [D] lambda
 
-    lr = network_lr(lr_L)
-    counted_L = terms.composition_L != 0.0  # what stands beside the sum may be nan
-    weight_L = (terms.composition_L * (lr_L / lr if lr > 0.0 else 1.0))[counted_L]
+    if np.count_nonzero(weight_L) < len(weight_L):  # what stands beside the sum may be nan
+        counted_L = weight_L != 0.0
+        weight_L, lr_L, rates_RL = weight_L[counted_L], lr_L[counted_L], rates_RL[:, counted_L]
+        noise_LL = noise_LL[np.ix_(counted_L, counted_L)]
+    if lr > 0.0:
+        weight_L = lr_L * weight_L
+        weight_L /= lr
+    drift, noise_curvature, finite_step, decay, twice_ito = rates_RL.dot(weight_L).tolist()
     if noise == "exact":
-        variance = lr * float(weight_L @ noise_LL[np.ix_(counted_L, counted_L)] @ weight_L)
+        variance = lr * square * float(weight_L.dot(noise_LL.dot(weight_L)))
     else:
-        variance = lr * float(weight_L**2 @ variance_L[counted_L])
+        variance = lr * square * float((weight_L * weight_L).dot(noise_LL.diagonal()))
     return Coefficients(
         step=terms.step,
         form=form,
         noise=noise,
         lr=lr,
         own_response=own,
-        lr_L=lr_L,
+        lr_L=terms.lr_L,
         drift_L=drift_L,
         diffusion_L=diffusion_L,
         noise_curvature_L=noise_curvature_L,
         finite_step_L=finite_step_L,
         decay_L=decay_L,
-        drift=float(weight_L @ drift_L[counted_L]),
-        diffusion=float(np.sqrt(max(variance, 0.0))) if np.isfinite(variance) else float("nan"),
-        noise_curvature=float(weight_L @ noise_curvature_L[counted_L]),
-        finite_step=float(weight_L @ finite_step_L[counted_L]),
-        decay=float(weight_L @ decay_L[counted_L]),
-        ito=0.5 * float(weight_L @ diffusion_L[counted_L] ** 2),
+        drift=drift,
+        diffusion=math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan,
+        noise_curvature=noise_curvature,
+        finite_step=finite_step,
+        decay=decay,
+        ito=0.5 * twice_ito,
     )
+
+
+def _decay(lr_L: Array, weight_decay_L: Array, out_L: Array) -> None:
+    """Write ``ln(1 - lr wd) / lr``, and its limit ``-wd`` where the rate is 0."""
+    np.multiply(lr_L, weight_decay_L, out=out_L)
+    np.minimum(out_L, 1.0, out=out_L)
+    np.negative(out_L, out=out_L)
+    np.log1p(out_L, out=out_L)
+    out_L /= lr_L
+    if np.count_nonzero(lr_L) < len(lr_L):
+        still_L = lr_L == 0.0
+        out_L[still_L] = -weight_decay_L[still_L]

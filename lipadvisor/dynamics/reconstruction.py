@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lipadvisor.dynamics.coefficients import coefficients
+from lipadvisor.dynamics.coefficients import Coefficients, coefficients
 from lipadvisor.terms import Array, Terms
 
 __all__ = ["Reconstruction"]
+
+_LARGEST = 709.0  # whose exponential is a float
 
 
 class Reconstruction:
@@ -51,17 +54,21 @@ class Reconstruction:
         self._weight_L: Array = np.zeros(count)
         self._after_L: Array = np.full(count, np.nan)  # observed after the last measured step, where known
 
-    def update(self, terms: Terms) -> None:
+    def update(self, terms: Terms, rates: Coefficients | None = None) -> None:
         """Take in the next measurement: bring both predictions up to it, and compare.
+
+        Args:
+            terms: the measurement.
+            rates: of it, in either form; worked out if ``None``.
 
         Raises:
             ValueError: the layers are not those of the constructor.
         """
         if terms.names != self.names:
             raise ValueError(f"Reconstruction.update(terms) must have the layers {self.names}, got {terms.names}.")
-        rate = coefficients(terms, "paper")
+        rates = coefficients(terms, "paper") if rates is None else rates
         change_L = self._finite(terms.change_L, self._change_L)
-        paper_L = self._finite(terms.lr_L * rate.path_rate_L(), self._paper_change_L)
+        paper_L = self._finite(terms.lr_L * rates.paper_rate_L(), self._paper_change_L)
         if terms.step < self._step:  # weights were put back: nothing predicts that
             self.restarts += 1
         if self._step < 0 or terms.step < self._step:
@@ -73,8 +80,10 @@ class Reconstruction:
         self.observed = terms.network_log_norm
         self._step, self._change_L, self._paper_change_L = terms.step, change_L, paper_L
         self._weight_L = terms.composition_L.copy()
-        known = terms.log_norm_after_L.size > 0
-        self._after_L = terms.log_norm_after_L.copy() if known else np.full(len(self.names), np.nan)
+        if terms.log_norm_after_L.size > 0:
+            self._after_L = terms.log_norm_after_L.copy()
+        else:
+            self._after_L = np.full(len(self.names), np.nan)
         self._compare()
 
     def shift(self, log_factor_L: Array) -> None:
@@ -93,12 +102,12 @@ class Reconstruction:
     @property
     def error(self) -> float:
         """Relative error of the network's ``K``, ``exp(|dZ|) - 1``, finite-step form; ``nan`` before any update."""
-        return float(np.expm1(abs(self.predicted - self.observed)))
+        return _relative(self.predicted - self.observed)
 
     @property
     def paper_error(self) -> float:
         """Relative error of the network's ``K`` in the paper's form."""
-        return float(np.expm1(abs(self.paper - self.observed)))
+        return _relative(self.paper - self.observed)
 
     @property
     def mean_error(self) -> float:
@@ -131,33 +140,44 @@ class Reconstruction:
 
     def _finite(self, change_L: Array, last_L: Array) -> Array:
         good_L = np.isfinite(change_L)
-        self.replaced += int(np.count_nonzero(~good_L))
+        bad = len(good_L) - int(np.count_nonzero(good_L))
+        if bad == 0:
+            return change_L
+        self.replaced += bad
         return np.where(good_L, change_L, last_L)
 
     def _integrate(self, terms: Terms, change_L: Array, paper_L: Array) -> None:
         gap = terms.step - self._step - 1
-        weight_L = 0.5 * (self._weight_L + terms.composition_L)
-        if gap > 0 and np.isfinite(self._after_L).all():
-            bridge_L = paper_bridge_L = terms.log_norm_L - self._after_L
-        else:
-            bridge_L = 0.5 * gap * (self._change_L + change_L)
-            paper_bridge_L = 0.5 * gap * (self._paper_change_L + paper_L)
-        done_L, paper_done_L = self._change_L + bridge_L, self._paper_change_L + paper_bridge_L
+        weight_L = self._weight_L + terms.composition_L
+        weight_L *= 0.5
+        done_L, paper_done_L = self._change_L, self._paper_change_L
+        if gap > 0:
+            if np.isfinite(self._after_L).all():
+                bridge_L = paper_bridge_L = terms.log_norm_L - self._after_L
+            else:
+                bridge_L, paper_bridge_L = 0.5 * gap * (done_L + change_L), 0.5 * gap * (paper_done_L + paper_L)
+            done_L, paper_done_L = done_L + bridge_L, paper_done_L + paper_bridge_L
         self.predicted_L = self.predicted_L + done_L
         self.paper_L = self.paper_L + paper_done_L
-        self.predicted += float(weight_L @ done_L)
-        self.paper += float(weight_L @ paper_done_L)
+        self.predicted += float(weight_L.dot(done_L))
+        self.paper += float(weight_L.dot(paper_done_L))
         self.measured += 1
         self.bridged += gap
 
     def _compare(self) -> None:
         if self.measured == 0:
             return
-        error = self.error
-        if np.isfinite(error):
+        error, paper_error = self.error, self.paper_error
+        if math.isfinite(error):
             self._error_sum += error
             self._errors += 1
             self.max_error = max(self.max_error, error)
-        if np.isfinite(self.paper_error):
-            self.max_paper_error = max(self.max_paper_error, self.paper_error)
-        self.max_error_L = np.fmax(self.max_error_L, self.error_L)
+        if math.isfinite(paper_error):
+            self.max_paper_error = max(self.max_paper_error, paper_error)
+        np.fmax(self.max_error_L, self.error_L, out=self.max_error_L)
+
+
+def _relative(difference: float) -> float:
+    """Return the relative error of a norm whose logarithm is off by ``difference``."""
+    size = abs(difference)
+    return math.expm1(size) if size < _LARGEST else math.inf if size >= _LARGEST else math.nan

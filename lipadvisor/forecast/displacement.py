@@ -62,7 +62,7 @@ class Displacement:
             interval: with the change over the measured step itself apart.
             rate_S: growth that was expected, nats per unit of ``tau``, without decay.
         """
-        expected_S = rate_S * (interval.end_S - interval.start_S)
+        expected_S = rate_S * interval.advance_S
         last_S = interval.own_S - expected_S * (interval.own_steps / np.maximum(interval.steps_S, 1.0))
         unseen_S = np.maximum(interval.steps_S - interval.own_steps, 0.0)
         # The surplus of an unseen stretch is spread evenly over its steps.

@@ -15,14 +15,15 @@ import numpy as np
 
 from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.displacement import Displacement
-from lipadvisor.forecast.experts import POWER_E, SMOOTHINGS, Experts, power_integrals
+from lipadvisor.forecast.experts import POWER_E, Averages, power_integrals
 from lipadvisor.forecast.guard import WARN_LOAD, UpdateRatio
 from lipadvisor.forecast.motion import Interval, Motion
+from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
 from lipadvisor.forecast.rebound import rebound
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.step_share import StepShare
-from lipadvisor.forecast.tracker import HorizonTracker, Made, Present, noise_growth, raw_variance
+from lipadvisor.forecast.tracker import Tracker
 from lipadvisor.policies import Band, Status
 from lipadvisor.terms import Array, Terms
 
@@ -30,8 +31,8 @@ __all__ = ["Forecaster"]
 
 _FEW_POINTS = 5  # updates before a forecast means anything
 _CALIBRATED = 20  # scored forecasts before a band does
-_TREND_HORIZON = 10  # steps: the tracker nearest to it says what growth was expected
-_NOISE_GAIN = 0.03  # averaging of the noise: one batch's estimate is off by half near the end
+_TREND_HORIZON = 10  # steps: the tracked horizon nearest to it says what growth was expected
+_NOISE_GAIN = 0.03  # averaging of the squared residuals, where they stand in for the noise
 _CHANGE, _CHANGE_WIDENS = float(np.log(1.5)), 1.3  # bands across a change of lr beyond 1.5x are that much wider
 
 
@@ -83,18 +84,15 @@ class Forecaster:
         self._ratio = UpdateRatio(count)
         self._share = StepShare()
         self._displacement = Displacement(series, momentum)
-        self._noise_S: Array = np.zeros(series)
-        self._noise_mass_S: Array = np.zeros(series)
+        self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
+        near = [abs(math.log(horizon / _TREND_HORIZON)) for horizon in self.horizons]
+        self._trend_place = near.index(min(near))
         self._residual_S: Array = np.zeros(series)
         self._residual_mass_S: Array = np.zeros(series)
-        self._slope_GS: Array = np.zeros((len(SMOOTHINGS), series))
-        self._slope_mass_GS: Array = np.zeros((len(SMOOTHINGS), series))
-        self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         self._motion = Motion(series)
-        self._experts = Experts(series)
-        prior_E = _prior()
-        self._trackers = tuple(HorizonTracker(h, prior_E, series, optimizer, momentum) for h in self.horizons)
-        self._trend_tracker = min(self._trackers, key=lambda one: abs(math.log(one.horizon / _TREND_HORIZON)))
+        self._averages = Averages(series)
+        self._steps_H = np.array(self.horizons, dtype=np.float64)
+        self._tracker = Tracker(self.horizons, _prior(), series, optimizer, momentum)
 
     @property
     def step(self) -> int:
@@ -116,19 +114,20 @@ class Forecaster:
             self.restart()
         factor_S = self._motion.offset_factor(terms, coefficients.lr)
         if factor_S is not None:
-            self._experts.rescale(factor_S)
-        interval = self._motion.advance(terms, coefficients.lr)
-        self._learn_noise(interval, coefficients)
+            self._averages.rescale(factor_S)
+        interval = self._motion.advance(terms, coefficients)
+        if self.updates > 0 and not self._averages.noisy:
+            self._learn_residual(interval)
         self._displacement.update(interval, self._rate_S)
-        self._experts.update(interval.free_S, interval.start_S, interval.end_S, interval.steps_S, interval.moving_S)
-        self._learn_slopes(interval)
+        self._averages.update(interval, self._noise_of(interval, coefficients))
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
         self._composition_L = terms.composition_L.copy()
-        steps = max(1.0, float(interval.steps_S.max()))
+        steps = max(1.0, interval.steps)
         self._ratio.update(terms.update_ratio_L, steps)
         self._share.update(coefficients, steps)
-        self.updates += int(interval.valid_S.any())
-        self._track()
+        self.updates += int(interval.whole or interval.valid_S.any())
+        if self.updates >= _FEW_POINTS:
+            self._track()
 
     def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None, step: int | None = None) -> Forecast:
         """Forecast all log-norms under a plan.
@@ -173,20 +172,29 @@ class Forecaster:
 
     def bands(self) -> tuple[Band, ...]:
         """Return the network's band at each of the ``horizons``, with the knobs in force."""
-        steps_H = np.array(self.horizons, dtype=np.float64)
-        motion, column_H = self._motion, steps_H[:, None]
-        mean_HS, std_HS, quantile_HS = self._evaluate(
-            steps_H, column_H * motion.lr_S, column_H * motion.log_decay_S, column_H * motion.lr_S**2
-        )
-        mean_HS = mean_HS + self._displacement.answer(np.where(motion.lr_S > 0.0, column_H, 0.0), column_H)
-        std_H = np.maximum.accumulate(std_HS[:, -1])
-        half_H = np.maximum.accumulate(std_H * quantile_HS[:, -1])
+        motion, tracker, steps_H = self._motion, self._tracker, self._steps_H
+        record_R = self._present().record_RS[:, -1]
+        learned = tracker.learned
+        advance_H = steps_H * motion.lr_S[-1]
+        integral_PH = power_integrals(record_R[START], record_R[START] + advance_H)
+        forecast_HE = record_R[VALUES] * integral_PH.T[:, POWER_E]
+        weighted_HE = learned.weight_HES[:, :, -1] * forecast_HE
+        free_H = np.add.reduce(weighted_HE, axis=1)
+        weighted_HE *= forecast_HE
+        second_H = np.add.reduce(weighted_HE, axis=1)
+        variance_H = raw_variance(advance_H * motion.lr_S[-1], record_R[NOISE], tracker.growth_H, free_H, second_H)
+        std_H = np.maximum.accumulate(learned.scale_HS[:, -1] * np.sqrt(variance_H))
+        half_H = np.maximum.accumulate(std_H * learned.quantile_HS[:, -1])
+        mean_H = record_R[LEVEL] + steps_H * motion.log_decay_S[-1] + free_H
+        moving = float(motion.lr_S[-1] > 0.0)
+        mean_H += self._displacement.answer((steps_H * moving)[:, None], steps_H[:, None])[:, -1]
         load = float(np.max(self._ratio.load_L(self._lr_L, self._lr_L)))
-        bands = []
-        for horizon, mean, std, half in zip(self.horizons, mean_HS[:, -1], std_H, half_H, strict=True):
-            status = self._judge(load, horizon, bool(np.isfinite(mean)))
-            bands.append(Band(horizon, float(mean), float(std), float(mean - half), float(mean + half), status))
-        return tuple(bands)
+        return tuple(
+            Band(horizon, mean, std, mean - half, mean + half, self._judge(load, horizon, math.isfinite(mean)))
+            for horizon, mean, std, half in zip(
+                self.horizons, mean_H.tolist(), std_H.tolist(), half_H.tolist(), strict=True
+            )
+        )
 
     def scores(self, name: str = "*") -> dict[int, Score]:
         """Return, for each of the ``horizons``, how the forecasts of one series have done so far.
@@ -200,7 +208,7 @@ class Forecaster:
         if name != "*" and name not in self.names:
             raise KeyError(f"no layer {name!r}; there are {self.names}")
         series = -1 if name == "*" else self.names.index(name)
-        return {tracker.horizon: tracker.result(series) for tracker in self._trackers}
+        return {horizon: self._tracker.result(place, series) for place, horizon in enumerate(self.horizons)}
 
     def shift(self, log_factor_L: Array) -> None:
         """Account for weights that something else than the optimizer has rescaled.
@@ -211,25 +219,24 @@ class Forecaster:
         log_factor_S = np.append(log_factor_L, self._composition_L @ log_factor_L)
         self._motion.shift(log_factor_S)
         self._displacement.shift(log_factor_S)
-        for tracker in self._trackers:
-            tracker.shift(log_factor_S)
+        for record_RS in {id(one.record_RS): one.record_RS for one in self._tracker.presents()}.values():
+            record_RS[LEVEL] += log_factor_S
 
     def restart(self) -> None:
         """Drop the levels and the forecasts that wait (weights were put back); keep what was learned."""
         self._motion.forget_levels()
         self._displacement.forget()
-        for tracker in self._trackers:
-            tracker.forget_waiting()
+        self._tracker.forget_waiting()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a restart needs, as numbers and arrays; going on from it changes no bit."""
         state: dict[str, Any] = {"names": list(self.names), "horizons": list(self.horizons), "updates": self.updates}
         state |= {name: getattr(self, name).copy() for name in _ARRAYS}
         state["motion"] = self._motion.state_dict()
-        state["experts"] = self._experts.state_dict()
         state["displacement"] = self._displacement.state_dict()
+        state["averages"] = self._averages.state_dict()
         state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
-        state["trackers"] = [tracker.state_dict() for tracker in self._trackers]
+        state["tracker"] = self._tracker.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -245,90 +252,60 @@ class Forecaster:
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._motion.load_state_dict(state["motion"])
-        self._experts.load_state_dict(state["experts"])
         self._displacement.load_state_dict(state["displacement"])
+        self._averages.load_state_dict(state["averages"])
         self._ratio.load_state_dict(state["ratio"])
         self._share.load_state_dict(state["share"])
-        for tracker, saved in zip(self._trackers, state["trackers"], strict=True):
-            tracker.load_state_dict(saved)
+        self._tracker.load_state_dict(state["tracker"])
 
-    def _learn_noise(self, interval: Interval, coefficients: Coefficients) -> None:
-        """Average the noise of one step's direction; where it is not measured, the residuals of the drift stand in."""
+    def _noise_of(self, interval: Interval, coefficients: Coefficients) -> Array:
+        """Return the variance of this step's direction, nats^2 per tau^2; not finite where there is none."""
+        noise_S = np.empty(len(self.names) + 1)
+        noise_S[:-1] = coefficients.diffusion_L
+        noise_S[-1] = coefficients.diffusion
+        noise_S *= noise_S
+        square_S = coefficients.own_response**2 * self._motion.lr_S
+        if interval.whole and interval.steps == 1.0:
+            noise_S /= square_S
+            return noise_S
+        with np.errstate(divide="ignore", invalid="ignore"):  # no rate, no noise
+            noise_S /= square_S
+        return noise_S
+
+    def _learn_residual(self, interval: Interval) -> None:
+        """Average the squared residuals of the drift: they stand in for a noise that is not measured."""
         moving_S = interval.moving_S
-        diffusion_S = np.append(coefficients.diffusion_L, coefficients.diffusion)
-        lr_S = self._motion.lr_S
-        good_S = moving_S & (lr_S > 0.0) & np.isfinite(diffusion_S)
-        scale_S = np.where(good_S, coefficients.own_response**2 * lr_S, 1.0)
-        noise_S = np.where(good_S, diffusion_S, 0.0) ** 2 / scale_S
-        gain_S = _NOISE_GAIN * good_S
-        self._noise_S += gain_S * (noise_S - self._noise_S)
-        self._noise_mass_S += gain_S * (1.0 - self._noise_mass_S)
-        if self.updates < 1 or (self._noise_mass_S > 0.0).all():
-            return
-        integral_PS = power_integrals(interval.start_S, np.where(moving_S, interval.end_S, interval.start_S))
-        first_PS, _ = self._trackers[0].moments(self._experts.values_ES())
-        residual_S = interval.free_S - (first_PS * integral_PS).sum(axis=0)
+        integral_PS = power_integrals(interval.start_S, interval.start_S + np.where(moving_S, interval.advance_S, 0.0))
+        first_HPS, _ = self._tracker.moments(self._averages.values()[: len(POWER_E)])
+        residual_S = interval.free_S - (first_HPS[0] * integral_PS).sum(axis=0)
         residual_S = residual_S**2 / np.where(moving_S, interval.squared_S, 1.0)
         gain_S = _NOISE_GAIN * moving_S
         self._residual_S += gain_S * (residual_S - self._residual_S)
         self._residual_mass_S += gain_S * (1.0 - self._residual_mass_S)
 
-    def _learn_slopes(self, interval: Interval) -> None:
-        steps_S = np.maximum(interval.steps_S, 1.0)
-        gain_GS = (1.0 - (1.0 - _SMOOTHING_G[:, None]) ** steps_S) * interval.valid_S
-        self._slope_GS += gain_GS * (interval.change_S / steps_S - self._slope_GS)
-        self._slope_mass_GS += gain_GS * (1.0 - self._slope_mass_GS)
-
-    def _noise(self) -> Array:
-        measured_S = self._noise_mass_S > 0.0
-        noise_S = self._noise_S / np.where(measured_S, self._noise_mass_S, 1.0)
-        fallback_S = self._residual_S / np.maximum(self._residual_mass_S, 1e-300)
-        return np.where(measured_S, noise_S, fallback_S)
-
     def _track(self) -> None:
-        """Score what is due, then queue this measurement's forecasts."""
-        motion = self._motion
-        now = Present(motion.step, motion.level_S, motion.tau_S, motion.decay_S, motion.squared_S)
-        for tracker in self._trackers:
-            tracker.score(now)
-        if self.updates < _FEW_POINTS:
-            return
-        value_ES, noise_S = self._experts.values_ES(), self._noise()
-        slope_GS = self._slope_GS / np.maximum(self._slope_mass_GS, 1e-300)
-        start_S = now.tau_S + motion.offset_S
-        self._rate_S = self._trend_tracker.rate(value_ES, start_S)
-        self._displacement.judge(motion, self._rate_S)
-        moving_S = (motion.lr_S > 0.0).astype(np.float64)
-        for place, tracker in enumerate(self._trackers):
-            if not tracker.due(now.step):
-                continue
-            first_PS, second_PS = tracker.moments(value_ES)
-            integral_PS = power_integrals(start_S, start_S + tracker.horizon * motion.lr_S)
-            squared_S = tracker.horizon * motion.lr_S * motion.lr_S
-            raw_S = tracker.raw_std(integral_PS, squared_S, first_PS, second_PS, noise_S)
-            tracker.settle(raw_S, self._nearest_scored(place))
-            tracker.make(
-                Made(
-                    step=now.step,
-                    level_S=motion.level_S.copy(),
-                    tau_S=motion.tau_S,
-                    offset_S=motion.offset_S,
-                    decay_S=motion.decay_S,
-                    squared_S=motion.squared_S,
-                    value_ES=value_ES,
-                    first_PS=first_PS,
-                    second_PS=second_PS,
-                    noise_S=noise_S,
-                    scale_S=tracker.live_scale_S,
-                    quantile_S=tracker.quantile_S,
-                    slope_GS=slope_GS,
-                    answer_S=self._displacement.answer(tracker.horizon * moving_S, float(tracker.horizon)),
-                )
-            )
+        """Judge the surplus over the trend; learn from the forecasts whose time has come, and make new ones."""
+        present, motion, displacement = self._present(), self._motion, self._displacement
+        self._tracker.update(present, motion.lr_S)
+        record_RS = present.record_RS
+        self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)
+        displacement.judge(motion, self._rate_S)
+        steps_H1 = self._steps_H[:, None]
+        answer_HS = displacement.answer(steps_H1 * (motion.lr_S > 0.0), steps_H1)
+        self._tracker.make(present, answer_HS)
 
-    def _nearest_scored(self, place: int) -> HorizonTracker | None:
-        scored = [i for i, tracker in enumerate(self._trackers) if tracker.n_S[-1] > 0]
-        return self._trackers[min(scored, key=lambda i: abs(i - place))] if scored else None
+    def _present(self) -> Present:
+        """Return where the series stand."""
+        motion = self._motion
+        present, averages_AS = Present.empty(motion.step, len(self.names) + 1)
+        record_RS = present.record_RS
+        record_RS[:START] = motion.state_4S
+        np.add(record_RS[TAU], motion.offset_S, out=record_RS[START])
+        self._averages.values(averages_AS)
+        if not self._averages.noisy:
+            fallback_S = self._residual_S / np.maximum(self._residual_mass_S, 1e-300)
+            record_RS[NOISE] = np.where(self._averages.noisy_S, record_RS[NOISE], fallback_S)
+        return present
 
     def _evaluate(
         self, steps_h: Array, tau_hS: Array, log_decay_hS: Array, squared_hS: Array
@@ -341,19 +318,19 @@ class Forecaster:
             log_decay_hS: sum of ``ln(1 - lr wd)`` by then.
             squared_hS: sum of ``lr^2`` by then.
         """
-        low_h, share_h = _between(np.array(self.horizons, dtype=np.float64), steps_h)
-        value_ES = self._experts.values_ES()
-        moments = [tracker.moments(value_ES) for tracker in self._trackers]
-        first_hPS = _blend(np.stack([first for first, _ in moments]), low_h, share_h)
-        second_hPS = _blend(np.stack([second for _, second in moments]), low_h, share_h)
-        scale_hS = _blend(np.stack([tracker.live_scale_S for tracker in self._trackers]), low_h, share_h)
-        quantile_hS = _blend(np.stack([tracker.quantile_S for tracker in self._trackers]), low_h, share_h)
-        start_S = self._motion.tau_S + self._motion.offset_S
+        low_h, share_h = _between(self._steps_H, steps_h)
+        record_RS, learned = self._present().record_RS, self._tracker.learned
+        first_hPS, second_hPS = (
+            _blend(part_HPS, low_h, share_h) for part_HPS in self._tracker.moments(record_RS[VALUES])
+        )
+        scale_hS = _blend(learned.scale_HS, low_h, share_h)
+        quantile_hS = _blend(learned.quantile_HS, low_h, share_h)
+        start_S = record_RS[START]
         integral_PhS = power_integrals(start_S, start_S + tau_hS)
         free_hS = np.einsum("hps,phs->hs", first_hPS, integral_PhS)
         second_hS = np.einsum("hps,phs->hs", second_hPS, integral_PhS**2)
         growth_h1 = noise_growth(self.optimizer, self.momentum, steps_h)[:, None]
-        variance_hS = raw_variance(squared_hS, self._noise(), growth_h1, free_hS, second_hS)
+        variance_hS = raw_variance(squared_hS, record_RS[NOISE], growth_h1, free_hS, second_hS)
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
@@ -373,14 +350,7 @@ class Forecaster:
             return Status.UNSTABLE
         if self.updates < _FEW_POINTS:
             return Status.TOO_FEW_POINTS
-        return Status.OK if self._reference(horizon).n_S[-1] >= _CALIBRATED else Status.UNCALIBRATED
-
-    def _reference(self, horizon: int) -> HorizonTracker:
-        """Return the tracker that vouches for a horizon: the longest one within it that the measuring can score."""
-        able = [tracker for tracker in self._trackers if tracker.n_S[-1] > 0 or tracker.dropped == 0]
-        able = able or list(self._trackers)
-        within = [tracker for tracker in able if tracker.horizon <= horizon]
-        return within[-1] if within else able[0]
+        return Status.OK if self._tracker.vouching(horizon) >= _CALIBRATED else Status.UNCALIBRATED
 
 
 def _between(horizons_H: Array, steps_h: Array) -> tuple[np.ndarray[Any, np.dtype[np.intp]], Array]:
@@ -396,8 +366,4 @@ def _blend(values_H: Array, low_h: np.ndarray[Any, np.dtype[np.intp]], share_h: 
     return np.asarray((1.0 - share) * values_H[low_h] + share * values_H[high_h])
 
 
-_SMOOTHING_G = np.array(SMOOTHINGS)
-_ARRAYS = (
-    *("_lr_L", "_weight_decay_L", "_composition_L", "_noise_S", "_noise_mass_S"),
-    *("_residual_S", "_residual_mass_S", "_slope_GS", "_slope_mass_GS", "_rate_S"),
-)
+_ARRAYS = ("_lr_L", "_weight_decay_L", "_composition_L", "_residual_S", "_residual_mass_S", "_rate_S")

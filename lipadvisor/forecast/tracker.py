@@ -1,28 +1,40 @@
-"""One horizon's memory: forecasts that wait for their outcome, experts' errors, the band's scale and quantile, scores.
+"""What is learned from outcomes, for every horizon: which experts to trust, how wide the band must be; and the scores.
 
 A forecast is scored with the clock and the decay that really came, not with those that were planned: the drift is on
 trial, not the guess of the schedule. Forecasts are made at most every ``horizon / 20`` steps: closer ones share their
-future and would teach nothing more.
+future and would teach nothing more. What outcomes teach is worked out for several steps' at once, in their order;
+until then the experts' weights and the bands stay as they are.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
-from lipadvisor.dynamics import squared_response_sums
-from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, power_integrals
+from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, advance_integrals
+from lipadvisor.forecast.outcomes import (
+    NOISE,
+    START,
+    VALUES,
+    Learned,
+    Matured,
+    Outcomes,
+    Present,
+    Room,
+    compared,
+    noise_growth,
+    raw_variance,
+)
 from lipadvisor.forecast.result import Score
+from lipadvisor.forecast.waiting import dump, load
 from lipadvisor.terms import Array
 
-__all__ = ["HorizonTracker", "Made", "Present", "noise_growth", "raw_variance"]
+__all__ = ["Tracker"]
 
 _GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast ...
 _EARLY = 10.0  # ... and sooner at first, by 10 / (n + 10): the way off the initial plateau says little of what follows
@@ -34,290 +46,340 @@ _MISS_RATE = 0.1
 _PEAK_DECAY = 0.98  # per scored forecast, of the largest error that caps the band
 _LOG_FLOOR = 0.01
 _LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
-_TWICE_PEAK, _CRPS_OFFSET = 2.0 / math.sqrt(2.0 * math.pi), 1.0 / math.sqrt(math.pi)
-_SCORED_AT_ONCE = 32
-_TINY_VARIANCE = 1e-20  # nats^2, keeps a series that never moves from dividing by zero
+_PATIENCE = 16
+_AT_FIRST = 30  # ... at once until it has had so many: at first each of them changes much
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
-    """Where the ``S`` series stand."""
+class Tracker:
+    """Learns, for ``H`` horizons and ``S`` series, which experts to trust and how wide the band must be.
 
-    step: int
-    level_S: Array  # nats
-    tau_S: Array  # clock
-    decay_S: Array  # sum of ln(1 - lr wd) so far, nats
-    squared_S: Array  # sum of lr^2 so far
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """One forecast that waits. ``P`` powers, ``E`` experts, ``G`` smoothings of the slope."""
-
-    step: int
-    level_S: Array
-    tau_S: Array
-    offset_S: Array  # tau_c
-    decay_S: Array
-    squared_S: Array
-    value_ES: Array  # experts' averages
-    first_PS: Array  # weighted sum of the averages, by power
-    second_PS: Array  # weighted sum of their squares
-    noise_S: Array  # variance of one step's direction, nats^2 per tau^2
-    scale_S: Array
-    quantile_S: Array
-    slope_GS: Array  # nats per step
-    answer_S: Array  # what the surplus over the trend was expected to become, nats
-
-
-def raw_variance(squared: Array, noise: Array, growth: Array | float, mean: Array, second: Array) -> Array:
-    """Return the uncalibrated variance of the change of a log-norm, nats^2.
-
-    The SDE's, with the optimizer's memory and the contraction of stiff directions that was measured by branching runs,
-    plus the spread of the experts::
-
-        mean(lr^2) S_2(h) C (1 + h/10)^(-1/2) + sum_e w_e f_e^2 - f^2
-
-    Args:
-        squared: sum of ``lr^2`` over the ``h`` steps.
-        noise: ``C``, nats^2 per tau^2.
-        growth: ``S_2(h) (1 + h/10)^(-1/2) / h``, see :func:`noise_growth`.
-        mean: the combined forecast ``f`` of the change, nats.
-        second: weighted mean of the experts' squared forecasts, nats^2.
+    Attributes:
+        n_HS: outcomes learned from.
+        dropped_H: forecasts whose outcome came too late to be scored.
+        learned: what forecasts are made with now.
+        growth_H: of the noise over each horizon, :func:`noise_growth`.
     """
-    return np.asarray(np.maximum(squared * growth * noise + np.maximum(second - mean * mean, 0.0), _TINY_VARIANCE))
 
-
-def noise_growth(optimizer: str, momentum: float, steps: Array) -> Array:
-    """Return ``S_2(h) (1 + h/10)^(-1/2) / h`` for each horizon ``h`` of ``steps``."""
-    return np.asarray(squared_response_sums(optimizer, momentum, steps) / (steps * np.sqrt(1.0 + steps / 10.0)))
-
-
-@lru_cache(maxsize=256)
-def _growth(optimizer: str, momentum: float, steps: float) -> float:
-    return float(noise_growth(optimizer, momentum, np.asarray(steps)))
-
-
-class HorizonTracker:
-    """Learns, for one horizon and ``S`` series, which experts to trust and how wide the band must be."""
-
-    def __init__(self, horizon: int, prior_E: Array, series: int, optimizer: str, momentum: float) -> None:
-        self.horizon = horizon
-        self.stride = max(1, horizon // 20)
-        self._prior_ES = np.repeat(prior_E[:, None], series, axis=1)
+    def __init__(self, horizons: Sequence[int], prior_E: Array, series: int, optimizer: str, momentum: float) -> None:
+        self._horizons = tuple(horizons)
+        count = len(self._horizons)
+        self._horizon_H1 = np.array(self._horizons, dtype=np.float64)[:, None]
+        self._stride_H = tuple(max(1, horizon // 20) for horizon in self._horizons)
         self._response = (optimizer, momentum)
-        self._waiting: deque[Made] = deque()
-        self._scored: list[tuple[Array, ...]] = []  # forecasts whose scores are still to be worked out
-        self._last_made = -self.stride
-        self._error_ES: Array = np.zeros((len(POWER_E), series))
-        self._log_S: Array = np.zeros(series)  # of the squared standardised errors
-        self.quantile_S: Array = np.full(series, 1.6448536269514722)
-        self.dropped = 0  # forecasts whose outcome came too late to be scored
-        self.peak_S: Array = np.zeros(series)  # largest absolute error of late, nats
-        self.live_scale_S: Array = np.ones(series)  # the scale in use: see `settle`
-        self.n_S: Array = np.zeros(series)
-        # Sums of: absolute error, persistence's, CRPS, hits of the band; then the slopes'.
-        self._sum_4S: Array = np.zeros((4, series))
-        self._slope_sum_GS: Array = np.zeros((len(SMOOTHINGS), series))
-        self.weight_ES: Array = self._weights()
-
-    @property
-    def scale_S(self) -> Array:
-        """Factor on the raw standard deviation, from past standardised errors, shape ``(S,)``."""
-        return np.asarray(np.exp(0.5 * self._log_S))
+        self.growth_H: Array = noise_growth(optimizer, momentum, self._horizon_H1[:, 0])
+        self._growth = self.growth_H.tolist()
+        self._prior_HES = np.broadcast_to(prior_E[:, None], (count, len(POWER_E), series)).copy()
+        self._waiting: tuple[deque[tuple[Present, Learned, Array]], ...] = tuple(deque() for _ in self._horizons)
+        self._matured: list[Matured] = []
+        self._room = Room()
+        self._scored: list[float] = [0.0] * count  # outcomes of the network
+        self._settled = False  # every horizon has had one
+        self._uniform = True  # all series have had the same
+        self._late = False  # the quantile learns from every outcome
+        self._last_made = [-stride for stride in self._stride_H]
+        self.dropped_H = [0] * count
+        self._error_HES: Array = np.zeros((count, len(POWER_E), series))
+        self._log_HS: Array = np.zeros((count, series))  # of the squared standardised errors
+        self._peak_HS: Array = np.zeros((count, series))  # largest absolute error of late, nats
+        self._score_CHS: Array = np.zeros((4 + len(SMOOTHINGS), count, series))  # sums, see `Outcomes`
+        self.n_HS: Array = np.zeros((count, series))
+        self.learned = Learned.empty(count, series)
+        self._weigh(self.learned)
+        self.learned.scale_HS[:], self.learned.quantile_HS[:] = 1.0, 1.6448536269514722
+        self._look()
 
     def moments(self, value_ES: Array) -> tuple[Array, Array]:
-        """Return the weighted sums, by power, of the experts' averages and of their squares, shapes ``(P, S)``."""
-        shape = (len(POWERS), len(SMOOTHINGS), -1)
-        weighted_ES = self.weight_ES * value_ES
-        first_PS = np.add.reduce(weighted_ES.reshape(shape), axis=1)
-        return first_PS, np.add.reduce((weighted_ES * value_ES).reshape(shape), axis=1)
+        """Return the weighted sums, by power, of the experts' averages and of their squares, shapes ``(H, P, S)``."""
+        shape = (len(self._horizons), len(POWERS), len(SMOOTHINGS), -1)
+        weighted_HES = self.learned.weight_HES * value_ES
+        first_HPS = np.add.reduce(weighted_HES.reshape(shape), axis=2)
+        weighted_HES *= value_ES
+        return first_HPS, np.add.reduce(weighted_HES.reshape(shape), axis=2)
 
-    def rate(self, value_ES: Array, clock_S: Array) -> Array:
-        """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``."""
-        first_PS, _ = self.moments(value_ES)
+    def rate(self, value_ES: Array, clock_S: Array, place: int) -> Array:
+        """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""
+        weighted_ES = self.learned.weight_HES[place] * value_ES
+        first_PS = np.add.reduce(weighted_ES.reshape(len(POWERS), len(SMOOTHINGS), -1), axis=1)
         safe_S = np.where(clock_S > 0.0, clock_S, np.inf)
         return np.asarray(first_PS[0] + (first_PS[1] + first_PS[2] / safe_S) / safe_S)
 
-    def raw_std(self, integral_PS: Array, squared_S: Array, first_PS: Array, second_PS: Array, noise_S: Array) -> Array:
-        """Return the uncalibrated standard deviation at this horizon, nats.
+    def update(self, present: Present, lr_S: Array) -> None:
+        """Learn from the forecasts whose time has come.
 
         Args:
-            integral_PS: of each power over the steps to come.
-            squared_S: sum of ``lr^2`` over them.
-            first_PS: see :meth:`moments`.
-            second_PS: see :meth:`moments`.
-            noise_S: variance of one step's direction, nats^2 per tau^2.
+            present: where the series stand.
+            lr_S: in force.
         """
-        mean_S = np.add.reduce(first_PS * integral_PS)
-        second_S = np.add.reduce(second_PS * integral_PS * integral_PS)
-        growth = _growth(*self._response, float(self.horizon))
-        return np.asarray(np.sqrt(raw_variance(squared_S, noise_S, growth, mean_S, second_S)))
+        learns = self._mature(present)
+        if learns:
+            self.learn()
+        if learns or any(self._scored[place] == 0 for place in self._due(present.step)):
+            self._settle(present, lr_S)
 
-    def settle(self, raw_S: Array, nearest: HorizonTracker | None) -> None:
-        """Set the scale in use: this horizon's own, or that of the nearest one which has been scored.
+    def make(self, present: Present, answer_HS: Array) -> None:
+        """Make the forecasts that are due.
+
+        Args:
+            present: where the series stand.
+            answer_HS: what the surplus over the trend is expected to become, nats.
+        """
+        for place in self._due(present.step):
+            self._waiting[place].append((present, self.learned, answer_HS[place]))
+            self._last_made[place] = present.step
+
+    def _due(self, step: int) -> list[int]:
+        return [place for place, last in enumerate(self._last_made) if step - last >= self._stride_H[place]]
+
+    def _mature(self, now: Present) -> bool:
+        """Find the forecasts whose time has come; return whether it is time to learn."""
+        step, matured = now.step, self._matured
+        learns = False
+        for place, waiting in enumerate(self._waiting):
+            horizon = self._horizons[place]
+            while waiting and step - waiting[0][0].step >= horizon:
+                made, learned, answer_S = waiting.popleft()
+                if 2 * (step - made.step) > 3 * horizon:  # measured too sparingly for this horizon
+                    self.dropped_H[place] += 1
+                else:
+                    matured.append(Matured(place, made, learned, answer_S, now))
+                    learns = learns or self._scored[place] < _AT_FIRST
+        return learns or (bool(matured) and step - matured[0].now.step >= _PATIENCE - 1)
+
+    def learn(self) -> None:
+        """Learn from all the outcomes that are there."""
+        matured = self._matured
+        if not matured:
+            return
+        matured.sort(key=_place)
+        found = self._compared()
+        counts = [0] * len(self._horizons)
+        for one in matured:
+            counts[one.place] += 1
+        stops = list(itertools.accumulate(counts))
+        owns = [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
+        learned = Learned.empty(*self.n_HS.shape)
+        learned.scale_HS[:] = self.learned.scale_HS
+        self._learn_quantile(found, owns, learned)
+        self._learn_errors(found, owns)
+        member_HN = np.zeros((len(owns), len(matured)))
+        for place, own in enumerate(owns):
+            member_HN[place, own] = 1.0
+        self._score_CHS += np.matmul(member_HN, found.score_CNS)
+        if found.whole:
+            self.n_HS += np.array(counts, dtype=np.float64)[:, None]
+            self._scored = [n + count for n, count in zip(self._scored, counts, strict=True)]
+        else:
+            self.n_HS += member_HN @ found.good_NS
+        matured.clear()
+        self._weigh(learned)
+        self.learned = learned
+        if not (found.whole and self._settled):
+            self._look()
+
+    def _learn_errors(self, found: Outcomes, owns: Sequence[slice]) -> None:
+        """Average the errors, in the order of the outcomes."""
+        error_NS, error_ENS = found.score_CNS[0], found.error_ENS
+        # The mean of the logarithm: while a run leaves its initial plateau errors are a hundred times what the band
+        # says, and a mean of squares would keep it open for the rest of the run.
+        log_NS = error_NS / found.raw_NS
+        log_NS *= log_NS
+        log_NS += _LOG_FLOOR
+        np.log(log_NS, out=log_NS)
+        log_NS -= _LOG_MEAN
+        count, series = error_NS.shape
+        width = 1 if self._uniform and found.whole else series
+        share_HNS, fade_HNS = np.zeros((2, len(owns), count, width))
+        keep_HS, last_HS = np.ones((2, len(owns), width))
+        for place, own in enumerate(owns):
+            if own.start == own.stop:
+                continue
+            if width == 1:
+                order = _in_order(min(self._scored[place], _EARLY / _GAIN), own.stop - own.start)
+            else:
+                order = _in_their_order(self.n_HS[place], found.good_NS[own])
+            share_HNS[place, own], keep_HS[place], fade_HNS[place, own], last_HS[place] = order
+        self._peak_HS *= last_HS
+        np.maximum(self._peak_HS, np.maximum.reduce(fade_HNS * error_NS, axis=1), out=self._peak_HS)
+        self._log_HS *= keep_HS
+        self._error_HES *= keep_HS[:, None]
+        if width == 1:
+            share_HN = share_HNS[:, :, 0]
+            self._log_HS += share_HN @ log_NS
+            self._error_HES += np.matmul(share_HN, error_ENS).transpose(1, 0, 2)
+        else:
+            self._log_HS += np.einsum("hns,ns->hs", share_HNS, log_NS)
+            self._error_HES += np.einsum("hns,ens->hes", share_HNS, error_ENS)
+
+    def _learn_quantile(self, found: Outcomes, owns: Sequence[slice], learned: Learned) -> None:
+        """Widen the bands by what was missed, narrow them by the rest; kept in their range once for all outcomes."""
+        miss_NS = (1.0 - _MISS_RATE) - found.score_CNS[3]
+        if not found.whole:
+            miss_NS *= found.good_NS
+        move_HN = np.zeros((len(owns), len(miss_NS)))
+        for place, own in enumerate(owns):
+            move_HN[place, own] = _QUANTILE_GAIN * self._stride_H[place]
+        if not self._late:
+            late_N = [one.now.step >= _QUANTILE_FROM_STEP for one in self._matured]
+            move_HN *= late_N
+            self._late = all(late_N)
+        quantile_HS = learned.quantile_HS
+        np.matmul(move_HN, miss_NS, out=quantile_HS)
+        quantile_HS += self.learned.quantile_HS
+        low, high = _QUANTILE_RANGE
+        np.maximum(quantile_HS, low, out=quantile_HS)
+        np.minimum(quantile_HS, high, out=quantile_HS)
+
+    def _settle(self, present: Present, lr_S: Array) -> None:
+        """Set the scale in use of each horizon: its own, or that of the nearest one which has been scored.
 
         The standard deviation is kept below the largest error of late, in proportion to the horizon if it is another's:
         scales learned while nothing moved would otherwise be far too large once something does.
-
-        Args:
-            raw_S: raw standard deviation under the knobs in force, nats.
-            nearest: the horizon to learn from; ``None`` where there is none yet.
         """
-        if nearest is None:
-            self.live_scale_S = np.ones_like(raw_S)
+        if not any(self._scored):
             return
-        cap_S = nearest.peak_S * max(1.0, self.horizon / nearest.horizon) / raw_S
-        self.live_scale_S = np.where(nearest.peak_S > 0.0, np.minimum(nearest.scale_S, cap_S), nearest.scale_S)
+        record_RS = present.record_RS
+        first_HPS, second_HPS = self.moments(record_RS[VALUES])
+        lr_HS = self._horizon_H1 * lr_S
+        start_S = record_RS[START]
+        integral_HPS = advance_integrals(start_S + (start_S == 0.0), lr_HS).transpose(1, 0, 2)
+        first_HPS *= integral_HPS
+        second_HPS *= integral_HPS
+        second_HPS *= integral_HPS
+        mean_HS, second_HS = np.add.reduce(first_HPS, axis=1), np.add.reduce(second_HPS, axis=1)
+        lr_HS *= lr_S
+        raw_HS = np.sqrt(raw_variance(lr_HS, record_RS[NOISE], self.growth_H[:, None], mean_HS, second_HS))
+        log_HS, peak_HS = self._log_HS, self._peak_HS
+        if not self._settled:
+            log_HS, peak_HS = log_HS[self._nearest_H], peak_HS[self._nearest_H] * self._stretch_H1
+        scale_HS = np.exp(0.5 * log_HS)
+        # Where the raw one is not known now, the scale is not capped.
+        live_HS = np.where(peak_HS > 0.0, np.fmin(scale_HS, peak_HS / raw_HS), scale_HS)
+        self.learned = Learned(self.learned.rows_HRS.copy())
+        self.learned.scale_HS[:] = live_HS
 
-    def due(self, step: int) -> bool:
-        """Whether a forecast is to be made after ``step`` steps."""
-        return step - self._last_made >= self.stride
+    def vouching(self, horizon: int) -> float:
+        """Return how many outcomes vouch for the network's band ``horizon`` steps ahead.
 
-    def make(self, made: Made) -> None:
-        """Queue a forecast."""
-        self._waiting.append(made)
-        self._last_made = made.step
+        They are those of the longest tracked horizon within it that the measuring can score.
+        """
+        able = [i for i, n in enumerate(self._scored) if n > 0 or self.dropped_H[i] == 0] or range(len(self._horizons))
+        within = [i for i in able if self._horizons[i] <= horizon]
+        return self._scored[within[-1] if within else able[0]]
 
-    def score(self, now: Present) -> bool:
-        """Score every forecast whose time has come; return whether there was one."""
-        scored = False
-        while self._waiting and now.step - self._waiting[0].step >= self.horizon:
-            made = self._waiting.popleft()
-            if 2 * (now.step - made.step) > 3 * self.horizon:  # measured too sparingly for this horizon
-                self.dropped += 1
-            else:
-                self._score(made, now)
-                scored = True
-        if scored:
-            self.weight_ES = self._weights()
-        return scored
+    def result(self, place: int, series: int) -> Score:
+        """Return the scores of one series at one horizon, outcomes that nothing was learned from yet included."""
+        n, sum_C = float(self.n_HS[place, series]), self._score_CHS[:, place, series].copy()
+        if self._matured:
+            found = self._compared()
+            own = [i for i, one in enumerate(self._matured) if one.place == place and found.good_NS[i, series]]
+            n += len(own)
+            sum_C += found.score_CNS[:, own, series].sum(axis=1)
+        mae, persistence, crps, hits, *slopes = (sum_C / n if n else np.full(len(sum_C), np.nan)).tolist()
+        plain = slopes[SMOOTHINGS.index(0.1)]
+        return Score(self._horizons[place], int(n), mae, persistence, plain, min(slopes), crps, hits)
 
-    def result(self, series: int) -> Score:
-        """Return the scores of one series."""
-        self._settle_scores()
-        n = float(self.n_S[series])
-        mae, persistence, crps, hits = self._sum_4S[:, series] / n if n else np.full(4, np.nan)
-        slope_G = self._slope_sum_GS[:, series] / n if n else np.full(len(SMOOTHINGS), np.nan)
-        plain = float(slope_G[SMOOTHINGS.index(0.1)])
-        return Score(
-            self.horizon, int(n), float(mae), float(persistence), plain, float(slope_G.min()), float(crps), float(hits)
-        )
-
-    def shift(self, log_factor_S: Array) -> None:
-        """Move what waits along with weights that were rescaled from outside."""
-        for made in self._waiting:
-            made.level_S[:] += log_factor_S
+    def presents(self) -> Iterator[Present]:
+        """Give the measurements that forecasts were made at, or are to be compared with; some more than once."""
+        for waiting in self._waiting:
+            yield from (present for present, *_ in waiting)
+        for one in self._matured:
+            yield one.made
+            yield one.now
 
     def forget_waiting(self) -> None:
-        """Drop what waits: its future will not come."""
-        self._waiting.clear()
-        self._last_made = -self.stride
+        """Learn from what has come, and drop what waits: its future will not come."""
+        self.learn()
+        for waiting in self._waiting:
+            waiting.clear()
+        self._last_made = [-stride for stride in self._stride_H]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned and waiting, as numbers and arrays."""
-        self._settle_scores()
-        state: dict[str, Any] = {name: getattr(self, name) for name in ("horizon", "dropped", "_last_made")}
-        state |= {name: getattr(self, name).copy() for name in self._array_names()}
-        state["waiting"] = {
-            field.name: np.array([getattr(made, field.name) for made in self._waiting]) for field in fields(Made)
+        state: dict[str, Any] = {name: getattr(self, name).copy() for name in _ARRAYS}
+        state |= {
+            "learned": self.learned.rows_HRS.copy(),
+            "dropped_H": list(self.dropped_H),
+            "last_made": list(self._last_made),
         }
-        return state
+        return state | {"waiting": dump(self._waiting, self._matured)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
-
-        Raises:
-            ValueError: it belongs to another horizon or another number of series.
-        """
-        if state["horizon"] != self.horizon or np.shape(state["n_S"]) != self.n_S.shape:
-            found = (state["horizon"], np.shape(state["n_S"])[0])
-            raise ValueError(f"state must be of horizon {self.horizon} and {len(self.n_S)} series, got {found}.")
-        self.dropped, self._last_made = int(state["dropped"]), int(state["_last_made"])
-        self._scored.clear()
-        for name in self._array_names():
+        """Continue from :meth:`state_dict`."""
+        for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=np.float64))
-        columns = state["waiting"]
-        self._waiting = deque(
-            Made(int(step), *(np.array(columns[field.name][i], dtype=np.float64) for field in fields(Made)[1:]))
-            for i, step in enumerate(columns["step"])
-        )
+        self.learned = Learned(np.array(state["learned"], dtype=np.float64))
+        self.dropped_H, self._last_made = list(state["dropped_H"]), list(state["last_made"])
+        waiting, self._matured = load(state["waiting"], len(self._horizons))
+        self._waiting = tuple(deque(own) for own in waiting)
+        self._look()
 
-    @staticmethod
-    def _array_names() -> tuple[str, ...]:
-        learned = ("_error_ES", "_log_S", "quantile_S", "weight_ES", "peak_S", "live_scale_S")
-        return (*learned, "n_S", "_sum_4S", "_slope_sum_GS")
+    def _compared(self) -> Outcomes:
+        growth_N = []
+        for one in self._matured:
+            steps = one.now.step - one.made.step
+            exact = steps == self._horizons[one.place]
+            growth_N.append(self._growth[one.place] if exact else _growth(*self._response, steps))
+        return compared(self._matured, growth_N, self._room)
 
-    def _weights(self) -> Array:
-        """Return the experts' weights: past error to the power -8, times the prior; columns sum to 1."""
-        share_S = np.maximum(_PRIOR_SHARE, _PRIOR_SCORES / np.maximum(self.n_S, 1.0)) / len(POWER_E)
-        error_ES = self._error_ES + share_S * np.add.reduce(self._error_ES)
-        error_ES += 1e-300  # an expert without error is the best, not a division by zero
-        ratio_ES = np.minimum.reduce(error_ES) / error_ES
-        ratio_ES *= ratio_ES  # three squares: the power 8, many times cheaper than pow
-        ratio_ES *= ratio_ES
-        ratio_ES *= ratio_ES
-        ratio_ES *= self._prior_ES
-        return np.asarray(ratio_ES / np.add.reduce(ratio_ES))
+    def _look(self) -> None:
+        """Note what follows from the numbers of outcomes."""
+        self._scored = self.n_HS[:, -1].tolist()
+        self._settled = min(self._scored) > 0
+        self._uniform = bool((self.n_HS == self.n_HS[:, :1]).all())
+        known = [place for place, n in enumerate(self._scored) if n > 0] or [0]
+        nearest = [min(known, key=lambda i: abs(i - place)) for place in range(len(self._horizons))]
+        self._nearest_H = np.array(nearest)
+        self._stretch_H1 = np.maximum(1.0, self._horizon_H1 / self._horizon_H1[nearest])
 
-    def _score(self, made: Made, now: Present) -> None:
-        steps = float(now.step - made.step)
-        integral_PS = power_integrals(made.tau_S + made.offset_S, now.tau_S + made.offset_S)
-        moved_S = now.level_S - made.level_S
-        free_S = moved_S - (now.decay_S - made.decay_S) - made.answer_S
-        mean_S = np.add.reduce(made.first_PS * integral_PS)
-        second_S = np.add.reduce(made.second_PS * integral_PS * integral_PS)
-        squared_S = now.squared_S - made.squared_S
-        growth = _growth(*self._response, steps)
-        raw_S = np.sqrt(raw_variance(squared_S, made.noise_S, growth, mean_S, second_S))
-        error_S = free_S - mean_S
-        # Where the clock stood still there was nothing to foresee, and nothing to learn.
-        good_S = np.isfinite(error_S) & np.isfinite(raw_S) & (squared_S > 0.0)
-        if not good_S.all():
-            error_S = np.where(good_S, error_S, 0.0)
-            free_S, moved_S = np.where(good_S, free_S, 0.0), np.where(good_S, moved_S, 0.0)
-            raw_S = np.where(good_S, raw_S, 1.0)
-        self._learn(made, now.step, error_S, free_S, raw_S, integral_PS, good_S)
-        self.n_S += good_S
-        self._keep_score(made, steps, error_S, moved_S, raw_S, good_S)
+    def _weigh(self, learned: Learned) -> None:
+        """Write the experts' weights: past error to the power -8, times the prior; they sum to 1."""
+        share_HS = np.maximum(_PRIOR_SHARE, _PRIOR_SCORES / np.maximum(self.n_HS, 1.0))
+        share_HS *= np.add.reduce(self._error_HES, axis=1)
+        share_HS /= len(POWER_E)
+        share_HS += 1e-300  # an expert without error is the best, not a division by zero
+        ratio_HES = self._error_HES + share_HS[:, None]
+        np.divide(np.minimum.reduce(ratio_HES, axis=1)[:, None], ratio_HES, out=ratio_HES)
+        ratio_HES *= ratio_HES  # three squares: the power 8, many times cheaper than pow
+        ratio_HES *= ratio_HES
+        ratio_HES *= ratio_HES
+        ratio_HES *= self._prior_HES
+        np.divide(ratio_HES, np.add.reduce(ratio_HES, axis=1)[:, None], out=learned.weight_HES)
 
-    def _learn(
-        self, made: Made, step: int, error_S: Array, free_S: Array, raw_S: Array, integral_PS: Array, good_S: Array
-    ) -> None:
-        gain_S = np.maximum(_GAIN, _EARLY / (self.n_S + _EARLY)) * good_S
-        error_ES = np.abs(free_S - made.value_ES * np.repeat(integral_PS, len(SMOOTHINGS), axis=0))
-        self._error_ES += gain_S * (np.where(good_S, error_ES, 0.0) - self._error_ES)
-        absolute_S = np.abs(error_S)
-        # The mean of the logarithm: while a run leaves its initial plateau errors are a hundred times what the band
-        # says, and a mean of squares would keep it open for the rest of the run.
-        log_S = np.log((absolute_S / raw_S) ** 2 + _LOG_FLOOR) - _LOG_MEAN
-        self._log_S += gain_S * (log_S - self._log_S)
-        self.peak_S = np.where(good_S, np.maximum(absolute_S, _PEAK_DECAY * self.peak_S), self.peak_S)
-        if step >= _QUANTILE_FROM_STEP:
-            miss_S = absolute_S > made.quantile_S * made.scale_S * raw_S
-            move_S = _QUANTILE_GAIN * self.stride * (miss_S - _MISS_RATE) * good_S
-            low, high = _QUANTILE_RANGE
-            self.quantile_S = np.minimum(np.maximum(self.quantile_S + move_S, low), high)
 
-    def _keep_score(
-        self, made: Made, steps: float, error_S: Array, moved_S: Array, raw_S: Array, good_S: Array
-    ) -> None:
-        """Note what the scores are made of: nothing waits for them, so many are worked out at once."""
-        std_S = made.scale_S * raw_S
-        self._scored.append((good_S, error_S, moved_S, std_S, made.quantile_S, moved_S - made.slope_GS * steps))
-        if len(self._scored) >= _SCORED_AT_ONCE:
-            self._settle_scores()
+def _place(one: Matured) -> int:
+    return one.place
 
-    def _settle_scores(self) -> None:
-        if not self._scored:
-            return
-        columns = [np.stack(column) for column in zip(*self._scored, strict=True)]
-        self._scored.clear()
-        good_NS, error_NS, moved_NS, std_NS, quantile_NS, slope_NGS = columns
-        z_NS = error_NS / std_NS
-        # CRPS of a Gaussian: Gneiting and Raftery (2007), eq. 21 and below.
-        crps_NS = std_NS * (z_NS * (2.0 * ndtr(z_NS) - 1.0) + _TWICE_PEAK * np.exp(-0.5 * z_NS * z_NS) - _CRPS_OFFSET)
-        hit_NS = np.abs(z_NS) <= quantile_NS
-        for row, values_NS in enumerate((np.abs(error_NS), np.abs(moved_NS), crps_NS, hit_NS)):
-            self._sum_4S[row] += (values_NS * good_NS).sum(axis=0)
-        self._slope_sum_GS += (np.abs(slope_NGS) * good_NS[:, None]).sum(axis=0)
+
+@lru_cache(maxsize=256)
+def _growth(optimizer: str, momentum: float, steps: int) -> float:
+    return float(noise_growth(optimizer, momentum, np.asarray(float(steps))))
+
+
+def _left(factor_NS: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> tuple[Array, Array]:
+    """Return the product of all factors, shape ``(S,)``, and for each entry that of the later ones, ``(N, S)``."""
+    products_NS = np.ones((len(factor_NS) + 1, factor_NS.shape[1]))
+    products_NS[:-1] = np.multiply.accumulate(factor_NS[::-1])[::-1]
+    return products_NS[0], products_NS[1:]
+
+
+def _in_their_order(n_S: Array, good_NS: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[Array, Array, Array, Array]:
+    """Return what outcomes count that come one after the other, ``n`` before them.
+
+    Returns:
+        Each one's share in the averages, ``(N, S)``, and what is left of what was there, ``(S,)``; the same for the
+        largest error.
+    """
+    before_NS = n_S + np.add.accumulate(good_NS, axis=0) - good_NS
+    gain_NS = np.maximum(_GAIN, _EARLY / (before_NS + _EARLY)) * good_NS
+    keep_S, left_NS = _left(1.0 - gain_NS)
+    last_S, fade_NS = _left(1.0 - (1.0 - _PEAK_DECAY) * good_NS)
+    return gain_NS * left_NS, keep_S, fade_NS, last_S
+
+
+@lru_cache(maxsize=1024)
+def _in_order(n: float, count: int) -> tuple[Array, Array, Array, Array]:
+    """Return :func:`_in_their_order` of good outcomes, which are the same for all series: ``S`` is 1."""
+    return _in_their_order(np.array([n]), np.ones((count, 1), bool))
+
+
+_ARRAYS = ("n_HS", "_error_HES", "_log_HS", "_peak_HS", "_score_CHS")

@@ -20,11 +20,13 @@ LR = 0.1
 def _interval(free: float, own: float, steps: float) -> Interval:
     one = np.ones(1)
     return Interval(
+        whole=True,
+        steps=steps,
         steps_S=steps * one,
         change_S=free * one,
         free_S=free * one,
         start_S=5.0 * one,
-        end_S=5.0 * one + steps * LR,
+        advance_S=steps * LR * one,
         squared_S=steps * LR**2 * one,
         own_steps=1.0,
         own_S=own * one,

@@ -196,7 +196,7 @@ def test_bands_are_the_forecast_at_their_horizons(run_of: RunOf) -> None:
     for band in forecaster.bands():
         j = band.horizon - 1
         assert band.mean == pytest.approx(series.mean[j], rel=1e-12)
-        assert band.std == pytest.approx(series.std[j], rel=0.05)
+        assert band.std == pytest.approx(series.std[j], rel=0.1)
         assert band.lower <= band.mean <= band.upper
         assert band.status is Status.OK
 
