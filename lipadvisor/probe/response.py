@@ -27,6 +27,7 @@ __all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
 
 
 MAX_STRETCHES = 32
+DEPENDENT = 1e-6  # of unit rows: squared distance of one from the others below which it adds nothing to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,8 @@ def update_norm(
     waves = isinstance(operator, Conv2dOperator) and operator.groups == 1
     if waves:
         start_KN = torch.cat([start_KN[:, :1], wave_vectors(operator, direction)], 1)
-        start_KN = torch.linalg.qr(start_KN.mT)[0].mT
     image_KM = operator.apply(direction, torch.cat([v_1N, start_KN], 1))
-    q_KM = torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
+    q_KM = image_KM[:, 1:] if waves else torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
     coimage_KN = operator.adjoint(direction, torch.cat([u_1M, q_KM], 1))
     if waves:
         next_1N = _climb(operator, direction, start_KN, image_KM[:, 1:], coimage_KN[:, 1:])
@@ -150,15 +150,21 @@ def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_K
     Args:
         operator: geometry of the layer.
         direction: U.
-        start_KN: orthonormal rows.
+        start_KN: unit rows.
         image_KM: their images.
-        next_KN: the images, orthonormalised, under the adjoint.
+        next_KN: the images under the adjoint.
     """
-    for _ in range(2):  # twice is enough for orthogonality to rounding
-        next_KN = torch.linalg.qr(outside(next_KN, start_KN).mT)[0].mT
-    image_JM = torch.cat([image_KM, operator.apply(direction, next_KN)], 1)
-    mix_JJ = torch.linalg.svd(torch.nan_to_num(image_JM @ image_JM.mT, 0.0, 0.0, 0.0))[0]
-    right_1N = operator.adjoint(direction, mix_JJ[..., :1].mT @ image_JM)
+    next_KN = next_KN / torch.linalg.vector_norm(next_KN, dim=-1, keepdim=True).clamp_min(TINY)
+    image_JM, basis_JN = torch.cat([image_KM, operator.apply(direction, next_KN)], 1), torch.cat([start_KN, next_KN], 1)
+    overlap_JJ, height_JJ = (basis_JN @ basis_JN.mT).double(), (image_JM @ image_JM.mT).double()
+    # The rows may be nearly dependent; what the floor hides of them is nothing that the size could miss.
+    overlap_JJ.diagonal(dim1=-2, dim2=-1).add_(DEPENDENT)
+    lower_JJ = torch.linalg.cholesky_ex(overlap_JJ)[0]
+    half_JJ = torch.linalg.solve_triangular(lower_JJ, height_JJ, upper=False)
+    height_JJ = torch.linalg.solve_triangular(lower_JJ, half_JJ.mT, upper=False)
+    mix_J1 = torch.linalg.svd(torch.nan_to_num(height_JJ, 0.0, 0.0, 0.0))[0][..., :1]
+    mix_J1 = torch.linalg.solve_triangular(lower_JJ.mT, mix_J1, upper=True)
+    right_1N = operator.adjoint(direction, mix_J1.mT.to(image_JM) @ image_JM)
     return right_1N / torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True).clamp_min(TINY)
 
 
