@@ -63,6 +63,11 @@ class Displacement:
             rate_S: growth that was expected, nats per unit of ``tau``, without decay.
         """
         expected_S = rate_S * interval.advance_S
+        if interval.whole and interval.steps == interval.own_steps == 1.0:  # nothing unseen
+            self._before_S = _KEEP * self._before_S
+            self._before_S += self._last_S
+            self._last_S = interval.own_S - expected_S
+            return
         last_S = interval.own_S - expected_S * (interval.own_steps / np.maximum(interval.steps_S, 1.0))
         unseen_S = np.maximum(interval.steps_S - interval.own_steps, 0.0)
         # The surplus of an unseen stretch is spread evenly over its steps.
@@ -100,6 +105,16 @@ class Displacement:
         """
         return np.asarray(self.trust_S * self._plain(progress_hS, steps_h1))
 
+    def factors(self, progress: Array | float, steps: Array | float) -> tuple[Array | float, Array | float]:
+        """Return what an answer is of the whole surplus, and of that of the last step; see :meth:`answer`."""
+        return -_RETURNED * progress / (progress + _HALF_WAY), _CARRIED * self._momentum * progress / (steps + 1.0)
+
+    def answer_by(self, returned_H1: Array | float, carried_H1: Array | float) -> Array:
+        """Return :meth:`answer` by its factors, nats, shape ``(H, S)``."""
+        answer_HS = returned_H1 * (self.trust_S * (self._before_S + self._last_S))
+        answer_HS += carried_H1 * (self.trust_S * self._last_S)
+        return np.asarray(answer_HS)
+
     def shift(self, log_factor_S: Array) -> None:
         """Move what waits along with weights that were rescaled from outside."""
         for then in self._waiting:
@@ -124,9 +139,10 @@ class Displacement:
         self._waiting = deque(np.array(row, dtype=np.float64) for row in state["waiting"])
 
     def _plain(self, progress: Array | float, steps: Array | float) -> Array:
-        returned = -_RETURNED * progress / (progress + _HALF_WAY)
-        carried = _CARRIED * self._momentum * progress / (steps + 1.0)
-        return np.asarray(returned * (self._before_S + self._last_S) + carried * self._last_S)
+        returned, carried = self.factors(progress, steps)
+        answer = returned * (self._before_S + self._last_S)
+        answer += carried * self._last_S
+        return np.asarray(answer)
 
     def _learn(self, error_S: Array, answer_S: Array) -> None:
         good_S = np.isfinite(error_S) & np.isfinite(answer_S) & (error_S != 0.0)

@@ -84,6 +84,8 @@ class Forecaster:
         self._ratio = UpdateRatio(count)
         self._share = StepShare()
         self._displacement = Displacement(series, momentum)
+        steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
+        self._answer_factors = self._displacement.factors(steps_H1, steps_H1)
         self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         near = [abs(math.log(horizon / _TREND_HORIZON)) for horizon in self.horizons]
         self._trend_place = near.index(min(near))
@@ -290,8 +292,10 @@ class Forecaster:
         record_RS = present.record_RS
         self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)
         displacement.judge(motion, self._rate_S)
-        steps_H1 = self._steps_H[:, None]
-        answer_HS = displacement.answer(steps_H1 * (motion.lr_S > 0.0), steps_H1)
+        moving_S = motion.lr_S > 0.0
+        answer_HS = displacement.answer_by(*self._answer_factors)
+        if np.count_nonzero(moving_S) < len(moving_S):  # where the clock stands still nothing is given back
+            answer_HS = answer_HS * moving_S
         self._tracker.make(present, answer_HS)
 
     def _present(self) -> Present:

@@ -40,9 +40,15 @@ class UpdateRatio:
 
     def update(self, ratio_L: Array, steps: float) -> None:
         """Take in a measurement that stands for ``steps`` steps; what is not finite is left out."""
+        gain = 1.0 - (1.0 - _GAIN) ** steps
         known_L = np.isfinite(ratio_L)
+        if np.count_nonzero(known_L) == len(known_L):
+            self.last_L = ratio_L.copy()
+            self._mean_L += gain * (self.last_L - self._mean_L)
+            self._mass_L += gain * (1.0 - self._mass_L)
+            return
         self.last_L = np.where(known_L, ratio_L, self.last_L)
-        gain_L = (1.0 - (1.0 - _GAIN) ** steps) * known_L
+        gain_L = gain * known_L
         self._mean_L += gain_L * (self.last_L - self._mean_L)
         self._mass_L += gain_L * (1.0 - self._mass_L)
 

@@ -100,8 +100,13 @@ class Tracker:
         """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""
         weighted_ES = self.learned.weight_HES[place] * value_ES
         first_PS = np.add.reduce(weighted_ES.reshape(len(POWERS), len(SMOOTHINGS), -1), axis=1)
-        safe_S = np.where(clock_S > 0.0, clock_S, np.inf)
-        return np.asarray(first_PS[0] + (first_PS[1] + first_PS[2] / safe_S) / safe_S)
+        if np.count_nonzero(clock_S > 0.0) < len(clock_S):
+            clock_S = np.where(clock_S > 0.0, clock_S, np.inf)
+        rate_S = first_PS[2] / clock_S
+        rate_S += first_PS[1]
+        rate_S /= clock_S
+        rate_S += first_PS[0]
+        return np.asarray(rate_S)
 
     def update(self, present: Present, lr_S: Array) -> None:
         """Learn from the forecasts whose time has come.
