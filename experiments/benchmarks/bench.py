@@ -12,6 +12,7 @@ from lipadvisor.experiments.benchmarks.cells import Cell, starts, tuned_cells, w
 from lipadvisor.experiments.benchmarks.drive import Shock, drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
+from lipadvisor.experiments.benchmarks.function_mean import FunctionMean
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.rehearsal import CANDIDATES, rehearse
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
@@ -38,6 +39,7 @@ SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the s
     f"lr x{LR_FACTOR:g}": (written_lr(), 5),
     f"lr x{LR_FACTOR:g}, decided every 50": (written_lr(), 50),
 }
+_FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the further forward pass
 _MOST_MEMBERS = 64  # trained at once
 ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated")
 _HORIZON = 30  # factor of the horizon suite
@@ -152,7 +154,7 @@ class Bench:
                 decide_every=every,
                 validate_every=validate_every(task, steps),
                 shock=shock[1],
-                function_every=every if any(isinstance(c.policy, SecondRule) for c in chosen) else 0,
+                function_every=every if any(isinstance(c.policy, _FUNCTION_READERS) for c in chosen) else 0,
                 tick=self._ticker(task, len(part)),
             )
             for place, index in enumerate(part):

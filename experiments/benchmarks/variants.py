@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lipadvisor.experiments.benchmarks.function_mean import FunctionMean
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
 from lipadvisor.policies import Lipschitz, Policy
 
@@ -28,6 +29,11 @@ VARIANTS: dict[str, Policy[Any]] = {
     "ratio remembered for 50 steps": Lipschitz(memory=1e6),
     "ratio remembered for 3 % of the run": Lipschitz(memory=0.03),
     "blind to validation": Lipschitz(overfitting_gap=1e9),
+    "step x 8": Lipschitz(relative_step=0.96),
+    "step / 8": Lipschitz(relative_step=0.015),
+    "mean with the function's change": FunctionMean(),
+    "mean, step x 8": FunctionMean(Lipschitz(relative_step=0.96)),
+    "mean, step / 8": FunctionMean(Lipschitz(relative_step=0.015)),
     "first rule": FirstRule(),
     "second rule": SecondRule(),
 }
