@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.kinds import TrackedLayer, Use
 from lipadvisor.probe.kinds.parametrized import Computed
-from lipadvisor.probe.samples import Seen, SeenSamples
+from lipadvisor.probe.samples import Projected, Seen, SeenSamples
+from lipadvisor.spectra.compact import CompactKernel, Sketch
 
 __all__ = ["Capture"]
 
@@ -36,6 +37,9 @@ class _Call:
     round: int
     again: bool  # made during a backward pass, by activation checkpointing
     grad_B: Tensor | None = None
+    by: Sketch | CompactKernel | None = None  # what the call is reduced by as soon as its gradient is there
+    projected: Projected | None = None
+    lost: bool = False  # another gradient came after it had been reduced
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class Capture:
     layers: Sequence[TrackedLayer]
     keep: bool = True  # keep activations and gradients, or only look at sizes
     root: nn.Module | None = None  # the whole model, whose first input says how many samples there are
+    reduce_by: dict[int, Sketch | CompactKernel] = field(default_factory=dict)  # layers of which nothing is to be kept
     calls: list[list[_Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     spent_s: float = 0.0
@@ -125,8 +130,12 @@ class Capture:
             any other layer.
         """
         rounds: dict[int, list[Seen]] = {}
+        if any(call.lost for call in self.calls[index]):
+            return None
         for call in self.calls[index]:
-            if call.grad_B is not None:
+            if call.projected is not None:
+                rounds.setdefault(call.round, []).append(Seen(call.projected, None, None))
+            elif call.grad_B is not None:
                 rounds.setdefault(call.round, []).append(Seen(call.use, call.kept, call.grad_B))
         if not rounds or any(len({seen.count for seen in calls}) > 1 for calls in rounds.values()):
             return None
@@ -182,9 +191,11 @@ class Capture:
         calls = self.calls[index]
         # Checkpointing without reentrance: the gradient will come to the call of the forward pass, not to this one.
         mine = (call for call in calls if call.use is use)
-        if again and any(call.grad_B is None and not call.again and call.round == turn for call in mine):
+        if again and any(
+            call.grad_B is None and call.projected is None and not call.again and call.round == turn for call in mine
+        ):
             return
-        call = _Call(use, kept, turn, again)
+        call = _Call(use, kept, turn, again, by=self.reduce_by.get(index))
         calls.append(call)
         self._watch(call, output)
 
@@ -210,6 +221,9 @@ class Capture:
     def _receiver(self, call: _Call) -> Any:
         def backward(grad: Tensor) -> None:
             self._graded = True
+            if call.by is not None:
+                self._reduce(call, grad.detach())
+                return
             call.grad_B = grad.detach() if call.grad_B is None else call.grad_B + grad.detach()
             arrived = getattr(call.use, "arrived", None)  # what cannot wait for the end of the pass
             if arrived is not None:
@@ -218,6 +232,17 @@ class Capture:
                 self.spent_s += time.perf_counter() - started
 
         return backward
+
+    def _reduce(self, call: _Call, grad: Tensor) -> None:
+        """Take what is asked of a call while its input and gradient are at hand, and let go of both."""
+        started = time.perf_counter()
+        if call.projected is not None or call.by is None:
+            call.lost = True  # the graph was kept for another pass
+            return
+        with torch.no_grad():
+            call.projected = Projected.of(call.by, call.use, call.kept, grad)
+        call.kept = None
+        self.spent_s += time.perf_counter() - started
 
 
 def _in_backward() -> bool:

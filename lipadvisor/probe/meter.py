@@ -33,14 +33,16 @@ from lipadvisor.probe.gradients import (
     view_each,
 )
 from lipadvisor.probe.judge import NoiseJudge
+from lipadvisor.probe.kinds import Plain
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
-from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, sample_count
+from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, projection, sample_count
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
 from lipadvisor.probe.record import noise_covariance
 from lipadvisor.probe.sharded_noise import sharded_noise
 from lipadvisor.probe.strides import Strides
-from lipadvisor.spectra import LinearOperator
+from lipadvisor.spectra import Conv2dOperator, LinearOperator
+from lipadvisor.spectra.compact import CompactKernel, Sketch
 from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["NoiseMeter"]
@@ -85,6 +87,7 @@ class NoiseMeter:
         self._pair: OpenPair | None = None
         self._closed: list[Tensor] | None = None
         self._measured = 0
+        self._prepared: dict[int, tuple[Refreshed, Sketch | CompactKernel]] = {}
 
     @property
     def pending(self) -> bool:
@@ -96,6 +99,25 @@ class NoiseMeter:
         self._packs, self._pair, self._closed = tuple(packs), None, None
 
     # --- around the optimizer's step ---------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Have convolutions reduced while their gradients are there, where what is asked of them is known before.
+
+        That is without a preconditioner (Adam's contains the batch), and from the second measurement on.
+        """
+        self._prepared = {}
+        if self.judge.looked and optimizers.optimizer_name(self._optimizer) == "sgd":
+            for pack in self._packs:
+                state, operator = pack.new, pack.operator
+                plain = isinstance(operator, Conv2dOperator) and isinstance(pack.layers[0].source, Plain)
+                if state is None or operator is None or not plain or state.versions != pack.versions():
+                    continue
+                for place, index in enumerate(pack.indices):
+                    u_1M, v_1N = state.block.u_RM[place, :1], state.block.v_RN[place, :1]
+                    by = projection(operator, u_1M, v_1N, self.judge.curved)
+                    if isinstance(by, Sketch) or (by is not None and not self.judge.curved):
+                        self._prepared[index] = state, by
+        self._capture.reduce_by = {index: by for index, (_, by) in self._prepared.items()}
 
     def before_update(self, measured: bool) -> None:
         """Note what the gradients are, and whether a pair can still be closed.
@@ -199,7 +221,7 @@ class NoiseMeter:
 
     def _own_batches(self) -> list[list[Batch]] | None:
         """Return each pack's batches with the samples first; None where nothing was captured."""
-        batches = {index: self._capture.batch(index) for pack in self._packs for index in pack.indices}
+        batches = {index: self._batch(index, pack) for pack in self._packs for index in pack.indices}
         sizes = {sample_count(batch) for batch in batches.values() if batch is not None}
         self.judge.captured = bool(sizes)
         if not sizes:
@@ -212,6 +234,11 @@ class NoiseMeter:
             [own_batch(pack, place, batches[index], self.samples) for place, index in enumerate(pack.indices)]
             for pack in self._packs
         ]
+
+    def _batch(self, index: int, pack: Pack) -> Any:
+        """Return what a layer saw; None where it has been reduced for weights that are no longer those."""
+        prepared = self._prepared.get(index)
+        return self._capture.batch(index) if prepared is None or prepared[0] is pack.old else None
 
     def _covariance(self, noises: Sequence[NoiseImages | None]) -> Tensor | None:
         scalars: list[Tensor | None] = [None] * sum(len(pack.layers) for pack in self._packs)

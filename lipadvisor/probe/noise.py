@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
-from lipadvisor.spectra import Conv2dOperator, LinearOperator
-from lipadvisor.spectra.compact import compact_kernel
+from lipadvisor.spectra import Conv2dOperator, LayerOperator, LinearOperator
+from lipadvisor.spectra.compact import CompactKernel, Sketch, compact_kernel, sketch
 
-__all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "sample_count"]
+__all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "projection", "sample_count"]
 
 STACKED = (
     65_536  # entries of one layer's inputs up to which the layers of a pack are stacked; beyond it is memory traffic
@@ -183,10 +183,18 @@ def _projected(
     assert pack.operator is not None
     operator, block = pack.operator, pack.old.block
     u_1M, v_1N = block.u_RM[place, :1], block.v_RN[place, :1]
-    jacobian = _answered(scale, operator.outer(u_1M, v_1N))
-    # A preconditioner would make a Jacobian of many channels out of one of few.
-    compact = compact_kernel(operator, jacobian) if scale is None and isinstance(operator, Conv2dOperator) else None
-    scalars_B = samples.scalars(jacobian if compact is None else compact) * samples.count
+    by = samples.projected if isinstance(samples, SeenSamples) else None
+    by = projection(operator, u_1M, v_1N, signs_KB is not None) if by is None and scale is None else by
+    if isinstance(by, Sketch) and isinstance(samples, SeenSamples) and signs_KB is not None:
+        scalars_B, left_BOE, right_BCE = samples.sketched(by)
+        weights_KB = signs_KB[:CONV_SIGNS] - signs_KB[:CONV_SIGNS].mean(1, keepdim=True)
+        sums = (torch.tensordot(weights_KB, each, 1) for each in (left_BOE, right_BCE))
+        image_KM, coimage_KN = by.images(*sums)
+        factor = samples.count / max(samples.count - 1, 1) / len(weights_KB)
+        return NoiseImages((scalars_B * samples.count,), image_KM, coimage_KN, factor)
+    compact = by.kernel if isinstance(by, Sketch) else by
+    jacobian = _answered(scale, operator.outer(u_1M, v_1N)) if compact is None else compact
+    scalars_B = samples.scalars(jacobian) * samples.count
     if signs_KB is None:
         return NoiseImages((scalars_B,))
     part, count = _part(pack, samples), samples.count
@@ -199,6 +207,21 @@ def _projected(
         coimages.append(operator.adjoint(noise, u_1M))
     factor = count / max(part.count - 1, 1) / len(weights_KB)
     return NoiseImages((scalars_B,), torch.cat(images), torch.cat(coimages), factor)
+
+
+def projection(operator: LayerOperator, u_1M: Tensor, v_1N: Tensor, curved: bool) -> Sketch | CompactKernel | None:
+    """Return what the samples of an unpreconditioned convolution are asked for; None where it is the whole kernel.
+
+    A preconditioner would make a Jacobian of many channels out of one of few.
+
+    Args:
+        operator: geometry of the layer.
+        u_1M: top left vector.
+        v_1N: top right vector.
+        curved: whether the noise's curvature is asked for.
+    """
+    compact = compact_kernel(operator, operator.outer(u_1M, v_1N)) if isinstance(operator, Conv2dOperator) else None
+    return compact if compact is None or not curved else sketch(compact, u_1M, v_1N) or compact
 
 
 def _part(pack: Pack, samples: SampleGradients) -> SampleGradients:

@@ -160,6 +160,7 @@ class Probe:
                 self._eager.begin()
             self._meter.judge.looked = self._meter.judge.wants_samples
             wanted = unsettled or (self._meter.judge.looked and not self._compiled)
+            self._meter.prepare()
             self._capture.attach(layers=wanted, root=not self._compiled or self._wrapped)
         else:
             self._capture.clear()

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lipadvisor.probe.kinds import Use
-from lipadvisor.spectra.compact import CompactKernel
+from lipadvisor.spectra.compact import CompactKernel, Sketch
 
-__all__ = ["NoSamples", "SampleGradients", "Seen", "SeenSamples"]
+__all__ = ["NoSamples", "Projected", "SampleGradients", "Seen", "SeenSamples"]
 
 
 class SampleGradients(Protocol):
@@ -38,17 +37,55 @@ class SampleGradients(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Projected:
+    """A call reduced to what is asked of it while its gradient was there: stands for the use, and nothing is kept.
+
+    Attributes:
+        by: what it was reduced by.
+        scalars_B: ``<x_i, J>``.
+        left_BOE: see ``Sketch.samples``; None where only the scalars are asked for.
+        right_BCE: likewise.
+    """
+
+    by: Sketch | CompactKernel
+    scalars_B: Tensor
+    left_BOE: Tensor | None = None
+    right_BCE: Tensor | None = None
+
+    @classmethod
+    def of(cls, by: Sketch | CompactKernel, use: Any, kept: Any, grad: Tensor) -> Projected:
+        """Reduce a call of a convolution."""
+        if isinstance(by, Sketch):
+            return cls(by, *use.sketched(by, kept, grad))
+        return cls(by, use.scalars(by, kept, grad))
+
+    def count(self, kept: Any, grad: Any) -> int:
+        """Return the number of samples."""
+        return len(self.scalars_B)
+
+    def scalars(self, jacobian: Any, kept: Any, grad: Any) -> Tensor:
+        """Return ``<x_i, J>`` (B,)."""
+        return self.scalars_B
+
+    def sketched(self, sketch: Sketch, kept: Any, grad: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the sketch made of the samples."""
+        assert self.left_BOE is not None
+        assert self.right_BCE is not None
+        return self.scalars_B, self.left_BOE, self.right_BCE
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """One call: the module's use, what was kept of the input, and the gradient at the output."""
 
-    use: Use
+    use: Any  # a Use, or what a call of one was reduced to
     kept: Any
-    grad: Tensor
+    grad: Any
 
     @property
     def count(self) -> int:
         """Number of samples."""
-        return self.use.count(self.kept, self.grad)
+        return int(self.use.count(self.kept, self.grad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +113,26 @@ class SeenSamples:
             parts.append(one[0] if len(one) == 1 else torch.stack(one).sum(0))
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole if self.share == 1 else whole.reshape(-1, self.share).sum(1)
+
+    @property
+    def projected(self) -> Sketch | CompactKernel | None:
+        """What all calls have been reduced by; None if they have not."""
+        uses = [call.use for calls in self.rounds for call in calls]
+        return uses[0].by if all(isinstance(use, Projected) for use in uses) else None
+
+    def sketched(self, sketch: Sketch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``<x_i, J>`` (B,) and the samples' gradients (B, O, E), (B, C, E): see ``Sketch.samples``."""
+        rounds = []
+        for calls in self.rounds:
+            one = [call.use.sketched(sketch, call.kept, call.grad) for call in calls]
+            rounds.append([sum(parts[1:], parts[0]) for parts in zip(*one, strict=True)])
+        scalars_B, left_BOE, right_BCE = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*rounds, strict=True)
+        )
+        if self.share == 1:
+            return scalars_B, left_BOE, right_BCE
+        left_BOE, right_BCE = (x.unflatten(0, (-1, self.share)).sum(1) for x in (left_BOE, right_BCE))
+        return scalars_B.reshape(-1, self.share).sum(1), left_BOE, right_BCE
 
     def window(self, start: int, count: int) -> SeenSamples | None:
         """Return ``count`` samples from ``start``; None where they cannot be told apart from outside."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.spectra import Conv2dOperator, cold_start, start_vectors
-from lipadvisor.spectra.compact import ROUGH, SMOOTH, compact_kernel
+from lipadvisor.spectra.compact import ROUGH, SMOOTH, compact_kernel, sketch
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -52,3 +52,41 @@ def test_exactness_is_kept_where_it_is_asked_for_or_costs_nothing() -> None:
     assert compact_kernel(operator, random(40, 16, 3, 3).double()) is None
     few = Conv2dOperator((16, 8, 8), (2 * ROUGH - 1, 16, 3, 3))
     assert compact_kernel(few, random(*few.kernel_shape)) is None
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "outputs", "taps", "padding"), [(3, 24, 12, 3, 1), (16, 16, 24, 3, 1), (12, 20, 14, 5, 1)]
+)
+def test_a_sketch_images_the_samples_sums_as_their_whole_gradient_does(
+    channels: int, side: int, outputs: int, taps: int, padding: int
+) -> None:
+    operator = Conv2dOperator((channels, side, side), (outputs, channels, taps, taps), (1, 1), (padding, padding))
+    kernel = random(*operator.kernel_shape)
+    block = cold_start(operator, kernel, start_vectors(operator, 6, kernel, torch.Generator().manual_seed(0)))
+    u_1M, v_1N = block.u_RM[:1], block.v_RN[:1]
+    compact = compact_kernel(operator, operator.outer(u_1M, v_1N))
+    assert compact is not None
+    found = sketch(compact, u_1M, v_1N)
+    assert found is not None
+    inputs, grads = random(8, *operator.input_shape, seed=1), random(8, *operator.output_shape, seed=2)
+    scalars_B, left_BOE, right_BCE = found.samples(inputs, grads)
+    torch.testing.assert_close(scalars_B, compact.sample_scalars(inputs, grads), rtol=1e-4, atol=1e-4)
+    weights_KB = random(2, 8, seed=3)
+    image_KM, coimage_KN = found.images(
+        torch.tensordot(weights_KB, left_BOE, 1), torch.tensordot(weights_KB, right_BCE, 1)
+    )
+    for weight_B, image_M, coimage_N in zip(weights_KB, image_KM, coimage_KN, strict=True):
+        gradient = operator.weighted_gradient(weight_B, inputs, grads)
+        for one, exact in (
+            (image_M, operator.apply(gradient, v_1N)[0]),
+            (coimage_N, operator.adjoint(gradient, u_1M)[0]),
+        ):
+            assert float(torch.dist(one, exact) / exact.norm()) < 0.15
+
+
+def test_nothing_is_sketched_where_the_pair_does_not_vary_smoothly() -> None:
+    for stride, side in ((2, 32), (1, 8)):
+        operator = Conv2dOperator((40, side, side), (40, 40, 3, 3), (stride, stride), (1, 1))
+        compact = compact_kernel(operator, random(40, 40, 3, 3))
+        assert compact is not None
+        assert sketch(compact, random(1, operator.outputs), random(1, operator.inputs)) is None

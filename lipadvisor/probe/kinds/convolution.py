@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.spectra import Conv2dOperator, ConvGeometry, ConvOperator
-from lipadvisor.spectra.compact import CompactKernel
+from lipadvisor.spectra.compact import CompactKernel, Sketch
 
 __all__ = [
     "CONVOLUTIONS",
@@ -132,6 +132,10 @@ class ConvolutionUse:
         if isinstance(jacobian, CompactKernel):
             return jacobian.sample_scalars(inputs, grads)
         return self._operator(inputs, grads).sample_scalars(jacobian, inputs, grads)
+
+    def sketched(self, sketch: Sketch, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ``sketch`` makes of the samples, see :class:`lipadvisor.spectra.compact.Sketch`."""
+        return sketch.samples(self._maps(wide(kept)), self._maps(wide(grad)))
 
     def weighted(self, weight_B: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``sum_i w_i g_i``: one weight-gradient computation."""
