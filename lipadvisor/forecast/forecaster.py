@@ -338,14 +338,19 @@ class Forecaster:
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
-        load_L = self._ratio.load_L(self._lr_L, future.lr_hS[:, :-1].max(axis=0))
+        planned_L = future.lr_hS[:, :-1].max(axis=0)
+        load_L = self._ratio.load_L(self._lr_L, planned_L)
         worst = int(np.argmax(load_L))
-        load = float(load_L[worst])
+        moves, edge = float(load_L[worst]), self._share.load(self._lr_L, planned_L)
+        load = max(moves, edge)
         status = self._judge(load, horizon, finite)
         if not load > WARN_LOAD:
             return status, ()
         verdict = "refused" if load > 1.0 else "near its limit"
-        return status, (f"planned lr moves layer {self.names[worst]!r} by {load:.2f} of what it bears: {verdict}",)
+        what = f"moves layer {self.names[worst]!r} by {load:.2f} of what it bears"
+        if edge > moves:
+            what = f"takes finite steps to {load:.2f} of the growth's share that is foreseeable"
+        return status, (f"planned lr {what}: {verdict}",)
 
     def _judge(self, load: float, horizon: int, finite: bool) -> Status:
         if self.updates > 0 and not finite:

@@ -26,7 +26,7 @@ REFUSE_LOAD = 0.7  # of the limit: the eigenvalue goes on rising after the chang
 
 _GAIN = 0.005  # per step, of the average relative update
 _LIMIT = 0.15  # of the relative update s_1(lr U) / s_1(W) of the last step, at the present rate or a lower one ...
-_RISE_LIMIT = 0.19  # ... and of the average one, at a rate that rises
+_RISE_LIMIT = 0.20  # ... and of the average one, at a rate that rises
 WARN_LOAD = 0.53  # of a limit: worth a word
 
 

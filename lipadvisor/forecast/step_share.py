@@ -2,7 +2,8 @@
 
 The drift along the gradient flow is the same per unit of ``tau`` at any learning rate; the finite-step term is of the
 order of the rate (``docs/science.md``, section 5). It is a few percent of most runs' growth, and most of it where the
-learning rate is at the edge of stability: there a quarter of the rate grows far less than a quarter as fast.
+learning rate is at the edge of stability: there a quarter of the rate grows far less than a quarter as fast, and at
+twice the rate the norms jump to where a new balance is. No forecast can be made of a rate that rises there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lipadvisor.terms import Array
 __all__ = ["StepShare"]
 
 _GAIN = 0.005  # per step, of the averages
+_EDGE = 0.5  # of the growth, at the planned rate
 
 
 class StepShare:
@@ -53,6 +55,19 @@ class StepShare:
         known_S = np.where(lr_S > 0.0, lr_S, 1.0)
         change_hS = np.where(lr_S > 0.0, planned_hS / known_S - 1.0, 0.0)
         return np.asarray(planned_hS * (1.0 + self.share * change_hS))
+
+    def load(self, lr_L: Array, planned_L: Array) -> float:
+        """Return the share to expect at planned learning rates, over its limit: above 1 is too much.
+
+        Args:
+            lr_L: in force.
+            planned_L: the largest of the plan.
+
+        Returns:
+            0 where no rate rises: at the edge of stability a run goes on as it is.
+        """
+        rises_L = (planned_L > lr_L) & (lr_L > 0.0)
+        return self.share / _EDGE * float(np.max(planned_L / np.where(rises_L, lr_L, np.inf), initial=0.0))
 
     def state_dict(self) -> dict[str, float]:
         """Return the averages."""

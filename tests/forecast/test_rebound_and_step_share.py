@@ -12,6 +12,7 @@ from lipadvisor.dynamics import coefficients
 from lipadvisor.forecast import Forecaster
 from lipadvisor.forecast.rebound import rebound
 from lipadvisor.forecast.step_share import StepShare
+from lipadvisor.policies import Status
 from lipadvisor.terms import Terms
 
 RunOf = Callable[..., list[Terms]]
@@ -68,3 +69,19 @@ def test_the_share_is_none_without_finite_steps_and_never_beyond_one(run_of: Run
     assert again.share == share.share
     share.update(coefficients(run_of(lambda tau: 0.1, [0.1], first_L=np.full(2, np.nan))[0]), 5.0)
     assert share.share == again.share
+
+
+def test_a_rate_that_rises_at_the_edge_of_stability_is_refused_and_one_that_falls_is_not(run_of: RunOf) -> None:
+    lr, drift, finite = 0.1, 0.1, 0.04
+    given: dict[str, Any] = {"first_L": np.full(2, drift), "curvature_L": np.full(2, 2 * finite / lr + drift**2)}
+    forecaster = None
+    for terms in run_of(lambda tau: drift + finite, [lr] * 200, **given):
+        forecaster = forecaster or Forecaster(terms.names, terms.composition_L)
+        forecaster.update(terms, coefficients(terms))
+    assert forecaster is not None
+    share = finite / (drift + finite)
+    for factor in (0.25, 1.0, 1.5, 2.0, 4.0):
+        made = forecaster.forecast(10, {"lr": factor * lr})
+        load = factor * share / 0.5 if factor > 1.0 else 0.0
+        assert (made.status == Status.UNSTABLE) == (load > 1.0)
+        assert any("finite steps" in line for line in made.warnings) == (load > 0.53)
