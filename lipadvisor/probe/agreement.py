@@ -26,6 +26,7 @@ __all__ = ["CHECK_PAIRS", "DISAGREE", "Differences", "Spread", "common_factor"]
 
 OFF = 0.05  # of a sum's size, the root of the sum of squares: mismatch that half precision may leave
 UNITY = 1e-3  # a factor this close to 1 is 1
+ROUGH_UNITY = 1e-2  # the same of samples that are known to half the digits
 CANDIDATES = 64  # ratios that are tried
 HORIZON = 20  # pairs over which covariances of differences are averaged
 MIN_PAIRS = 4  # pairs from which on their average is used
@@ -34,7 +35,9 @@ DISAGREE = 3.0  # ratio of the two, either way, that is called a disagreement: 3
 CHI_SQUARE_MEDIAN = 0.4549  # one degree of freedom
 
 
-def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple[float, NDArray[np.bool_]]:
+def common_factor(
+    shares_L: Array, squares_L: Array, gradient_L: Array, rough: bool = False
+) -> tuple[float, NDArray[np.bool_]]:
     """Return the factor between captured sums and the gradient, and which layers agree with it.
 
     Of the layers' own ratios of gradient to sum, the factor is the one that most layers agree with; among equals,
@@ -44,10 +47,13 @@ def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple
         shares_L: ``sum_i u' x_i v`` over the captured samples.
         squares_L: ``sum_i (u' x_i v)^2``.
         gradient_L: ``u' G v`` of the gradient that the optimizer was given.
+        rough: the shares are known to half the digits: the factor is that of all layers that agree, and none but 1
+            within 1 %.
     """
+    unity = ROUGH_UNITY if rough else UNITY
     size_L = np.sqrt(np.maximum(squares_L, 0.0))
     with np.errstate(invalid="ignore"):
-        off_L = np.abs(gradient_L - shares_L) > UNITY * (np.abs(gradient_L) + size_L)
+        off_L = np.abs(gradient_L - shares_L) > unity * (np.abs(gradient_L) + size_L)
     known_L = np.isfinite(gradient_L) & np.isfinite(shares_L)
     if known_L.any() and not off_L[known_L].any():
         return 1.0, known_L
@@ -67,7 +73,10 @@ def common_factor(shares_L: Array, squares_L: Array, gradient_L: Array) -> tuple
         standing = (int(own_L.sum()), float(weight_L[own_L & usable_L].sum()))
         if standing > most:
             best, most, agreed_L = factor, standing, own_L
-    return (1.0 if abs(best - 1.0) < UNITY else best), agreed_L
+    if rough and (own_L := agreed_L & usable_L).any():
+        weights_L = weight_L[own_L] ** 2
+        best = float((ratio_L[own_L] * weights_L).sum() / weights_L.sum())
+    return (1.0 if abs(best - 1.0) < unity else best), agreed_L
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ class NoiseJudge:
         curved: whether the noise's curvature is asked for, beside its covariance.
         coupled: names of the layers that couple the samples of the step under way.
         captured: whether samples were seen in it.
+        rough: whether they are known to half the digits.
         by_updates: it is not known how the optimizer uses a gradient; what fluctuates is the update itself.
         differences: running average of what successive steps give.
         spread: of them against the samples.
@@ -53,7 +54,7 @@ class NoiseJudge:
         """
         self.curved = True
         self.coupled: tuple[str, ...] = ()
-        self.captured = False
+        self.captured, self.rough = False, False
         self.by_updates = optimizers.optimizer_name(optimizer) == "unknown"
         self.differences, self.spread = Differences(), Spread()
         self.usable, self.gaps, self.looked = True, False, True
@@ -111,7 +112,7 @@ class NoiseJudge:
         noise_LL, curvature_L = readings.noise_LL, columns["noise_curvature"]
         agreed_L = np.zeros(len(gradient_L), dtype=np.bool_)
         if self.captured:
-            self.factor, agreed_L = common_factor(columns["share"], columns["square"], gradient_L)
+            self.factor, agreed_L = common_factor(columns["share"], columns["square"], gradient_L, self.rough)
             noise_LL, curvature_L = noise_LL * self.factor**2, curvature_L * self.factor**2
         sound_L = np.isfinite(gradient_L)
         known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & (np.isfinite(curvature_L) | (not self.curved))

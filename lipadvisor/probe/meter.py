@@ -43,6 +43,7 @@ from lipadvisor.probe.sharded_noise import sharded_noise
 from lipadvisor.probe.strides import Strides
 from lipadvisor.spectra import Conv2dOperator, LinearOperator
 from lipadvisor.spectra.compact import CompactKernel, Sketch
+from lipadvisor.spectra.linear import has_bfloat16
 from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["NoiseMeter"]
@@ -150,7 +151,7 @@ class NoiseMeter:
     def measure(self) -> tuple[list[NoiseImages | None], list[Tensor]]:
         """Return what the noise does to each pack, and a table of each pack with the columns of ``record.NOISE``."""
         assert self._notes is not None
-        own = self._own_batches()
+        own, self.judge.rough = self._own_batches(), False
         by_pairs = self.judge.by_pairs or self.judge.gaps
         # What stands beside the sum can wait for the next comparison, once there is something to fill in with.
         waits = not self.judge.by_pairs and (not self.judge.gaps or self.judge.differences.enough)
@@ -172,6 +173,7 @@ class NoiseMeter:
                 tables.append(nothing[:, :1].expand(-1, 5))
                 continue
             scale = optimizers.preconditioner(self._optimizer, pack)
+            self.judge.rough = self.judge.rough or (pack.flat and isinstance(scale, Tensor) and has_bfloat16(scale))
             rows = closed[number] if closed else empty_rows(pack)
             seen: list[View] = []
             if thorough or number == watched:

@@ -20,6 +20,7 @@ from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
 from lipadvisor.spectra import Conv2dOperator, LayerOperator, LinearOperator
 from lipadvisor.spectra.compact import CompactKernel, Sketch, compact_kernel, sketch
+from lipadvisor.spectra.linear import projected
 
 __all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "projection", "sample_count"]
 
@@ -117,8 +118,7 @@ def _pair_scalars(
 
 def _scaled_scalars(jacobian: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
     """Return ``sum_t d_it' J a_it`` (B,): a forward pass."""
-    seen: Tensor = torch.linalg.vecdot(inputs.flatten(0, 1) @ jacobian.mT, grads.flatten(0, 1))
-    return seen.reshape(inputs.shape[0], -1).sum(1)
+    return projected(inputs.flatten(0, 1), jacobian.mT, grads.flatten(0, 1)).reshape(inputs.shape[0], -1).sum(1)
 
 
 def _sample_images(

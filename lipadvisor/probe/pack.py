@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -237,6 +237,8 @@ class Pack:
         Args:
             sound: whether the values of each layer after the step are finite.
         """
+        if self.old is not None:  # the next step starts from the new ones: one copy of the weights is enough meanwhile
+            self.old = replace(self.old, kernel=self.old.kernel.new_empty(0))
         if self.new is None or self.start_RN is None:
             return
         if all(sound):

@@ -42,7 +42,7 @@ class CompactKernel:
         few = (self.in_QC @ input_B.flatten(2)).unflatten(2, input_B.shape[2:])
         geometry = self.operator
         few = torch.nn.functional.conv2d(few, self.core, None, geometry.stride, geometry.padding, geometry.dilation)
-        return (few.flatten(2) * (self.out_PO @ grad_B.flatten(2))).flatten(1).sum(1)
+        return (self.out_PO @ grad_B.flatten(2)).mul_(few.flatten(2)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Sketch:
         both = torch.cat([kernel.core, self.of_input])
         seen = torch.nn.functional.conv2d(few, both, None, 1, operator.padding, operator.dilation).flatten(2)
         kept = len(kernel.core)
-        scalars_B = (seen[:, :kept] * few_d).flatten(1).sum(1)
+        scalars_B = seen[:, :kept].mul_(few_d).flatten(1).sum(1)
         left_BOE = grad_B.flatten(2) @ seen[:, kept:].mT
         few_d, around = few_d.unflatten(2, grad_B.shape[2:]), _around(operator)
         back = torch.nn.functional.conv2d(few_d, self.of_output, None, 1, around, operator.dilation)

@@ -73,7 +73,7 @@ class Conv2dOperator:
 
     def sample_scalars(self, kernel: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
         """Return ``<d_i, conv(a_i; kernel)>`` (B,)."""
-        return (self._convolve(kernel, input_B) * grad_B).flatten(1).sum(1)
+        return self._convolve(kernel, input_B).mul_(grad_B).flatten(1).sum(1)
 
     def weighted_gradient(self, weight_B: Tensor, input_B: Tensor, grad_B: Tensor) -> Tensor:
         """Return ``sum_i w_i g_i`` of the kernel's shape: one weight-gradient computation."""
