@@ -21,6 +21,7 @@ __all__ = ["run"]
 
 _DEFAULT_BAR, _MEMORY_BAR, _SETUP_BAR_S = 1.03, 1.10, 2.0
 _LAYERS = (10, 100, 1000)
+_KINDS = ("matrices", "convolutions")
 _DEFAULT_S = 25.0  # of a run with default settings: long enough that its first steps do not decide
 
 
@@ -31,16 +32,20 @@ def run(settings: BarSettings) -> Bar:
     try:
         workloads = WORKLOADS[-2:] if settings.quick else WORKLOADS
         networks = {workload.name: _network(settings, workload) for workload in workloads}
-        depths = {layers: scaling(layers, settings.seed) for layers in (_LAYERS[:2] if settings.quick else _LAYERS)}
+        layers = _LAYERS[:2] if settings.quick else _LAYERS
+        depths = {kind: {count: scaling(count, settings.seed, kind) for count in layers} for kind in _KINDS}
     finally:
         torch.set_num_threads(threads)
     checks = [check for workload in workloads for check in _network_checks(workload, networks[workload.name])]
-    most, least = depths[max(depths)], depths[min(depths)]
-    checks.append((f"{max(depths)} layers, set-up s", most["setup_s"], f"below {_SETUP_BAR_S:g}", False))
-    checks[-1] = (*checks[-1][:3], most["setup_s"] < _SETUP_BAR_S)
-    more = most["syncs"] - least["syncs"]
-    checks.append((f"synchronisations, {max(depths)} layers less {min(depths)}", more, "0", more == 0))
-    figures = {"networks": networks, "layers": {str(layers): found for layers, found in depths.items()}}
+    for kind, by_count in depths.items():
+        least, *_, most = sorted(by_count)
+        setup_s, more = by_count[most]["setup_s"], by_count[most]["syncs"] - by_count[least]["syncs"]
+        checks.append((f"{most} {kind}, set-up s", setup_s, f"below {_SETUP_BAR_S:g}", setup_s < _SETUP_BAR_S))
+        checks.append((f"synchronisations, {most} {kind} less {least}", more, "0", more == 0))
+    figures = {
+        "networks": networks,
+        "layers": {kind: {str(n): d for n, d in ds.items()} for kind, ds in depths.items()},
+    }
     return Bar("probe-cost", tuple(checks), figures, _table(networks, depths))
 
 
@@ -86,7 +91,7 @@ def _network_checks(workload: Workload, found: dict[str, Any]) -> Iterator[tuple
     yield f"{name}: memory, everything", memory, f"at most {_MEMORY_BAR:g}", memory <= _MEMORY_BAR
 
 
-def _table(networks: dict[str, dict[str, Any]], depths: dict[int, dict[str, float]]) -> str:
+def _table(networks: dict[str, dict[str, Any]], depths: dict[str, dict[int, dict[str, float]]]) -> str:
     kinds = (*LEVELS, *RIVALS)
     lines = [
         "A step with every step measured, over a plain one: ratio of medians [quartiles of single rounds], ms more"
@@ -111,6 +116,8 @@ def _table(networks: dict[str, dict[str, Any]], depths: dict[int, dict[str, floa
         )
     lines.append("")
     lines += [f"{name}: no {tool} ({why})" for name, one in networks.items() for tool, why in one["absent"].items()]
-    lines.append(f"{'layers':>7} {'set-up s':>9} {'step ms':>9} {'waits':>6}")
-    lines += [f"{n:7d} {d['setup_s']:9.2f} {d['step_ms']:9.1f} {d['syncs']:6.0f}" for n, d in depths.items()]
+    lines.append(f"{'layers':>20} {'set-up s':>9} {'step ms':>9} {'waits':>6}")
+    for kind, by_count in depths.items():
+        for n, d in by_count.items():
+            lines.append(f"{n:7d} {kind:12} {d['setup_s']:9.2f} {d['step_ms']:9.1f} {d['syncs']:6.0f}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipadvisor.experiments.reproduce.convnet import conv_net
 
-__all__ = ["WORKLOADS", "Workload", "deep_linear"]
+__all__ = ["WORKLOADS", "Workload", "deep_convolution", "deep_linear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,11 @@ def deep_linear(layers: int, width: int = 16) -> nn.Module:
     """Return a chain of ``layers`` matrices of four shapes."""
     sides = [width, 2 * width, 2 * width, width]
     return nn.Sequential(*[nn.Linear(sides[i % 4], sides[(i + 1) % 4]) for i in range(layers)])
+
+
+def deep_convolution(layers: int, width: int = 8) -> nn.Module:
+    """Return a chain of ``layers`` convolutions of one shape, for maps of ``width`` channels."""
+    return nn.Sequential(*[nn.Conv2d(width, width, 3, padding=1) for _ in range(layers)], nn.Flatten())
 
 
 def _mlp(*sides: int) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
-from lipadvisor.experiments.bars.probe_networks import Workload, deep_linear
+from lipadvisor.experiments.bars.probe_networks import Workload, deep_convolution, deep_linear
 from lipadvisor.experiments.bars.probe_rivals import RIVALS, Step, rival_step
 from lipadvisor.probe import Probe
 
@@ -94,16 +94,24 @@ def peak_bytes(workload: Workload, level: str | None, seed: int) -> int:
     return max(itertools.accumulate(sizes))
 
 
-def scaling(layers: int, seed: int) -> dict[str, float]:
-    """Return set-up time, s, and for a measured step its milliseconds and how often it waits for a device."""
-    model = _drawn(lambda: deep_linear(layers), seed)
+def scaling(layers: int, seed: int, kind: str = "matrices") -> dict[str, float]:
+    """Return set-up time, s, and for a measured step its milliseconds and how often it waits for a device.
+
+    Args:
+        layers: number of them.
+        seed: of weights and batch.
+        kind: "matrices", or "convolutions" on maps of 8 x 8.
+    """
+    convolutions = kind == "convolutions"
+    model = _drawn(lambda: (deep_convolution if convolutions else deep_linear)(layers), seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, *((8, 8, 8) if convolutions else (16,)), generator=generator)
+    y = torch.randint(0, 10, (8,), generator=generator)
     start = time.process_time()
-    probe = Probe(model, optimizer, interval=1)
+    probe = Probe(model, optimizer, interval=1, example_input=x)
     probe.spectrum()
     setup_s = time.process_time() - start
-    generator = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(8, 16, generator=generator), torch.randint(0, 10, (8,), generator=generator)
     counts, costs = [], []
     for number in range(4):
         with _Syncs() as syncs:
