@@ -44,7 +44,7 @@ class DivergenceWarning:
 
     def __init__(
         self,
-        z_limit: float = 2.75,
+        z_limit: float = 2.2,
         loss_limit: float = 0.19,
         ratio_limit: float = 0.057,
         window: int = 15,
