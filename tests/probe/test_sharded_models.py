@@ -68,16 +68,21 @@ def spread_language(mesh: Any, **options: Any) -> Language:
     return model
 
 
-def train(model: nn.Module, rank: int | None, gains: bool = False, optimizer: str = "adamw") -> list[dict[str, Any]]:
-    adam = optimizer == "adamw"
+def train(
+    model: nn.Module, rank: int | None, adam: bool = True, rows: tuple[int, int] = (6, 6), clip: float = 0.0
+) -> list[dict[str, Any]]:
+    """Return every step's measurement; each of two processes averages over its rows, and they average the gradients."""
     made = torch.optim.AdamW(model.parameters(), 1e-3) if adam else torch.optim.SGD(model.parameters(), 0.01)
-    probe = Probe(model, made, interval=1, gains=gains)
+    probe = Probe(model, made, interval=1)
     records = []
     for k in range(STEPS):
         index = torch.randint(0, 11, (BATCH, 6), generator=torch.Generator().manual_seed(k))
-        index = index if rank is None else index.chunk(RANKS)[rank]
+        index = index if rank is None else index.split(rows)[rank]
         probe.arm(k)
-        nn.functional.cross_entropy(model(index[:, :-1]).flatten(0, 1), index[:, 1:].flatten()).backward()
+        each = nn.functional.cross_entropy(model(index[:, :-1]).transpose(1, 2), index[:, 1:], reduction="none")
+        (each.mean() if rank is not None else sum(part.mean() for part in each.split(rows)) / 2).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         probe.before_update()
         made.step()
         probe.after_update({0: 1e-3 if adam else 0.01}, {0: 0.01 if adam else 0.0})
@@ -178,8 +183,9 @@ def models_on(rank: int, folder: str) -> None:
     copies = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("copies", "shares"))
     found = {
         "adamw": train(spread_language(mesh), rank),
-        "sgd": train(spread_language(mesh, reshard_after_forward=True), rank, optimizer="sgd"),
-        "bfloat16": train(spread_language(mesh, mp_policy=half).float(), rank, optimizer="sgd"),
+        "sgd": train(spread_language(mesh, reshard_after_forward=True), rank, adam=False),
+        "uneven": train(spread_language(mesh), rank, adam=False, rows=(7, 5), clip=0.05),
+        "bfloat16": train(spread_language(mesh, mp_policy=half).float(), rank, adam=False),
         "copies": train(spread_language(copies), rank),
         "sizes": [sizes_of(mesh, rank, adam) for adam in (False, True)],
         "skipped": skipped_of(mesh),
@@ -195,9 +201,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("case", ["adamw", "sgd", "copies"])
+@pytest.mark.parametrize("case", ["adamw", "sgd", "uneven", "copies"])
 def test_attention_and_a_tied_table_are_measured_as_in_one_process(found: Any, case: str) -> None:
-    alone = train(language(), None, optimizer="sgd" if case == "sgd" else "adamw")
+    options = {"sgd": {"adam": False}, "uneven": {"adam": False, "rows": (7, 5), "clip": 0.05}}
+    alone = train(language(), None, **options.get(case, {}))  # type: ignore[arg-type]
     for one, other in zip(found[0][case], alone, strict=True):
         assert one["names"] == other["names"]
         assert "blocks.0.attention.k_proj" in one["names"]
@@ -219,7 +226,6 @@ def test_no_collective_holds_a_whole_weight(found: Any, adam: bool) -> None:
     sizes = found[0]["sizes"][adam]
     share, block = 150 * 400, 8 * (300 + 400 + 1) + 3 * 400  # of a weight on one process; of tracked vectors
     assert max(size for step in sizes for size in step) == (share if adam else block)
-    print("collectives of a step", [len(step) for step in sizes])
     assert len(sizes[-1]) <= 20 * 3 + 2  # packs
 
 
