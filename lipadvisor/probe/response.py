@@ -10,6 +10,7 @@ Shapes: ``l`` layers of the pack, ``R`` block, ``K`` changes or noise directions
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -121,9 +122,10 @@ def update_norm(
     The size is a Ritz value: never above the true one. A convolution's starts from the last step's top vector and from
     the wave at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
     """
-    waves = isinstance(operator, Conv2dOperator) and operator.groups == 1
-    if waves:
-        start_KN = torch.cat([start_KN[:, :1], wave_vectors(operator, direction)], 1)
+    geometry, shared = _geometry(operator)
+    waves = geometry is not None
+    if geometry is not None:
+        start_KN = torch.cat([start_KN[:, :1], wave_vectors(geometry, direction, *shared)], 1)
     image_KM = operator.apply(direction, torch.cat([v_1N, start_KN], 1))
     q_KM = image_KM[:, 1:] if waves else torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
     coimage_KN = operator.adjoint(direction, torch.cat([u_1M, q_KM], 1))
@@ -142,6 +144,13 @@ def update_norm(
         size_l1 = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1)
         next_1N = start_KN
     return image_KM[:, :1], coimage_KN[:, :1], size_l1.squeeze(1), next_1N
+
+
+def _geometry(operator: LayerOperator) -> tuple[Conv2dOperator | None, tuple[Callable[[Tensor], Tensor], ...]]:
+    """Return the convolution that acts here, if there is one without groups, and what adds up its shares elsewhere."""
+    part = operator.part if isinstance(operator, ShardedOperator) else operator
+    shared = (operator.shard.add,) if isinstance(operator, ShardedOperator) else ()
+    return (part if isinstance(part, Conv2dOperator) and part.groups == 1 else None), shared
 
 
 def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_KM: Tensor, next_KN: Tensor) -> Tensor:

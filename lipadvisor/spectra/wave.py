@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -27,31 +28,37 @@ ROUNDS = 3  # powers for the channels, at one frequency
 TINY = 1e-30
 
 
-def wave_vectors(operator: Conv2dOperator, kernel: Tensor) -> Tensor:
+def wave_vectors(operator: Conv2dOperator, kernel: Tensor, add: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Return one unit vector (l, 1, N) for each layer; of nothing, for a kernel of zeros.
 
     Args:
         operator: geometry, without groups.
         kernel: (l, O, C, *taps).
+        add: what makes sums over the outputs whole, where others hold more of them.
     """
     layers, outputs, inputs = kernel.shape[:3]
     cos_TF, sin_TF = _waves(operator.kernel_shape[2], operator.kernel_shape[3], operator.dilation, kernel.dtype)
     cos_TF, sin_TF = cos_TF.to(kernel.device), sin_TF.to(kernel.device)
     taps_lTP = kernel.flatten(3).flatten(1, 2).mT
-    gram_lTT = taps_lTP @ taps_lTP.mT
+    gram_lTT = add(taps_lTP @ taps_lTP.mT)
     # |K_f|^2 = e_f* Gram e_f; the channel pair with most of it is not looked for, only the frequency
     size_lF = ((gram_lTT @ cos_TF) * cos_TF).sum(1) + ((gram_lTT @ sin_TF) * sin_TF).sum(1)
     best_l = size_lF.argmax(1)
     cos_lT1, sin_lT1 = cos_TF.mT[best_l].unsqueeze(-1), sin_TF.mT[best_l].unsqueeze(-1)
     taps = kernel.flatten(3).flatten(1, 2)
     symbol = torch.complex(taps @ cos_lT1, taps @ sin_lT1).reshape(layers, outputs, inputs)
-    channel_lC1 = symbol.mH.sum(2, keepdim=True)
+    channel_lC1 = _complex(add, symbol.mH.sum(2, keepdim=True))
     for _ in range(ROUNDS):
         channel_lC1 = channel_lC1 / torch.linalg.vector_norm(channel_lC1, dim=1, keepdim=True).clamp_min(TINY)
-        channel_lC1 = symbol.mH @ (symbol @ channel_lC1)
+        channel_lC1 = _complex(add, symbol.mH @ (symbol @ channel_lC1))
     wave = channel_lC1 * _maps(operator, kernel.dtype).to(kernel.device)[best_l].unsqueeze(1)
     vector_1N: Tensor = torch.view_as_real(wave.resolve_conj())[..., 0].reshape(layers, 1, -1)
     return vector_1N / torch.linalg.vector_norm(vector_1N, dim=-1, keepdim=True).clamp_min(TINY)
+
+
+def _complex(add: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    total: Tensor = torch.view_as_complex(add(torch.view_as_real(x.resolve_conj())))
+    return total
 
 
 def _frequencies() -> tuple[Tensor, Tensor]:

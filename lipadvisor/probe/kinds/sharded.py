@@ -118,6 +118,8 @@ def shards_of(weight: Any, mesh: Any) -> tuple[int, Any] | str:
         return "its weight is sharded, but not by fully_shard (tensor parallel): not supported"
     if weight.device_mesh != mesh or names not in (["Shard"], ["Replicate", "Shard"]):
         return "its weight is spread over more than the mesh of its model's data-parallel processes: not supported"
+    if weight.device.type != mesh.device_type:
+        return f"its weight is on {weight.device.type} and is used on {mesh.device_type} (offloaded): not supported"
     dimension = weight.placements[-1].dim
     if dimension != 0:
         return f"its weight is sharded along dimension {dimension} (Shard({dimension})); only rows (Shard(0)) are"
