@@ -262,9 +262,12 @@ class Advisor:
     def report_validation(self, loss: float) -> None:
         """Tell the policy a validation loss, measured on the weights as they are now.
 
-        The weights with the lowest one are kept where ``snapshot_every`` is, for a policy that goes back to them.
+        The weights with the lowest one are kept where ``snapshot_every`` is, for a policy that goes back to them. Of
+        several ranks each must report one: their mean counts, so that all decide alike.
         """
-        self._line.report_validation(float(loss))
+        mean = self._probe.ranks.mean(float(loss))
+        assert mean is not None
+        self._line.report_validation(float(mean))
 
     @property
     def trajectory(self) -> Trajectory:

@@ -103,8 +103,13 @@ def ranks_of(model: nn.Module) -> Ranks:
     """Return the ranks of a model under ``DistributedDataParallel`` or ``fully_shard``, compiled or not."""
     mesh = fully_sharded_mesh(model)
     if mesh is not None:
-        every = mesh.size() == torch.distributed.get_world_size()
-        group = torch.distributed.group.WORLD if every else mesh.get_group()
+        if mesh.ndim == 1:
+            group = mesh.get_group()
+        elif mesh.size() == torch.distributed.get_world_size():
+            group = torch.distributed.group.WORLD
+        else:
+            members = mesh.mesh.flatten().tolist()
+            group = torch.distributed.new_group(members, use_local_synchronization=True)
         return Ranks(group, mesh.size(), next(model.parameters()).device, mesh.size(mesh.ndim - 1))
     inner: nn.Module | None = model
     while inner is not None:

@@ -97,7 +97,10 @@ class Acts:
         base, _ = named_policy("constant").decide(seen, named_policy("constant").init())
         scale = (("0", 2.0), ("2", 0.5)) if seen.step == 0 else ()
         later = (("2", 3.0),) if seen.step == 4 else ()
-        return dataclasses.replace(base, init_scale=scale, weight_scale=later, rollback=seen.step == 9), state
+        reason = f"validation {seen.validation_loss}"
+        return dataclasses.replace(
+            base, init_scale=scale, weight_scale=later, rollback=seen.step == 9, reason=reason
+        ), state
 
 
 def acted(mesh: Any, rank: int) -> dict[str, Any]:
@@ -125,10 +128,13 @@ def acted(mesh: Any, rank: int) -> dict[str, Any]:
         before = whole(model)
         advisor.step(loss)
         kept.append(whole(model))
+        if k == 5:
+            advisor.report_validation(1.0 + rank)
         if k == 3:
             found["scaled"] = float((kept[-1] / before).max())
         if k == 8:
             found["back"] = [bool(torch.equal(kept[-1], one)) for one in kept[:-1]]
+    found["reason"] = str(advisor.trajectory.decisions.reason.iloc[-1])
     found["refused"] = [str(x) for x in advisor.trajectory.decisions.refused if x and str(x) != "nan"]
     advisor.close()
     return found
@@ -198,6 +204,7 @@ def test_actions_reach_the_shares(found: Any) -> None:
     assert one["scaled"] == pytest.approx(3.0)
     assert sum(one["back"]) == 1
     assert one["refused"] == []
+    assert one["reason"] == "validation 1.5"
 
 
 def test_a_run_goes_on_as_if_it_had_not_been_stopped(found: Any) -> None:

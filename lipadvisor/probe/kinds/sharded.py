@@ -106,32 +106,30 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "placements")
 
 
-def shards_of(weight: Any, mesh: Any) -> tuple[int, Any] | str:
-    """Return the mesh dimension that the rows of ``weight`` are spread over, and its group; or why that is not so.
+def _group_of(weight: Any, mesh: Any) -> Any:
+    """Return the group that the rows of ``weight`` are spread over, or why they are not.
 
     Args:
         weight: a DTensor.
         mesh: that ``fully_shard`` has spread the model over; None for none.
     """
-    names = [type(placement).__name__ for placement in weight.placements]
     if mesh is None:
         return "its weight is sharded, but not by fully_shard (tensor parallel): not supported"
-    if weight.device_mesh != mesh or names not in (["Shard"], ["Replicate", "Shard"]):
+    if weight.device_mesh != mesh or not _in_rows_of_mesh(weight):
         return "its weight is spread over more than the mesh of its model's data-parallel processes: not supported"
     if weight.device.type != mesh.device_type:
         return f"its weight is on {weight.device.type} and is used on {mesh.device_type} (offloaded): not supported"
     dimension = weight.placements[-1].dim
     if dimension != 0:
         return f"its weight is sharded along dimension {dimension} (Shard({dimension})); only rows (Shard(0)) are"
-    return len(names) - 1, mesh.get_group(len(names) - 1)
+    return mesh.get_group(mesh.ndim - 1)
 
 
 def sharded_form(weight: Any, candidate: Candidate, mesh: Any) -> ShardedForm | str:
     """Return a sharded weight's form, or why it cannot be measured in shares."""
-    found = shards_of(weight, mesh)
-    if isinstance(found, str):
-        return found
-    group = found[1]
+    group = _group_of(weight, mesh)
+    if isinstance(group, str):
+        return group
     processes, rank, total = distributed.get_world_size(group), distributed.get_rank(group), weight.shape[0]
     chunk = -(-total // processes)
     bounds = [(min(r * chunk, total), min((r + 1) * chunk, total)) for r in range(processes)]
@@ -193,7 +191,17 @@ def fully_sharded_mesh(model: nn.Module) -> Any:
     """Return the mesh that ``fully_shard`` has spread a model's parameters over; None where it has not."""
     if not any(_fully_sharded(model)):
         return None
-    return next((getattr(p, "device_mesh", None) for p in model.parameters() if is_sharded(p)), None)
+    return next((_mesh(p) for p in model.parameters() if is_sharded(p) and _in_rows_of_mesh(p)), None)
+
+
+def _mesh(weight: Any) -> Any:
+    return weight.device_mesh
+
+
+def _in_rows_of_mesh(weight: Any) -> bool:
+    """Return whether a weight is spread over the last dimension of its mesh, and copied along one before it if any."""
+    names = [type(placement).__name__ for placement in weight.placements]
+    return names in (["Shard"], ["Replicate", "Shard"])
 
 
 def put_shares_back(model: nn.Module) -> None:
