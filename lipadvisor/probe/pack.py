@@ -163,7 +163,11 @@ class Pack:
             start_RN = torch.stack(starts)
             if isinstance(self.operator, ShardedOperator):
                 (start_RN,) = self.operator.same(start_RN)
-            self.start_RN = cold_start(self.operator, kernel, start_RN).v_RN
+            block = cold_start(self.operator, kernel, start_RN)
+            self.start_RN = block.v_RN
+            if kernel.dtype == torch.float32:  # float64 asks for one more
+                row_lC = self._row(kernel, block.s_R, self._residual(kernel, block))
+                self.new = Refreshed(kernel, block, row_lC, self.versions())
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
 

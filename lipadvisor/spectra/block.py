@@ -26,6 +26,7 @@ __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors
 # The filter's cut-off is kept above this share of s_1^2, so that float32 does not lose the lower vectors of the block.
 MIN_CUTOFF = 0.02
 COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
+CACHED = 262_144  # entries of the vectors of so many layers are brought to converge at a time
 LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
@@ -122,12 +123,19 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
         tolerance: largest relative rise of s_1 in a refresh that counts as converged: the next would bring less than
             a hundredth of it. A hundred times that for the block's sum.
     """
+    if v_RN.dim() == 2:
+        return cold_start(operator, kernel.unsqueeze(0), v_RN.unsqueeze(0), tolerance).layer(0)
+    few = max(1, CACHED // v_RN[0].numel())
+    if len(v_RN) > few:
+        parts = [
+            cold_start(operator, *pair, tolerance) for pair in zip(kernel.split(few), v_RN.split(few), strict=True)
+        ]
+        rows = ((part.u_RM, part.s_R, part.v_RN) for part in parts)
+        return TrackedBlock(*(torch.cat(each) for each in zip(*rows, strict=True)), parts[0].complete)
     # Random vectors have Ritz values far too low for a cut-off: two plain powers first.
     block = refresh(operator, kernel, operator.adjoint(kernel, operator.apply(kernel, v_RN)), degree=0)
     if block.complete:
         return block
-    if v_RN.dim() == 2:
-        return cold_start(operator, kernel.unsqueeze(0), v_RN.unsqueeze(0), tolerance).layer(0)
     allowed = torch.tensor([tolerance, 1e2 * tolerance]).to(kernel)
     last_l2 = _height(block)
     open_l = torch.arange(len(v_RN), device=v_RN.device)
