@@ -16,7 +16,7 @@ __all__ = ["extra_columns", "initial_columns", "layer_bands"]
 
 def initial_columns(terms: Terms) -> dict[str, list[float]]:
     """Return the trajectory's own columns before step 0, where the predictions start from the observed."""
-    start = [*map(float, terms.log_norm_L), float(terms.network_log_norm)]
+    start = [*terms.log_norm_L.tolist(), float(terms.network_log_norm)]
     return {"predicted": start, "predicted_paper": start}
 
 
@@ -32,13 +32,13 @@ def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruct
     if terms.log_norm_after_L.size == 0:
         ahead_L = paper_ahead_L = np.zeros_like(change_L)
     else:
-        ahead_L, paper_ahead_L = np.nan_to_num(change_L), np.nan_to_num(paper_L)
+        ahead_L, paper_ahead_L = _known(change_L), _known(paper_L)
 
     def with_network(values_L: Array, network: float) -> list[float]:
-        return [*map(float, values_L), network]
+        return [*values_L.tolist(), network]
 
     def sum_of(values_L: Array) -> float:
-        return float(np.sum(weight_L * values_L))
+        return float(np.add.reduce(weight_L * values_L))
 
     return {
         "predicted": with_network(reconstruction.predicted_L + ahead_L, reconstruction.predicted + sum_of(ahead_L)),
@@ -47,8 +47,13 @@ def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruct
         ),
         "change": with_network(change_L, sum_of(change_L)),
         "curvature": with_network(terms.curvature_L, rates.finite_step),
-        "interval": with_network(np.full(len(terms.names), float(terms.interval)), terms.interval),
+        "interval": [float(terms.interval)] * (len(terms.names) + 1),
     }
+
+
+def _known(values_L: Array) -> Array:
+    """Return the values, with zeros for what was not measured."""
+    return values_L if np.count_nonzero(np.isfinite(values_L)) == len(values_L) else np.nan_to_num(values_L)
 
 
 def layer_bands(forecast: Forecast, horizons: Sequence[int]) -> dict[str, tuple[Band, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
 
 from lipadvisor.policies.contract import Band, Decision, Knobs, Layer, Observation, as_json
 from lipadvisor.trajectory.schema import EXTRAS, Row
@@ -11,6 +13,7 @@ from lipadvisor.trajectory.schema import EXTRAS, Row
 __all__ = ["decision_rows", "forecast_rows", "observation_rows"]
 
 _NAN = float("nan")
+_NO_KNOBS = (_NAN, _NAN)
 
 
 def observation_rows(
@@ -31,24 +34,17 @@ def observation_rows(
     Raises:
         ValueError: an extra has an unknown name or the wrong length.
     """
-    everything = (*observation.layers, observation.network)
-    columns = _extra_columns(extras or {}, len(everything))
+    columns = _extra_columns(extras or {}, len(observation.layers) + 1)
     lr_and_decay = {knobs.group: (_number(knobs.lr), _number(knobs.weight_decay)) for knobs in observation.knobs}
-    rows: list[Row] = []
-    for index, layer in enumerate(everything):
-        is_network = index == len(everything) - 1
-        group = 0 if is_network else layer.group
-        rows.append(
-            (
-                observation.step,
-                observation.tau,
-                *_layer_values(layer),
-                *lr_and_decay.get(group, (_NAN, _NAN)),
-                *columns[index],
-                observation.measured_step,
-                *(_step_values(observation, measure_s, step_s) if is_network else _NO_STEP_VALUES),
-            )
-        )
+    groups = [lr_and_decay.get(layer.group, _NO_KNOBS) for layer in observation.layers]
+    network_group = lr_and_decay.get(0, _NO_KNOBS)
+    when, measured = (observation.step, observation.tau), observation.measured_step
+    rows: list[Row] = [
+        (*when, *_layer_values(layer), *knobs, *extra, measured, *_NO_STEP_VALUES)
+        for layer, knobs, extra in zip(observation.layers, groups, columns[:-1], strict=True)
+    ]
+    step_values = _step_values(observation, measure_s, step_s)
+    rows.append((*when, *_layer_values(observation.network), *network_group, *columns[-1], measured, *step_values))
     return rows
 
 
@@ -118,12 +114,25 @@ def _layer_values(layer: Layer) -> Row:
     return (
         layer.name,
         layer.kind,
-        "x".join(str(size) for size in layer.shape),
+        _by_size(layer.shape),
         layer.group,
-        *(layer.composition_weight, layer.log_norm, layer.gap, layer.log_gain),
-        *(layer.drift, layer.diffusion, layer.noise_curvature, layer.finite_step, layer.decay, layer.update_ratio),
+        layer.composition_weight,
+        layer.log_norm,
+        layer.gap,
+        layer.log_gain,
+        layer.drift,
+        layer.diffusion,
+        layer.noise_curvature,
+        layer.finite_step,
+        layer.decay,
+        layer.update_ratio,
         str(layer.status),
     )
+
+
+@lru_cache(maxsize=4096)
+def _by_size(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)
 
 
 _NO_STEP_VALUES: Row = (None, "", _NAN, _NAN, _NAN, None, _NAN, _NAN, _NAN, "", "", "")
@@ -150,7 +159,8 @@ def _extra_columns(extras: Mapping[str, Sequence[float]], length: int) -> list[R
             raise ValueError(f"extras must be among {list(EXTRAS)}, got {name!r}.")
         if len(values) != length:
             raise ValueError(f"extras[{name!r}] must have {length} numbers (layers, then network), got {len(values)}.")
-    return [tuple(float(extras[name][i]) if name in extras else _NAN for name in EXTRAS) for i in range(length)]
+    columns = (map(float, extras[name]) if name in extras else repeat(_NAN, length) for name in EXTRAS)
+    return list(zip(*columns, strict=True))
 
 
 def _number(value: float | None) -> float:
