@@ -127,23 +127,23 @@ def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
     figures: dict[str, Any] = {"runs": rows}
     lines = [
-        f"{'plan':10} {'steps':>5} {'runs':>5} {'refused':>8} {'unstable':>9} {'error':>7} {'of sums':>8} {'noise':>7} "
-        f"{'single':>7} {'floor':>7} {'one slope a plan':>17}"
+        f"{'plan':10} {'steps':>5} {'runs':>5} {'refused':>8} {'unstable':>9} {'error':>7} {'+-':>6} {'of sums':>8} "
+        f"{'noise':>7} {'single':>7} {'floor':>7} {'one slope a plan':>17}"
     ]
     for plan, limits in _LIMIT.items():
         own = [row for row in rows if row["plan"] == plan]
         scored = [row for row in own if not row["refused"] and not row["destabilised"]]
         refused, unstable = sum(row["refused"] for row in own), sum(row["destabilised"] for row in own)
         for horizon in horizons:
-            found = _ratios([row[str(horizon)] for row in scored])
+            found = _ratios(scored, str(horizon))
             limit = limits[horizon == max(HORIZONS)]
             what = f"error over the slope's, {plan}, {horizon} steps"
             checks.append((what, found["error"], f"at most {limit}", found["error"] <= limit))
             figures[f"{plan}, {horizon}"] = found
             lines.append(
                 f"{plan:10} {horizon:5d} {len(own):5d} {refused:8d} {unstable:9d} {found['error']:7.3f} "
-                f"{found['sums']:8.3f} {found['noise']:7.3f} {found['single']:7.3f} {found['floor']:7.3f} "
-                f"{found['single_one_slope']:17.3f}"
+                f"{found['spread']:6.3f} {found['sums']:8.3f} {found['noise']:7.3f} "
+                f"{found['single']:7.3f} {found['floor']:7.3f} {found['single_one_slope']:17.3f}"
             )
     fallen = [row for row in rows if row["destabilised"]]
     if fallen:
@@ -154,21 +154,31 @@ def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
     return Bar("what-if", tuple(checks), figures, "\n".join(lines))
 
 
-def _ratios(cells: list[dict[str, Any]]) -> dict[str, float]:
-    """Return errors over those of the run's best slope: geometric means over the runs, but for ``sums``.
+def _ratios(rows: list[dict[str, Any]], horizon: str) -> dict[str, float]:
+    """Return errors over those of the run's best slope.
+
+    Of each run the errors at its branch points are added up before they are divided, as in the bar ``forecast``: at a
+    single point a slope may be right by chance. Then geometric means over the runs, but for ``sums``.
 
     ``error``, ``noise`` and ``sums`` are against the replicas' mean, ``single`` and ``floor`` against the replicas,
-    ``single_one_slope`` over the slope whose smoothing does best on all these outcomes.
+    ``single_one_slope`` over the slope whose smoothing does best on all these outcomes. ``spread`` is the standard
+    error of ``error``, from the runs' scatter.
     """
-    names = ("error", "sums", "noise", "single", "floor", "single_one_slope")
-    if not cells:
+    names = ("error", "spread", "sums", "noise", "single", "floor", "single_one_slope")
+    if not rows:
         return dict.fromkeys(names, float("nan"))
-    error_R, slope_R, noise_R, single_R, floor_R = (
-        np.array([cell[name] for cell in cells]) for name in ("error", "slope", "standard_error", "single", "floor")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["run"].rsplit("-", 1)[0], []).append(row[horizon])
+    slope_R, error_R, noise_R, single_R, floor_R = (
+        np.array([sum(cell[name] for cell in cells) for cells in runs.values()])
+        for name in ("slope", "error", "standard_error", "single", "floor")
     )
-    slope_RG = np.array([cell["single_slopes"] for cell in cells])
-    own_R = slope_RG[np.arange(len(cells)), [cell["best"] for cell in cells]]
+    own_R = np.array([sum(cell["single_slopes"][cell["best"]] for cell in cells) for cells in runs.values()])
+    slope_RG = np.array([np.sum([cell["single_slopes"] for cell in cells], axis=0) for cells in runs.values()])
     one_R = slope_RG[:, np.log(slope_RG).mean(0).argmin()]
     ratios = (error_R / slope_R, noise_R / slope_R, single_R / own_R, floor_R / own_R, single_R / one_R)
     error, *rest = (float(np.exp(np.log(ratio_R).mean())) for ratio_R in ratios)
-    return dict(zip(names, (error, float(error_R.sum() / slope_R.sum()), *rest), strict=True))
+    scatter = np.log(error_R / slope_R).std(ddof=1) if len(runs) > 1 else float("nan")
+    spread = error * float(scatter) / float(np.sqrt(len(runs)))
+    return dict(zip(names, (error, spread, float(error_R.sum() / slope_R.sum()), *rest), strict=True))
