@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipadvisor.dynamics.response import own_response
 from lipadvisor.terms import Array, Terms
@@ -22,6 +24,7 @@ __all__ = ["Coefficients", "Form", "Noise", "coefficients", "log_decay", "networ
 
 Form = Literal["finite_step", "paper"]
 Noise = Literal["exact", "independent"]
+_ZERO = np.array(0.0)  # numpy takes an array of no dimension in half the time of a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,39 +133,65 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         raise ValueError(f"coefficients(form=...) must be 'finite_step' or 'paper', got {form!r}.")
     if noise not in ("exact", "independent"):
         raise ValueError(f"coefficients(noise=...) must be 'exact' or 'independent', got {noise!r}.")
-    lr_L, first_L, weight_L, noise_LL = terms.lr_L, terms.first_L, terms.composition_L, terms.noise_LL
     # The covariance is that of the gradient; the update that is applied follows a gradient with n_1 at first.
     own = own_response(terms.optimizer, terms.momentum, terms.optimizer_step)
     if terms.optimizer_step <= 1 and terms.optimizer in ("adam", "adamw"):
         own = math.nan  # the first second moment is the square of the gradient it divides: no linear response
-    lr, square = network_lr(lr_L), own * own
-    rates_RL = np.empty((5, len(lr_L)))
-    drift_L, noise_curvature_L, finite_step_L, decay_L, variance_L = rates_RL
-    drift_L[:] = first_L  # [D] mu = J . dW, on the applied direction
-    half_L = 0.5 * lr_L
-    with np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros has no rates; a step may take all of it
-        np.multiply(half_L, terms.noise_curvature_L, out=noise_curvature_L)  # [D] kappa
-        noise_curvature_L *= square
-        if form == "finite_step":
-            np.multiply(first_L, first_L, out=finite_step_L)
-            np.subtract(terms.curvature_L, finite_step_L, out=finite_step_L)
-            finite_step_L *= half_L
-        else:
-            finite_step_L[:] = 0.0
-        _decay(lr_L, terms.weight_decay_L, decay_L)
-        np.maximum(noise_LL.diagonal(), 0.0, out=variance_L)
-        variance_L *= lr_L
-        variance_L *= square
-        diffusion_L = np.sqrt(variance_L)  # [D] lambda
+    knobs = _knobs(terms.lr_L.tobytes(), terms.weight_decay_L.tobytes(), terms.composition_L.tobytes())
+    with np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros has no rates
+        return _rates(terms, knobs, own, form, noise)
 
-    if np.count_nonzero(weight_L) < len(weight_L):  # what stands beside the sum may be nan
-        counted_L = weight_L != 0.0
-        weight_L, lr_L, rates_RL = weight_L[counted_L], lr_L[counted_L], rates_RL[:, counted_L]
-        noise_LL = noise_LL[np.ix_(counted_L, counted_L)]
+
+class _Knobs(NamedTuple):
+    """What follows from learning rates, weight decays and composition weights: they often stay for many steps."""
+
+    lr: float
+    half_L: Array  # half the learning rates
+    decay_L: Array
+    decay: float
+    weight_L: Array  # of the layers' rates in the network's
+    counted_L: NDArray[np.bool_] | None  # whose weight is not zero; None: all
+
+
+@lru_cache(maxsize=16)
+def _knobs(lr_bytes: bytes, weight_decay_bytes: bytes, composition_bytes: bytes) -> _Knobs:
+    lr_L, weight_decay_L = np.frombuffer(lr_bytes), np.frombuffer(weight_decay_bytes)
+    weight_L = np.frombuffer(composition_bytes)
+    lr = network_lr(lr_L)
+    decay_L = np.empty(len(lr_L))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a step may take all of a weight
+        _decay(lr_L, weight_decay_L, decay_L)
+    counted_L = None if np.count_nonzero(weight_L) == len(weight_L) else weight_L != 0.0
     if lr > 0.0:
         weight_L = lr_L * weight_L
         weight_L /= lr
-    drift, noise_curvature, finite_step, decay, twice_ito = rates_RL.dot(weight_L).tolist()
+    # What stands beside the sum may be nan.
+    part_L = weight_L if counted_L is None else weight_L[counted_L]
+    decay = float(part_L.dot(decay_L if counted_L is None else decay_L[counted_L]))
+    decay_L.flags.writeable = False  # many measurements share it
+    return _Knobs(lr, lr_L * 0.5, decay_L, decay, part_L, counted_L)
+
+
+def _rates(terms: Terms, knobs: _Knobs, own: float, form: Form, noise: Noise) -> Coefficients:
+    lr, half_L, weight_L, square = knobs.lr, knobs.half_L, knobs.weight_L, own * own
+    drift_L = terms.first_L.copy()  # [D] mu = J . dW, on the applied direction
+    noise_curvature_L = half_L * terms.noise_curvature_L  # [D] kappa
+    if form == "finite_step":
+        finite_step_L = drift_L * drift_L
+        np.subtract(terms.curvature_L, finite_step_L, finite_step_L)
+        finite_step_L *= half_L
+    else:
+        finite_step_L = np.zeros(len(half_L))
+    variance_L = np.maximum(terms.noise_LL.diagonal(), _ZERO)
+    variance_L *= terms.lr_L
+    if square != 1.0:
+        noise_curvature_L *= square
+        variance_L *= square
+    noise_LL, rates = terms.noise_LL, (drift_L, noise_curvature_L, finite_step_L, variance_L)
+    if knobs.counted_L is not None:
+        rates = tuple(rate_L[knobs.counted_L] for rate_L in rates)
+        noise_LL = noise_LL[np.ix_(knobs.counted_L, knobs.counted_L)]
+    drift, noise_curvature, finite_step, twice_ito = [float(weight_L.dot(rate_L)) for rate_L in rates]
     if noise == "exact":
         variance = lr * square * float(weight_L.dot(noise_LL.dot(weight_L)))
     else:
@@ -175,15 +204,15 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
         own_response=own,
         lr_L=terms.lr_L,
         drift_L=drift_L,
-        diffusion_L=diffusion_L,
+        diffusion_L=np.sqrt(variance_L),  # [D] lambda
         noise_curvature_L=noise_curvature_L,
         finite_step_L=finite_step_L,
-        decay_L=decay_L,
+        decay_L=knobs.decay_L,
         drift=drift,
         diffusion=math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan,
         noise_curvature=noise_curvature,
         finite_step=finite_step,
-        decay=decay,
+        decay=knobs.decay,
         ito=0.5 * twice_ito,
     )
 
