@@ -27,6 +27,7 @@ from lipadvisor.terms import Array
 __all__ = ["Displacement"]
 
 _KEEP = math.exp(-1.0 / 8.0)  # of the surplus, per step
+_KEEP_0 = np.array(_KEEP)  # numpy takes an array of no dimension in half the time of a number
 _RETURNED, _HALF_WAY = 1.4, 12.0  # A: above 1, as part of the surplus has gone into the trend; n_0, steps
 _CARRIED = 1.7  # B
 _AHEAD, _STRIDE = 10, 5  # steps after which an answer is judged; steps between those that are
@@ -47,6 +48,7 @@ class Displacement:
 
     def __init__(self, series: int, momentum: float) -> None:
         self._momentum = momentum
+        self._returned, self._carried = self.factors(float(_AHEAD), float(_AHEAD))
         self._last_S: Array = np.zeros(series)
         self._before_S: Array = np.zeros(series)
         self._waiting: deque[Array] = deque()  # rows: step, free level, tau, rate, answer
@@ -64,9 +66,9 @@ class Displacement:
         """
         expected_S = rate_S * interval.advance_S
         if interval.whole and interval.steps == interval.own_steps == 1.0:  # nothing unseen
-            self._before_S = _KEEP * self._before_S
+            self._before_S *= _KEEP_0
             self._before_S += self._last_S
-            self._last_S = interval.own_S - expected_S
+            self._last_S = np.subtract(interval.own_S, expected_S, expected_S)
             return
         last_S = interval.own_S - expected_S * (interval.own_steps / np.maximum(interval.steps_S, 1.0))
         unseen_S = np.maximum(interval.steps_S - interval.own_steps, 0.0)
@@ -92,9 +94,12 @@ class Displacement:
                 free_S = motion.level_S - motion.decay_S - then[1]
                 self._learn(free_S - then[3] * (motion.tau_S - then[2]), then[4])
         if not self._waiting or step - self._waiting[-1][0, 0] >= _STRIDE:
-            answer_S = self._plain(float(_AHEAD), float(_AHEAD))
-            steps_S = np.full_like(answer_S, step)
-            self._waiting.append(np.stack((steps_S, motion.level_S - motion.decay_S, motion.tau_S, rate_S, answer_S)))
+            row_5S = np.empty((5, len(rate_S)))
+            row_5S[0], row_5S[2], row_5S[3] = step, motion.tau_S, rate_S
+            np.subtract(motion.level_S, motion.decay_S, row_5S[1])
+            np.multiply(self._before_S + self._last_S, self._returned, row_5S[4])
+            row_5S[4] += self._last_S * self._carried
+            self._waiting.append(row_5S)
 
     def answer(self, progress_hS: Array, steps_h1: Array | float) -> Array:
         """Return what becomes of the surplus, nats, shape of ``progress_hS``.
@@ -109,11 +114,13 @@ class Displacement:
         """Return what an answer is of the whole surplus, and of that of the last step; see :meth:`answer`."""
         return -_RETURNED * progress / (progress + _HALF_WAY), _CARRIED * self._momentum * progress / (steps + 1.0)
 
-    def answer_by(self, returned_H1: Array | float, carried_H1: Array | float) -> Array:
-        """Return :meth:`answer` by its factors, nats, shape ``(H, S)``."""
-        answer_HS = returned_H1 * (self.trust_S * (self._before_S + self._last_S))
-        answer_HS += carried_H1 * (self.trust_S * self._last_S)
-        return np.asarray(answer_HS)
+    def answer_by(self, factors_H2: Array) -> Array:
+        """Return :meth:`answer` by its :meth:`factors`, side by side, nats, shape ``(H, S)``."""
+        trusted_2S = np.empty((2, len(self.trust_S)))
+        np.add(self._before_S, self._last_S, trusted_2S[0])
+        trusted_2S[0] *= self.trust_S
+        np.multiply(self._last_S, self.trust_S, trusted_2S[1])
+        return np.asarray(factors_H2.dot(trusted_2S))
 
     def shift(self, log_factor_S: Array) -> None:
         """Move what waits along with weights that were rescaled from outside."""
@@ -145,14 +152,37 @@ class Displacement:
         return np.asarray(answer)
 
     def _learn(self, error_S: Array, answer_S: Array) -> None:
-        good_S = np.isfinite(error_S) & np.isfinite(answer_S) & (error_S != 0.0)
-        gain_S = max(_GAIN, _EARLY / (self._judged + _EARLY)) * good_S
+        gain = max(_GAIN, _EARLY / (self._judged + _EARLY))
         self._judged += 1
-        self._log_S += gain_S * (np.log(np.abs(np.where(good_S, error_S, 1.0))) - self._log_S)
-        unit_S = _SPREAD * np.exp(self._log_S)
-        both_2S = np.clip(np.where(good_S, np.stack((error_S, answer_S)), 0.0) / unit_S, -_LARGEST, _LARGEST)
-        self._moments_2S += gain_S * (both_2S * both_2S[1] - self._moments_2S)
-        self.trust_S = np.clip(self._moments_2S[0] / (self._moments_2S[1] + _PRIOR), 0.0, _MOST_TRUST)
+        both_2S = np.empty((2, len(error_S)))
+        both_2S[0], both_2S[1] = error_S, answer_S
+        flat = both_2S.ravel()
+        gain_S: Array = np.array(gain)  # of all series, if all are good
+        if not math.isfinite(flat.dot(flat)) or np.count_nonzero(error_S) < len(error_S):
+            good_S = np.isfinite(error_S) & np.isfinite(answer_S) & (error_S != 0.0)
+            gain_S = gain * good_S
+            error_S = np.where(good_S, error_S, 1.0)
+            both_2S[:] = np.where(good_S, np.stack((error_S, answer_S)), 0.0)
+        log_S = np.abs(error_S)
+        np.log(log_S, log_S)
+        log_S -= self._log_S
+        log_S *= gain_S
+        self._log_S += log_S
+        unit_S = np.exp(self._log_S)
+        unit_S *= _SPREAD
+        for row_S in both_2S:
+            row_S /= unit_S
+        np.maximum(both_2S, -_LARGEST, out=both_2S)
+        np.minimum(both_2S, _LARGEST, out=both_2S)
+        both_2S[0] *= both_2S[1]
+        both_2S[1] *= both_2S[1]
+        both_2S -= self._moments_2S
+        both_2S *= gain_S
+        self._moments_2S += both_2S
+        trust_S = self._moments_2S[1] + _PRIOR
+        np.divide(self._moments_2S[0], trust_S, trust_S)
+        np.maximum(trust_S, 0.0, out=trust_S)
+        self.trust_S = np.minimum(trust_S, _MOST_TRUST, out=trust_S)
 
 
 _ARRAYS = ("_last_S", "_before_S", "_log_S", "_moments_2S", "trust_S")

@@ -85,7 +85,7 @@ class Forecaster:
         self._share = StepShare()
         self._displacement = Displacement(series, momentum)
         steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
-        self._answer_factors = self._displacement.factors(steps_H1, steps_H1)
+        self._factors_H2 = np.hstack(self._displacement.factors(steps_H1, steps_H1))
         self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         near = [abs(math.log(horizon / _TREND_HORIZON)) for horizon in self.horizons]
         self._trend_place = near.index(min(near))
@@ -293,7 +293,7 @@ class Forecaster:
         self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)
         displacement.judge(motion, self._rate_S)
         moving_S = motion.lr_S > 0.0
-        answer_HS = displacement.answer_by(*self._answer_factors)
+        answer_HS = displacement.answer_by(self._factors_H2)
         if np.count_nonzero(moving_S) < len(moving_S):  # where the clock stands still nothing is given back
             answer_HS = answer_HS * moving_S
         self._tracker.make(present, answer_HS)

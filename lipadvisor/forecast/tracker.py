@@ -47,6 +47,7 @@ _PEAK_DECAY = 0.98  # per scored forecast, of the largest error that caps the ba
 _LOG_FLOOR = 0.01
 _LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
 _PATIENCE = 16
+_BY_POWER = (np.arange(len(POWERS))[:, None] == POWER_E).astype(np.float64)  # sums over the experts of one power
 _AT_FIRST = 30  # ... at once until it has had so many: at first each of them changes much
 
 
@@ -99,8 +100,8 @@ class Tracker:
     def rate(self, value_ES: Array, clock_S: Array, place: int) -> Array:
         """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""
         weighted_ES = self.learned.weight_HES[place] * value_ES
-        first_PS = np.add.reduce(weighted_ES.reshape(len(POWERS), len(SMOOTHINGS), -1), axis=1)
-        if np.count_nonzero(clock_S > 0.0) < len(clock_S):
+        first_PS = _BY_POWER.dot(weighted_ES)
+        if np.count_nonzero(clock_S) < len(clock_S):
             clock_S = np.where(clock_S > 0.0, clock_S, np.inf)
         rate_S = first_PS[2] / clock_S
         rate_S += first_PS[1]
