@@ -6,11 +6,13 @@ loss runs out. Each expert has one ``p`` and one smoothing; it carries its avera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from lipadvisor.forecast.motion import Interval, Mask
 from lipadvisor.terms import Array
@@ -23,6 +25,7 @@ POWER_E = np.repeat(np.arange(len(POWERS)), len(SMOOTHINGS))  # index of the pow
 _KINDS = len(POWERS) + 2  # what is averaged: x (tau + tau_c)^p for each p, the slope per step, the noise
 _SLOPE, _NOISE = len(POWERS), len(POWERS) + 1
 AVERAGES = _KINDS * len(SMOOTHINGS)  # rows; the noise has one smoothing, and its row four times
+_ONE = np.array(1.0)  # numpy takes an array of no dimension in half the time of a number
 _NOISE_GAIN = 0.03  # per measurement: one batch's estimate is off by half near the end
 
 
@@ -58,11 +61,12 @@ def advance_integrals(start_S: Array, advance_S: Array, out_PS: Array | None = N
 
 @lru_cache(maxsize=64)
 def _gains(steps: float) -> Array:
-    """Return what a measurement over ``steps`` steps counts in each average, ``(kinds, smoothings, 1)``."""
-    gain_KG1 = np.repeat(1.0 - (1.0 - np.array([SMOOTHINGS])) ** steps, _KINDS, axis=0)[:, :, None]
-    gain_KG1[_NOISE] = _NOISE_GAIN
-    gain_KG1.flags.writeable = False
-    return gain_KG1
+    """Return what a measurement over ``steps`` steps counts in each average, ``(AVERAGES, 1)``."""
+    gain_KG = np.repeat(1.0 - (1.0 - np.array([SMOOTHINGS])) ** steps, _KINDS, axis=0)
+    gain_KG[_NOISE] = _NOISE_GAIN
+    gain_A1 = gain_KG.reshape(AVERAGES, 1)
+    gain_A1.flags.writeable = False
+    return gain_A1
 
 
 class Averages:
@@ -72,10 +76,16 @@ class Averages:
     """
 
     def __init__(self, series: int) -> None:
-        self._mean_KGS: Array = np.zeros((_KINDS, len(SMOOTHINGS), series))
+        # The averages, and below them what was measured last, one row for each kind: one matrix product mixes both.
+        self._rows_BS: Array = np.zeros((AVERAGES + _KINDS, series))
+        self._next_BS: Array = np.zeros((AVERAGES + _KINDS, series))
+        self._mix_AB: Array = np.zeros((AVERAGES, AVERAGES + _KINDS))
+        self._keep_A: Array = self._mix_AB.ravel()[:: AVERAGES + _KINDS + 1]  # its diagonal ...
+        strides = tuple(8 * n for n in (len(SMOOTHINGS) * (AVERAGES + _KINDS) + 1, AVERAGES + _KINDS))
+        shape = (_KINDS, len(SMOOTHINGS))  # ... and the shares of what was measured
+        self._share_KG: Array = as_strided(self._mix_AB[:, AVERAGES:], shape, strides)
         # Of one width as long as every series has been seen each time.
-        self._mass_KGS: Array = np.zeros((_KINDS, len(SMOOTHINGS), 1))
-        self._zeros: Array = np.zeros(_KINDS * series)
+        self._mass_AS: Array = np.zeros((AVERAGES, 1))
         self._all_seen = False  # no mass is zero
 
     def update(self, interval: Interval, noise_S: Array) -> None:
@@ -85,14 +95,15 @@ class Averages:
             interval: experts learn where the clock moved, slopes wherever there was a change.
             noise_S: variance of one step's direction, nats^2 per tau^2; left out where it is not finite.
         """
-        value_KS = np.empty((_KINDS, len(noise_S)))
+        value_KS = self._rows_BS[AVERAGES:]
         integral_PS, start_S = value_KS[: len(POWERS)], interval.start_S
         advance_integrals(start_S if interval.whole else start_S + (start_S == 0.0), interval.advance_S, integral_PS)
         value_KS[_NOISE] = noise_S
         if interval.whole:
-            np.divide(interval.free_S, integral_PS, out=integral_PS)
-            np.multiply(interval.change_S, 1.0 / interval.steps, out=value_KS[_SLOPE])
-            gain_KGS = _gains(interval.steps)
+            for row_S in integral_PS:
+                np.divide(interval.free_S, row_S, row_S)
+            np.divide(interval.change_S, interval.steps_S, value_KS[_SLOPE])
+            gain_AS = _gains(interval.steps)
         else:
             np.divide(
                 np.where(interval.moving_S, interval.free_S, 0.0),
@@ -105,24 +116,38 @@ class Averages:
             gain_KGS[: len(POWERS)] *= interval.moving_S
             gain_KGS[_SLOPE] *= interval.valid_S
             gain_KGS[_NOISE] *= interval.moving_S
-        # A product with zeros is zero where all are finite, and not a number elsewhere.
-        if value_KS.ravel().dot(self._zeros) != 0.0:
+            gain_AS = gain_KGS.reshape(AVERAGES, -1)
+        flat = value_KS.ravel()
+        if not math.isfinite(flat.dot(flat)):
             good_KS = np.isfinite(value_KS)
             value_KS[~good_KS] = 0.0
-            gain_KGS = gain_KGS * good_KS[:, None]
-            whole = False
-        else:
-            whole = interval.whole
-        move_KGS = value_KS[:, None] - self._mean_KGS
-        move_KGS *= gain_KGS
-        self._mean_KGS += move_KGS
-        self._mass_KGS = self._mass_KGS + gain_KGS * (1.0 - self._mass_KGS)
-        self._all_seen = self._all_seen or whole
+            gain_AS = gain_AS * np.repeat(good_KS, len(SMOOTHINGS), axis=0)
+        self._mix(gain_AS)
+        if not self._all_seen:
+            self._all_seen = bool((self._mass_AS > 0.0).all())
+
+    def _mix(self, gain_AS: Array) -> None:
+        """Move the averages towards what was measured: by ``gain / mass``, as they are bias-corrected."""
+        move_AS = (_ONE - self._mass_AS) * gain_AS
+        self._mass_AS = self._mass_AS + move_AS
+        share_AS = gain_AS / (self._mass_AS if self._all_seen else np.maximum(self._mass_AS, 1e-300))
+        averages_AS = self._rows_BS[:AVERAGES]
+        if share_AS.shape[1] == 1 < averages_AS.shape[1]:
+            share_A = share_AS[:, 0]
+            np.subtract(_ONE, share_A, self._keep_A)
+            self._share_KG[:] = share_A.reshape(self._share_KG.shape)
+            np.dot(self._mix_AB, self._rows_BS, self._next_BS[:AVERAGES])
+            self._rows_BS, self._next_BS = self._next_BS, self._rows_BS
+            return
+        move_AS = np.repeat(self._rows_BS[AVERAGES:], len(SMOOTHINGS), axis=0)
+        move_AS -= averages_AS
+        move_AS *= share_AS
+        averages_AS += move_AS
 
     def rescale(self, factor_S: Array) -> None:
         """Account for a new ``tau_c``: multiply the experts' averages by ``factor^p``."""
-        factor_P1S = np.stack([factor_S**power for power in POWERS])[:, None]
-        self._mean_KGS[: len(POWERS)] *= factor_P1S
+        factor_PS = np.stack([factor_S**power for power in POWERS])
+        self._rows_BS[: len(POWER_E)] *= factor_PS[POWER_E]
 
     def values(self, out_AS: Array | None = None) -> Array:
         """Return the present averages, ``(AVERAGES, S)``; 0 before the first measurement.
@@ -132,15 +157,15 @@ class Averages:
         Args:
             out_AS: where to write them; a new array if ``None``.
         """
-        out_AS = np.empty((AVERAGES, self._mean_KGS.shape[-1])) if out_AS is None else out_AS
-        mass_KGS = self._mass_KGS if self._all_seen else np.maximum(self._mass_KGS, 1e-300)
-        np.divide(self._mean_KGS, mass_KGS, out=out_AS.reshape(self._mean_KGS.shape))
+        if out_AS is None:
+            return self._rows_BS[:AVERAGES].copy()
+        out_AS[:] = self._rows_BS[:AVERAGES]
         return out_AS
 
     @property
     def noisy_S(self) -> Mask:
         """Whose noise has been measured."""
-        return np.broadcast_to(self._mass_KGS[_NOISE, 0] > 0.0, self._mean_KGS.shape[-1:])
+        return np.broadcast_to(self._mass_AS[-1] > 0.0, self._rows_BS.shape[1:])
 
     @property
     def noisy(self) -> bool:
@@ -149,10 +174,10 @@ class Averages:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages as arrays."""
-        return {"mean_KGS": self._mean_KGS.copy(), "mass_KGS": self._mass_KGS.copy()}
+        return {"value_AS": self._rows_BS[:AVERAGES].copy(), "mass_AS": self._mass_AS.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._mean_KGS = np.array(state["mean_KGS"], dtype=np.float64)
-        self._mass_KGS = np.array(state["mass_KGS"], dtype=np.float64)
-        self._all_seen = bool((self._mass_KGS > 0.0).all())
+        self._rows_BS[:AVERAGES] = state["value_AS"]
+        self._mass_AS = np.array(state["mass_AS"], dtype=np.float64)
+        self._all_seen = bool((self._mass_AS > 0.0).all())

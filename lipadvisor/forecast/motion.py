@@ -6,6 +6,7 @@ or now and then: an interval of several steps takes the learning rate to run str
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,7 +54,8 @@ class Motion:
         self._step_S: Array = np.zeros(series)  # see `step_S`
         self.offset_S: Array = np.zeros(series)  # tau_c
         self._whole = False  # every level is known, at one step, and every tau_c is set
-        self._zero_S: Array = np.zeros(series)
+        self._knobs: tuple[bytes, bytes, float, float] | None = None  # that `lr_S` and `log_decay_S` were made of
+        self._moves_4S: Array | None = None  # of the clocks over one step with them, where all move; no level's
         self._steps_S: Array = np.ones(series)  # of a whole interval
         self._every_S: Mask = np.ones(series, bool)
 
@@ -113,21 +115,23 @@ class Motion:
             terms: the measurement.
             rates: of the measurement.
         """
-        weight_L = terms.composition_L
         change_L = _change(terms)
-        decay_L = rates.decay_L * rates.lr_L  # per step
-        rows_4S = np.empty((4, len(self.lr_S)))
-        rows_4L = rows_4S[:, :-1]
-        rows_4L[0], rows_4L[1], rows_4L[2], rows_4L[3] = rates.lr_L, decay_L, terms.log_norm_L, change_L
-        rows_4S[:, -1] = rates.lr, rates.lr * rates.decay, terms.network_log_norm, weight_L.dot(change_L)
-        lr_S, log_decay_S, before_S, change_S = rows_4S[0], rows_4S[1], rows_4S[2], rows_4S[3]
+        knobs = (rates.lr_L.tobytes(), rates.decay_L.tobytes(), rates.lr, rates.decay)
+        if knobs == self._knobs:
+            lr_S, log_decay_S = self.lr_S, self.log_decay_S
+        else:
+            lr_S, log_decay_S = np.append(rates.lr_L, rates.lr), np.append(rates.decay_L, rates.decay)
+            log_decay_S *= lr_S  # per step
+            self._knobs, self._moves_4S = knobs, None
+        before_S, change_S = np.empty(len(lr_S)), np.empty(len(lr_S))
+        before_S[:-1], change_S[:-1] = terms.log_norm_L, change_L
+        before_S[-1], change_S[-1] = terms.network_log_norm, terms.composition_L.dot(change_L)
         first = self.measured_step < 0
         if first:
             self.lr_S, self.log_decay_S = lr_S, log_decay_S
             self.tau_S[:], self.squared_S[:] = terms.step * lr_S, terms.step * lr_S**2
         level_S = before_S + change_S
-        # A product with zeros is zero where all are finite, and not a number elsewhere.
-        if self._whole and terms.step > self.measured_step and level_S.dot(self._zero_S) == 0.0:
+        if self._whole and terms.step > self.measured_step and math.isfinite(level_S.dot(level_S)):
             interval = self._advance_whole(terms.step, level_S, lr_S, log_decay_S, change_S)
             if interval is not None:
                 self.measured_step, self.lr_S, self.log_decay_S = terms.step, lr_S, log_decay_S
@@ -169,7 +173,7 @@ class Motion:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._step_S = np.array(state["step_S"], dtype=np.float64)
         self.state_4S = np.array([state[name] for name in _ROWS], dtype=np.float64)
-        self._whole = False
+        self._whole, self._knobs, self._moves_4S = False, None, None
         self._look()
 
     def _look(self) -> None:
@@ -187,32 +191,32 @@ class Motion:
         Returns ``None``, and moves nothing, where some clock would stand still.
         """
         step, steps, own_decay_S = now + 1, float(now + 1 - self.step), log_decay_S
-        # The middle of the interval's steps, on the way from the last measurement's step to this one's.
-        middle = (0.5 * (self.step + now) - self.measured_step) / (now - self.measured_step)
-        if middle < 1.0:
-            lr_S = self.lr_S + middle * (lr_S - self.lr_S)
-            log_decay_S = self.log_decay_S + middle * (log_decay_S - self.log_decay_S)
-        if np.count_nonzero(lr_S > 0.0) < len(lr_S):
-            return None
-        moves_4S = np.empty((4, len(lr_S)))
-        change_S, advance_S, taken_S, squared_S = moves_4S[0], moves_4S[1], moves_4S[2], moves_4S[3]
-        np.subtract(level_S, self.state_4S[0], out=change_S)
-        np.multiply(lr_S, steps, out=advance_S)
-        np.multiply(log_decay_S, steps, out=taken_S)
-        np.multiply(advance_S, lr_S, out=squared_S)
+        moves_4S = self._moves_4S if steps == 1.0 else None
+        if moves_4S is None:
+            # The middle of the interval's steps, on the way from the last measurement's step to this one's.
+            middle = (0.5 * (self.step + now) - self.measured_step) / (now - self.measured_step)
+            if middle < 1.0:
+                lr_S = self.lr_S + middle * (lr_S - self.lr_S)
+                log_decay_S = self.log_decay_S + middle * (log_decay_S - self.log_decay_S)
+            if np.count_nonzero(lr_S > 0.0) < len(lr_S):
+                return None
+            moves_4S = np.zeros((4, len(lr_S)))
+            np.multiply(lr_S, steps, moves_4S[1])
+            np.multiply(log_decay_S, steps, moves_4S[2])
+            np.multiply(moves_4S[1], lr_S, moves_4S[3])
+            if steps == 1.0:
+                self._moves_4S = moves_4S
+        change_S = level_S - self.state_4S[0]
         start_S = self.state_4S[1] + self.offset_S
         self.state_4S = self.state_4S + moves_4S
         self.state_4S[0] = level_S  # without rounding
         self.step = step
-        every_S = self._every_S
         if self._steps_S[0] != steps:
             self._steps_S = np.full(len(level_S), steps)
         own_S -= own_decay_S
-        free_S = change_S - taken_S
-        apart = (1.0, own_S)
-        return Interval(
-            True, steps, self._steps_S, change_S, free_S, start_S, advance_S, squared_S, *apart, every_S, every_S
-        )
+        free_S = change_S - moves_4S[2]
+        times = (True, steps, self._steps_S, change_S, free_S, start_S, moves_4S[1], moves_4S[3])
+        return Interval(*times, 1.0, own_S, self._every_S, self._every_S)
 
     def _interval(
         self, now: int, step: int, level_S: Array, lr_S: Array, log_decay_S: Array, seen_S: Mask, own_S: Array
@@ -255,6 +259,8 @@ def _change(terms: Terms) -> Array:
     if terms.log_norm_after_L.shape != terms.change_L.shape:
         return terms.change_L
     observed_L = terms.log_norm_after_L - terms.log_norm_L
+    if math.isfinite(observed_L.dot(observed_L)):
+        return observed_L
     return np.where(np.isfinite(observed_L), observed_L, terms.change_L)
 
 
