@@ -242,13 +242,13 @@ class Cooldown:
         if not decision.knobs or decision.knobs == state.knobs:
             return replace(decision, policy=self.name), seen
         recent = state.last_step is not None and 0 <= observation.step - state.last_step < self.steps
-        if recent and not decision.rollback:
+        if recent and not (decision.rollback or decision.rewind):
             return _held(observation, self.name, "cooldown", seen), seen
         return replace(decision, policy=self.name), replace(seen, last_step=observation.step, knobs=decision.knobs)
 
 
 def cooldown(policy: AnyPolicy, steps: int) -> Cooldown:
-    """Return ``policy`` that changes knobs at most once in ``steps`` steps; a rollback never waits.
+    """Return ``policy`` that changes knobs at most once in ``steps`` steps; a rollback and a rewind never wait.
 
     Raises:
         ValueError: ``steps`` is below 1.

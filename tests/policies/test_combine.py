@@ -139,6 +139,27 @@ def test_a_rollback_does_not_wait_for_the_cooldown():
     assert decision.knobs
 
 
+@dataclass(frozen=True)
+class GoesBack:
+    """A part of a chain that asks for the validated weights at every step."""
+
+    name: str = "goes_back"
+
+    def init(self):
+        return NoState()
+
+    def refine(self, observation, decision, state):
+        return Decision(observation.step, self.name, "back", rewind=True), state
+
+
+def test_a_rewind_passes_chains_and_guards_and_does_not_wait_for_the_cooldown():
+    back = chain(Linear(lr=1.0), GoesBack(), Scripted((0.1,) * 40))
+    decisions = run(cooldown(guard(back), 100), range(5))
+    assert all(decision.rewind and decision.knobs for decision in decisions)
+    assert not any(decision.rewind for decision in run(shadow(back), range(5)))
+    assert not any(decision.rewind for decision in run(chain(Linear(), Scripted((0.1,) * 40)), range(5)))
+
+
 def test_shadow_only_says():
     for quiet, loud in zip(run(shadow(Cosine()), range(40)), run(Cosine(), range(40)), strict=True):
         assert quiet.knobs == quiet.init_scale == ()
