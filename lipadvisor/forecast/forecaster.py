@@ -110,7 +110,7 @@ class Forecaster:
         Raises:
             ValueError: the layers are not those of the constructor.
         """
-        if terms.names != self.names:
+        if terms.names is not self.names and terms.names != self.names:
             raise ValueError(f"Forecaster.update(terms) must have the layers {self.names}, got {terms.names}.")
         if terms.step < self._motion.measured_step:
             self.restart()
@@ -266,7 +266,9 @@ class Forecaster:
         noise_S[:-1] = coefficients.diffusion_L
         noise_S[-1] = coefficients.diffusion
         noise_S *= noise_S
-        square_S = coefficients.own_response**2 * self._motion.lr_S
+        square_S = self._motion.lr_S
+        if coefficients.own_response != 1.0:
+            square_S = coefficients.own_response**2 * square_S
         if interval.whole and interval.steps == 1.0:
             noise_S /= square_S
             return noise_S
@@ -292,10 +294,9 @@ class Forecaster:
         record_RS = present.record_RS
         self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)
         displacement.judge(motion, self._rate_S)
-        moving_S = motion.lr_S > 0.0
         answer_HS = displacement.answer_by(self._factors_H2)
-        if np.count_nonzero(moving_S) < len(moving_S):  # where the clock stands still nothing is given back
-            answer_HS = answer_HS * moving_S
+        if np.count_nonzero(motion.lr_S) < len(motion.lr_S):  # where the clock stands still nothing is given back
+            answer_HS = answer_HS * (motion.lr_S > 0.0)
         self._tracker.make(present, answer_HS)
 
     def _present(self) -> Present:

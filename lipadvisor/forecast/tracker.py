@@ -140,8 +140,7 @@ class Tracker:
         """Find the forecasts whose time has come; return whether it is time to learn."""
         step, matured = now.step, self._matured
         learns = False
-        for place, waiting in enumerate(self._waiting):
-            horizon = self._horizons[place]
+        for place, (waiting, horizon) in enumerate(zip(self._waiting, self._horizons, strict=True)):
             while waiting and step - waiting[0][0].step >= horizon:
                 made, learned, answer_S = waiting.popleft()
                 if 2 * (step - made.step) > 3 * horizon:  # measured too sparingly for this horizon
