@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +23,8 @@ __all__ = ["Coefficients", "Form", "Noise", "coefficients", "log_decay", "networ
 
 Form = Literal["finite_step", "paper"]
 Noise = Literal["exact", "independent"]
-_ZERO = np.array(0.0)  # numpy takes an array of no dimension in half the time of a number
+# Numpy takes an array of no dimension in half the time of a number.
+_ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,8 @@ def coefficients(terms: Terms, form: Form = "finite_step", noise: Noise = "exact
     own = own_response(terms.optimizer, terms.momentum, terms.optimizer_step)
     if terms.optimizer_step <= 1 and terms.optimizer in ("adam", "adamw"):
         own = math.nan  # the first second moment is the square of the gradient it divides: no linear response
-    knobs = _knobs(terms.lr_L.tobytes(), terms.weight_decay_L.tobytes(), terms.composition_L.tobytes())
-    with np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros has no rates
-        return _rates(terms, knobs, own, form, noise)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros has no rates; a step may take all of it
+        return _rates(terms, _knobs(terms), own, form, noise)
 
 
 class _Knobs(NamedTuple):
@@ -153,23 +152,28 @@ class _Knobs(NamedTuple):
     counted_L: NDArray[np.bool_] | None  # whose weight is not zero; None: all
 
 
-@lru_cache(maxsize=16)
-def _knobs(lr_bytes: bytes, weight_decay_bytes: bytes, composition_bytes: bytes) -> _Knobs:
-    lr_L, weight_decay_L = np.frombuffer(lr_bytes), np.frombuffer(weight_decay_bytes)
-    weight_L = np.frombuffer(composition_bytes)
+_kept: list[tuple[tuple[bytes, bytes, bytes], _Knobs]] = []  # of the last measurement: bytes compare in no time
+
+
+def _knobs(terms: Terms) -> _Knobs:
+    key = (terms.lr_L.tobytes(), terms.weight_decay_L.tobytes(), terms.composition_L.tobytes())
+    if _kept and (kept := _kept[0])[0] == key:
+        return kept[1]
+    knobs = _knobs_of(terms.lr_L, terms.weight_decay_L, terms.composition_L)
+    _kept[:] = [(key, knobs)]
+    return knobs
+
+
+def _knobs_of(lr_L: Array, weight_decay_L: Array, weight_L: Array) -> _Knobs:
     lr = network_lr(lr_L)
-    decay_L = np.empty(len(lr_L))
-    with np.errstate(invalid="ignore", divide="ignore"):  # a step may take all of a weight
-        _decay(lr_L, weight_decay_L, decay_L)
+    decay_L = _decay(lr_L, weight_decay_L)
     counted_L = None if np.count_nonzero(weight_L) == len(weight_L) else weight_L != 0.0
-    if lr > 0.0:
-        weight_L = lr_L * weight_L
-        weight_L /= lr
+    weight_L = weight_L * (lr_L / lr if lr > 0.0 else _ONE)
     # What stands beside the sum may be nan.
     part_L = weight_L if counted_L is None else weight_L[counted_L]
     decay = float(part_L.dot(decay_L if counted_L is None else decay_L[counted_L]))
     decay_L.flags.writeable = False  # many measurements share it
-    return _Knobs(lr, lr_L * 0.5, decay_L, decay, part_L, counted_L)
+    return _Knobs(lr, lr_L * _HALF, decay_L, decay, part_L, counted_L)
 
 
 def _rates(terms: Terms, knobs: _Knobs, own: float, form: Form, noise: Noise) -> Coefficients:
@@ -217,13 +221,14 @@ def _rates(terms: Terms, knobs: _Knobs, own: float, form: Form, noise: Noise) ->
     )
 
 
-def _decay(lr_L: Array, weight_decay_L: Array, out_L: Array) -> None:
-    """Write ``ln(1 - lr wd) / lr``, and its limit ``-wd`` where the rate is 0."""
-    np.multiply(lr_L, weight_decay_L, out=out_L)
-    np.minimum(out_L, 1.0, out=out_L)
-    np.negative(out_L, out=out_L)
-    np.log1p(out_L, out=out_L)
+def _decay(lr_L: Array, weight_decay_L: Array) -> Array:
+    """Return ``ln(1 - lr wd) / lr``, and its limit ``-wd`` where the rate is 0."""
+    out_L = lr_L * weight_decay_L
+    np.minimum(out_L, _ONE, out=out_L)
+    np.negative(out_L, out_L)
+    np.log1p(out_L, out_L)
     out_L /= lr_L
     if np.count_nonzero(lr_L) < len(lr_L):
         still_L = lr_L == 0.0
         out_L[still_L] = -weight_decay_L[still_L]
+    return out_L

@@ -119,7 +119,7 @@ class Tracker:
         learns = self._mature(present)
         if learns:
             self.learn()
-        if learns or any(self._scored[place] == 0 for place in self._due(present.step)):
+        if learns or (not self._settled and any(self._scored[place] == 0 for place in self._due(present.step))):
             self._settle(present, lr_S)
 
     def make(self, present: Present, answer_HS: Array) -> None:
