@@ -28,6 +28,7 @@ _GAIN = 0.005  # per step, of the average relative update
 _LIMIT = 0.15  # of the relative update s_1(lr U) / s_1(W) of the last step, at the present rate or a lower one ...
 _RISE_LIMIT = 0.20  # ... and of the average one, at a rate that rises
 WARN_LOAD = 0.53  # of a limit: worth a word
+_ONE = np.array(1.0)
 
 
 class UpdateRatio:
@@ -41,12 +42,13 @@ class UpdateRatio:
     def update(self, ratio_L: Array, steps: float) -> None:
         """Take in a measurement that stands for ``steps`` steps; what is not finite is left out."""
         gain = 1.0 - (1.0 - _GAIN) ** steps
-        known_L = np.isfinite(ratio_L)
-        if np.count_nonzero(known_L) == len(known_L):
+        if math.isfinite(ratio_L.dot(ratio_L)):
             self.last_L = ratio_L.copy()
-            self._mean_L += gain * (self.last_L - self._mean_L)
-            self._mass_L += gain * (1.0 - self._mass_L)
+            share = np.array(gain)  # numpy takes it in half the time of a number
+            self._mean_L += share * (ratio_L - self._mean_L)
+            self._mass_L += share * (_ONE - self._mass_L)
             return
+        known_L = np.isfinite(ratio_L)
         self.last_L = np.where(known_L, ratio_L, self.last_L)
         gain_L = gain * known_L
         self._mean_L += gain_L * (self.last_L - self._mean_L)
