@@ -191,7 +191,8 @@ def _rates(terms: Terms, knobs: _Knobs, own: float, form: Form, noise: Noise) ->
     if square != 1.0:
         noise_curvature_L *= square
         variance_L *= square
-    noise_LL, rates = terms.noise_LL, (drift_L, noise_curvature_L, finite_step_L, variance_L)
+    noise_LL = terms.noise_LL
+    rates: tuple[Array, ...] = (drift_L, noise_curvature_L, finite_step_L, variance_L)
     if knobs.counted_L is not None:
         rates = tuple(rate_L[knobs.counted_L] for rate_L in rates)
         noise_LL = noise_LL[np.ix_(knobs.counted_L, knobs.counted_L)]
