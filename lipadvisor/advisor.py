@@ -1,14 +1,4 @@
-"""The one line from weights to optimizer: measure, predict, forecast, observe, decide, apply, record.
-
-advisor = Advisor(model, optimizer, total_steps=1000)
-for x, y in loader:
-loss = criterion(model(x), y)
-loss.backward()
-optimizer.step()
-optimizer.zero_grad()
-advisor.step(loss)
-advisor.close()
-"""
+"""The public front of the line from weights to optimizer: what a user's own training loop calls."""
 
 from __future__ import annotations
 
@@ -22,9 +12,10 @@ from typing import Any, Literal, Self
 
 import torch
 
+from lipadvisor.announce import log_unclosed, log_what_is_owned
 from lipadvisor.apply import Applier, Mode
-from lipadvisor.arguments import check_arguments, check_inspection, check_plan
-from lipadvisor.fail_open import FailOpen
+from lipadvisor.arguments import check_arguments, check_inspection, check_plan, open_store
+from lipadvisor.fail_open import FailOpen, Patience
 from lipadvisor.forecast import Forecast
 from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 from lipadvisor.line import Line
@@ -34,18 +25,13 @@ from lipadvisor.policies import (
     named_policy,
 )
 from lipadvisor.probe import NoiseReport, Probe
+from lipadvisor.probe.hook import Hook
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
-from lipadvisor.trajectory import Recorder, Sink, Trajectory, TrajectoryStore
+from lipadvisor.trajectory import Recorder, Sink, Trajectory
 
 __all__ = ["Advisor"]
 
-GIVE_UP = 5  # steps in a row with errors of the advisor's own, after which the user has the knobs back
 _log = logging.getLogger("lipadvisor")
-_OWNS = {
-    "takeover": "owns learning rate and weight decay of every parameter group; the optimizer's own do not matter",
-    "cap": "limits the learning rate; the schedule and the weight decay stay the user's",
-    "shadow": "records what it would do and touches nothing",
-}
 
 
 class Advisor:
@@ -81,7 +67,7 @@ class Advisor:
         snapshot_every: steps between the copies that a rollback goes back to; ``None`` for none, ``"auto"`` for 100
             on models of up to 5 million parameters and none above.
         on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
-            ``errors``; after five steps in a row with errors the user's knobs are put back; ``"raise"`` raises it.
+            ``errors``; after five such steps and no decision in between the user has the knobs back; ``"raise"`` raises.
 
     Raises:
         TypeError: the model, the optimizer or the policy is none.
@@ -115,14 +101,25 @@ class Advisor:
     ) -> None:
         policy = named_policy(policy) if isinstance(policy, str) else policy
         check_arguments(
-            model, optimizer, policy, total_steps, mode, max_overhead, seed, snapshot_every, on_error, out, sink
+            model,
+            optimizer,
+            policy,
+            total_steps,
+            mode,
+            max_overhead,
+            seed,
+            snapshot_every,
+            on_error,
+            out,
+            sink,
+            record_limit,
         )
         self.policy: Policy[Any] = policy
         self.mode, self.total_steps = mode, total_steps
         self._errors = FailOpen(raises=on_error == "raise")
         self._inspector = Inspector(model, optimizer, seed, raises=on_error == "raise")
         self._inspected_at: dict[str, int] = {}
-        self.skipped_steps = 0
+        self.skipped_steps = self.unclosed_steps = 0
         self._probe = Probe(
             model,
             optimizer,
@@ -145,20 +142,21 @@ class Advisor:
         if snapshot_every == "auto":
             snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
         snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
-        self._store = None if out is None else _store(out)
+        self._store = None if out is None else open_store(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
         self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
         self._updated = self._closed = self._gave_up = False
-        self._failed = self._errors_seen = 0
+        self._patience = Patience()
         # Before others': fully_shard's gathers the weights, and the first pass may rescale them.
-        self._first_forward = model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
+        first = Hook(self._before_forward)
+        self._first_forward = model.register_forward_pre_hook(first, prepend=True, with_kwargs=True)
         self._handles = [
             self._first_forward,
-            optimizer.register_step_pre_hook(self._before_update),
-            optimizer.register_step_post_hook(self._after_update),
+            optimizer.register_step_pre_hook(Hook(self._before_update)),
+            optimizer.register_step_post_hook(Hook(self._after_update)),
         ]
         self._applier.begin()
-        _log_what_is_owned(self.policy.name, mode, self._probe)
+        log_what_is_owned(self.policy.name, mode, self._probe)
 
     # -- what the user calls -----------------------------------------------------------------------------------------
 
@@ -175,12 +173,20 @@ class Advisor:
             skipped it), or if an error of the advisor's own was caught.
         """
         begun = time.perf_counter()
-        if self._updated and self._line.calm and (held := self._line.close_calm(loss, begun)) is not None:
-            self._updated = False
-            return held
+        if self._updated and self._line.calm:
+            try:
+                held = self._line.close_calm(loss, begun)
+            except Exception:
+                self._errors.caught()
+                self._updated = self._line.calm = False
+                return None
+            if held is not None:
+                self._updated = False
+                return held
         if self._closed:
             raise RuntimeError("Advisor.step() was called after close().")
         if self._gave_up:
+            self._updated = False
             return None
         if not self._updated:
             self.skipped_steps += 1
@@ -188,18 +194,14 @@ class Advisor:
             return None
         self._updated = False
         decision = self._errors.guard(self._line.close_step, self._probe.ranks.mean(loss), begun)
-        if self._failed or self._errors.count != self._errors_seen:
+        if self._patience.tried(self._errors.count):
             self._give_up_after_errors()
         return decision
 
     def _give_up_after_errors(self) -> None:
-        """Hand the knobs back to the user once ``GIVE_UP`` steps in a row have failed."""
-        self._failed = self._failed + 1 if self._errors.count > self._errors_seen else 0
-        self._errors_seen = self._errors.count
-        if self._failed >= GIVE_UP:
+        if self._patience.ends(self._errors.count, self._line.decisions):
             self._gave_up = True
             self._applier.release()
-            _log.error("lipadvisor failed in %d steps in a row and gives the optimizer's knobs back", GIVE_UP)
 
     def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None) -> Forecast:
         """Forecast the log-norms of the layers and of the network.
@@ -217,7 +219,7 @@ class Advisor:
             TypeError: the plan is no mapping.
             ValueError: the horizon or an entry of the plan is out of range.
         """
-        plan = check_plan(plan)
+        plan = check_plan(horizon, plan)
         self._line.start(())
         assert self._line.prediction is not None
         return self._line.prediction.forecaster.forecast(horizon, self._line.full_plan(plan))
@@ -309,14 +311,16 @@ class Advisor:
         """Take every hook out, put the user's own weight decay back, and write what is still in memory."""
         if self._closed:
             return
-        self._closed = True
-        for handle in self._handles:
-            handle.remove()
-        self._probe.close()
-        self._applier.close()
-        self._recorder.close()
-        if self._store is not None:
-            self._store.close()
+        self._closed, self._line.calm = True, False
+        try:
+            for handle in self._handles:
+                handle.remove()
+            self._probe.close()
+            self._applier.close()
+        finally:  # whatever happens, what was recorded is written
+            self._recorder.close()
+            if self._store is not None:
+                self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -343,12 +347,16 @@ class Advisor:
         """Continue from :meth:`state_dict`. Load the model's and the optimizer's state first.
 
         Raises:
-            ValueError: the state was made with another policy, or by a version that this one cannot read.
+            TypeError: the state is no mapping.
+            ValueError: the state is of another policy or of other layers, or of a version that this one cannot read.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"Advisor.load_state_dict(state) must be what state_dict() returned, got {state!r}.")
         if state.get("version") != 1:
             raise ValueError(f"Advisor.load_state_dict: version must be 1, got {state.get('version')!r}.")
         if state["policy"] != self.policy.name:
             raise ValueError(f"Advisor.load_state_dict: policy must be {self.policy.name!r}, got {state['policy']!r}.")
+        self._probe.check_state(state.get("probe", {}))
         self._line.load_state_dict(state)
         if "inspector" in state:  # not in checkpoints of earlier versions
             self._inspector.load_state_dict(state["inspector"])
@@ -366,34 +374,30 @@ class Advisor:
 
     def _before_update(self, *_: Any) -> None:
         begun = time.perf_counter()
-        if self._line.calm and (shrinking := self._applier.standing()) is not None:
-            self._line.acting_s = time.perf_counter() - begun
-            with torch.no_grad():
-                for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
-                    torch._foreach_mul_(matrices, factor)
-            return
+        if self._updated:
+            self._tell_of_a_step_that_was_not_closed()
+        if self._line.calm:
+            try:
+                shrinking = self._applier.standing()
+            except Exception:
+                self._errors.caught()
+                shrinking = None
+            if shrinking is not None:
+                self._line.acting_s = time.perf_counter() - begun
+                with torch.no_grad():
+                    for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
+                        torch._foreach_mul_(matrices, factor)
+                return
         self._line.calm = False
         if not self._gave_up:
             self._errors.guard(self._line.prepare_update)
+
+    def _tell_of_a_step_that_was_not_closed(self) -> None:
+        self.unclosed_steps += 1
+        if self.unclosed_steps == 1:
+            log_unclosed()
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
         if not self._line.calm and not self._gave_up:
             self._errors.guard(self._line.finish_update)
-
-
-def _store(out: str | os.PathLike[str]) -> TrajectoryStore:
-    try:
-        return TrajectoryStore(out)
-    except OSError as error:
-        rule = "a directory that can be written"
-        raise OSError(f"Advisor(out=...) must be {rule}, got {os.fspath(out)!r}: {error}") from error
-
-
-def _log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:
-    _log.info("%s (%s) %s; measures %d layers", policy, mode, _OWNS[mode], len(probe.layers))
-    if probe.skipped:
-        by_reason: dict[str, list[str]] = {}
-        for one in probe.skipped:
-            by_reason.setdefault(one.reason, []).append(repr(one.name) if one.name else "the model itself")
-        _log.info("not measured: %s", "; ".join(f"{', '.join(by_reason[why])}: {why}" for why in by_reason))

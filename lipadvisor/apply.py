@@ -25,8 +25,8 @@ __all__ = ["MODES", "Applied", "Applier", "Mode"]
 Mode = Literal["takeover", "cap", "shadow"]
 MODES: tuple[Mode, ...] = ("takeover", "cap", "shadow")
 
-# A parameter group, its learning rate, the factor of its decay, and the matrices that it shrinks.
-_Standing = tuple[dict[str, Any], float, float, list[torch.Tensor]]
+# Number of a parameter group, its learning rate, the factor of its decay, and the matrices that it shrinks.
+_Standing = tuple[int, float, float, list[torch.Tensor]]
 _DECOUPLED = ("AdamW", "Muon")
 _log = logging.getLogger("lipadvisor")
 _steered: WeakSet[torch.optim.Optimizer] = WeakSet()  # by an advisor that is open
@@ -65,7 +65,7 @@ class Applier:
         self.optimizer, self.mode = optimizer, mode
         self.foreign_writes = 0
         self._weights = dict(weights)
-        self._user = tuple((_number(g["lr"]), _number(g.get("weight_decay", 0.0))) for g in optimizer.param_groups)
+        self._user = [_knobs_of(group) for group in optimizer.param_groups]
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
         self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group
         self._restore: dict[int, float] = {}  # the user's learning rate during a capped step
@@ -82,6 +82,7 @@ class Applier:
     def apply(self, decision: Decision) -> Applied:
         """Take over the knobs of ``decision``. Values out of range are refused, by name, and the old ones stay."""
         before, refused = self.knobs(), []
+        self._user += [_knobs_of(group) for group in self.optimizer.param_groups[len(self._user) :]]  # added later
         for knobs in decision.knobs:
             refused += self._take(knobs)
         if decision.init_scale:
@@ -137,7 +138,9 @@ class Applier:
         :meth:`before_update` to sort out.
         """
         shrinking = []
-        for group, lr, factor, matrices in self._standing:
+        groups = self.optimizer.param_groups  # other ones after a load_state_dict
+        for index, lr, factor, matrices in self._standing:
+            group = groups[index]
             if group["lr"] != lr or group.get("weight_decay"):
                 return None
             if live := [p for p in matrices if p.grad is not None]:
@@ -154,7 +157,7 @@ class Applier:
             if isinstance(group["lr"], torch.Tensor) or isinstance(group.get("weight_decay"), torch.Tensor):
                 return
             factor = 1.0 - lr * self._weight_decay[index]
-            standing.append((group, lr, factor, [p for p in group["params"] if p.ndim >= 2 and factor != 1.0]))
+            standing.append((index, lr, factor, [p for p in group["params"] if p.ndim >= 2 and factor != 1.0]))
         self._standing = standing
 
     def before_update(self) -> None:
@@ -242,7 +245,7 @@ class Applier:
         """Continue from :meth:`state_dict` and assert its knobs at once."""
         self._lr = {int(k): float(v) for k, v in state["lr"].items()}
         self._weight_decay = {int(k): float(v) for k, v in state["weight_decay"].items()}
-        self._user = tuple((float(lr), float(weight_decay)) for lr, weight_decay in state["user"])
+        self._user = [(float(lr), float(weight_decay)) for lr, weight_decay in state["user"]]
         self.foreign_writes = int(state["foreign_writes"])
         if self.mode == "takeover":
             self._write()
@@ -287,6 +290,11 @@ class Applier:
 
     def _user_lr(self, index: int) -> float:
         return _number(self.optimizer.param_groups[index]["lr"])
+
+
+def _knobs_of(group: Mapping[str, Any]) -> tuple[float, float]:
+    """Return learning rate and weight decay of a parameter group."""
+    return _number(group["lr"]), _number(group.get("weight_decay", 0.0))
 
 
 def _number(value: Any) -> float:

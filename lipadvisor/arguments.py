@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from lipadvisor.apply import MODES
+from lipadvisor.trajectory import TrajectoryStore
 
-__all__ = ["check_arguments", "check_plan"]
+__all__ = ["check_arguments", "check_inspection", "check_plan", "open_store"]
+
+MOST_STEPS = 1_000_000  # of a forecast: one array of it for each layer fits into memory
 
 
 def check_arguments(
@@ -27,6 +30,7 @@ def check_arguments(
     on_error: str,
     out: Any,
     sink: Any,
+    record_limit: Any,
 ) -> None:
     """Check what ``Advisor`` was given, apart from what the probe checks itself.
 
@@ -38,6 +42,8 @@ def check_arguments(
         raise TypeError(f"Advisor(model=...) must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"Advisor(optimizer=...) must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    if isinstance(policy, type):
+        raise TypeError(f"Advisor(policy=...) must be an object, got the class {policy.__name__}: call it.")
     if not all(callable(getattr(policy, method, None)) for method in ("init", "decide")):
         rule = "the name of a policy, or an object with init() and decide()"
         raise TypeError(f"Advisor(policy=...) must be {rule}, got {policy!r}.")
@@ -48,8 +54,10 @@ def check_arguments(
         raise ValueError(f"Advisor(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
     if not _is_number(max_overhead):
         raise ValueError(f"Advisor(max_overhead=...) must be a number in (0, 1], got {max_overhead!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"Advisor(seed=...) must be an integer, got {seed!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"Advisor(seed=...) must be an integer in [0, 2**63), got {seed!r}.")
+    if record_limit is not None and not _is_count(record_limit):
+        raise ValueError(f"Advisor(record_limit=...) must be an integer >= 1 or None, got {record_limit!r}.")
     if snapshot_every not in (None, "auto") and not _is_count(snapshot_every):
         rule = "an integer >= 1, None or 'auto'"
         raise ValueError(f"Advisor(snapshot_every=...) must be {rule}, got {snapshot_every!r}.")
@@ -57,7 +65,7 @@ def check_arguments(
         raise ValueError(f"Advisor(on_error=...) must be 'warn' or 'raise', got {on_error!r}.")
     if out is not None and sink is not None:
         raise ValueError("Advisor(out=..., sink=...): give one of them, not both.")
-    if out is not None and not isinstance(out, (str, os.PathLike)):
+    if out is not None and (not isinstance(out, (str, os.PathLike)) or not os.fspath(out)):
         raise ValueError(f"Advisor(out=...) must be the path of a directory, got {out!r}.")
     if out is not None and os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"Advisor(out=...) must be a directory, got the file {os.fspath(out)!r}.")
@@ -65,16 +73,35 @@ def check_arguments(
         raise ValueError(f"Advisor(sink=...) must be callable, got {sink!r}.")
 
 
-def check_plan(plan: Any) -> Mapping[str, Any]:
+def check_plan(horizon: Any, plan: Any) -> Mapping[str, Any]:
     """Return the plan of a forecast; an empty one stands for the present knobs.
 
     Raises:
         TypeError: it is no mapping.
+        ValueError: the horizon is beyond all reason, or a knob is None.
     """
     if plan is not None and not isinstance(plan, Mapping):
         rule = "a dict of future 'lr' and 'weight_decay', or None"
         raise TypeError(f"forecast(plan=...) must be {rule}, got {plan!r}.")
+    if isinstance(horizon, int) and horizon > MOST_STEPS:
+        raise ValueError(f"forecast(horizon=...) must be at most {MOST_STEPS}, got {horizon!r}.")
+    for knob, values in (plan or {}).items():
+        if values is None:
+            raise ValueError(f"forecast(plan=...): {knob!r} must be a number or an array; leave it out to go on as is.")
     return plan or {}
+
+
+def open_store(out: str | os.PathLike[str]) -> TrajectoryStore:
+    """Return the store in the directory ``out``, which is made.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        return TrajectoryStore(out)
+    except OSError as error:
+        rule = "a directory that can be written"
+        raise OSError(f"Advisor(out=...) must be {rule}, got {os.fspath(out)!r}: {error}") from error
 
 
 def check_inspection(loss_fn: Any, every: Any) -> None:

@@ -11,6 +11,7 @@ Steps that are not measured and between two decisions take a short path, as long
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from lipadvisor.trajectory import Recorder
 
 __all__ = ["Line"]
 
+_log = logging.getLogger("lipadvisor")
+
 DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
 LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 
@@ -51,6 +54,7 @@ class Line:
     Attributes:
         step: optimizer steps taken.
         tau: sum of their learning rates, the mean over the measured layers.
+        decisions: made by the policy in this process.
         started: whether the initial spectrum has been measured.
         calm: nothing to measure in the step under way, and the knobs are owned.
         acting_s: seconds taken between gradients and optimizer in the step under way, weight decay left out.
@@ -78,9 +82,11 @@ class Line:
         self._lr_in_step = self.acting_s = 0.0
         self._in_step: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._foreign_seen = 0
+        self._beyond = False
         self._until: float = 0  # the number of steps up to which calm ones need no decision and no snapshot
         self._urgent = False  # the last loss was unusual: the next step is measured out of turn
         self.step, self.tau = 0, 0.0
+        self.decisions = 0
         self.started = self.calm = False
         self.prediction: Prediction | None = None
         self.last: Observation | None = None
@@ -166,6 +172,8 @@ class Line:
         calm, self.calm = self.calm, False
         if calm and self.step + 1 < self._until and (value is None or math.isfinite(value)):
             return self._pass(value, begun)
+        if calm:
+            self._probe.missed()
         self._urgent = value is not None and self._watch.unusual(value)
         return self._advance(value, begun)
 
@@ -184,6 +192,9 @@ class Line:
         step = self.step
         self.step += 1
         self.tau += self._lr_in_step
+        if self._total_steps is not None and step >= self._total_steps and not self._beyond:
+            self._beyond = True
+            _log.warning("the run goes on beyond total_steps = %d: the last step size is held", self._total_steps)
         before_s = time.perf_counter() - begun
         terms = self._probe.collect(step)
         begun = time.perf_counter() - before_s  # collecting has accounted for itself
@@ -249,6 +260,7 @@ class Line:
 
     def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
         decision, self.state = self._policy.decide(seen, self.state)
+        self.decisions += 1
         if rescaled:  # once is enough
             decision = dataclasses.replace(decision, init_scale=())
         applied = self._applier.apply(decision)
@@ -335,4 +347,5 @@ class Line:
         self._recorder.truncate(self.step + 1)
         self.calm = False
         if self.started:
+            self._snapshot.begin()
             self._probe.arm(self.step)

@@ -46,6 +46,12 @@ class Snapshot:
             return math.inf
         return step if self._waiting is not None else -(-step // self.every) * self.every
 
+    def begin(self) -> None:
+        """Take a copy at once, to be confirmed by the next finite loss: a run goes on from a checkpoint."""
+        if self.every is not None:
+            with torch.no_grad():
+                self._waiting = _copied(self._state(), {})
+
     def keep(self, step: int) -> None:
         """Called after each step with a finite loss: confirm the waiting copy, and take a new one when it is due."""
         if self.every is None:

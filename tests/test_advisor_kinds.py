@@ -123,7 +123,7 @@ def test_what_is_left_out_is_said_once_by_reason(caplog: pytest.LogCaptureFixtur
         advisor = Advisor(network, torch.optim.SGD(network.parameters(), lr=0.1), 10)
     said = [record.getMessage() for record in caplog.records if "not measured" in record.getMessage()]
     assert len(said) == 1
-    assert "norm, norm_2: a gain: measured with gains=True" in said[0]
+    assert "'norm', 'norm_2': a gain: measured with gains=True" in said[0]
     assert "the model itself: Everything is no known kind of layer" in said[0]
     assert {name for name, _ in advisor.skipped_layers} == {"", "norm", "norm_2", "*.bias"}
     advisor.close()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lipadvisor.probe.hook import Hook
 from lipadvisor.probe.kinds import TrackedLayer, Use
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
@@ -69,13 +70,14 @@ class Capture:
         self.detach()
         self.clear()
         if self.root is not None and root:
-            self._handles.append(self.root.register_forward_pre_hook(self._count, with_kwargs=True))
+            self._handles.append(self.root.register_forward_pre_hook(Hook(self._count), with_kwargs=True))
         for index, layer in enumerate(self.layers if layers else ()):
             for use in layer.uses:
                 enter = getattr(use, "enter", None)  # what must be noted before a call
                 if enter is not None:
-                    self._handles.append(use.module.register_forward_pre_hook(self._entering(enter)))
-                self._handles.append(use.module.register_forward_hook(self._hook(index, use), with_kwargs=True))
+                    self._handles.append(use.module.register_forward_pre_hook(Hook(self._entering(enter))))
+                hook = Hook(self._hook(index, use))
+                self._handles.append(use.module.register_forward_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
         """Take the hooks out. What was recorded stays."""

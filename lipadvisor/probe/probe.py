@@ -230,7 +230,7 @@ class Probe:
         measure_s += now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
         if readings is not None:
-            measure_s += self._budget.unseen_s(step_s - measure_s)
+            measure_s += min(self._budget.unseen_s(step_s - measure_s), measure_s)
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
         if readings is not None:
             self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
@@ -258,6 +258,10 @@ class Probe:
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` that the caller spent on acting on a measurement as part of its cost."""
         self._budget.charge(seconds)
+
+    def missed(self) -> None:
+        """Count an optimizer step around which nothing was called."""
+        self._updates += 1
 
     def leave_out(self, seconds: float) -> None:
         """Leave the last ``seconds`` out of the step under way: the loop did something else."""
@@ -390,15 +394,20 @@ class Probe:
             "budget": self._budget.state_dict(),
         }
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` if ``state`` is of other layers."""
+        names = [layer.name for layer in self.layers]
+        given = list(state.get("names", ()))
+        if given != names:
+            raise ValueError(f"load_state_dict(state) must be of the layers {names}, got {given}.")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's own state first.
 
         Raises:
             ValueError: the state is of other layers.
         """
-        names = [layer.name for layer in self.layers]
-        if list(state["names"]) != names:
-            raise ValueError(f"Probe.load_state_dict(state) must be of the layers {names}, got {list(state['names'])}.")
+        self.check_state(state)
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
         self._regroup(pack_up(self.layers, state["packs"], self._generator))
         for number, pack in enumerate(self._packs):

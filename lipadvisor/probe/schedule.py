@@ -31,7 +31,8 @@ class Budget:
 
     What is timed inside the hooks is not all: a step with hooks is slower around them too (calls, autograd nodes, kept
     tensors, cold caches). So the rest of the measured steps is compared with the steps that are not measured, by
-    medians, which a validation between two steps does not move; the difference is part of a measurement's cost.
+    medians, which a validation between two steps seldom moves; the difference, at most what was timed, is part of a
+    measurement's cost.
 
     Attributes:
         max_overhead: allowed share of the run's time, in (0, 1].

@@ -1,0 +1,37 @@
+"""Hooks that stay where they were put: a copied or pickled model takes none of an observer along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+__all__ = ["Hook"]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stand in a copy where the original has a hook."""
+
+
+class Hook:
+    """Calls ``action``; its copies do nothing, so that the copy of a watched model is a model that nobody watches.
+
+    Args:
+        action: what torch calls.
+    """
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[..., Any]) -> None:
+        self.action = action
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Do the action."""
+        return self.action(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a hook that does nothing."""
+        return type(self)(_nothing)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Callable[..., Any]]]:
+        """Pickle as a hook that does nothing."""
+        return type(self), (_nothing,)
