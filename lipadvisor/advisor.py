@@ -67,7 +67,7 @@ class Advisor:
         snapshot_every: steps between the copies that a rollback goes back to; ``None`` for none, ``"auto"`` for 100
             on models of up to 5 million parameters and none above.
         on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
-            ``errors``; after five such steps and no decision in between the user has the knobs back; ``"raise"`` raises.
+            ``errors``; after five such steps, no decision in between, the user has the knobs back. ``"raise"`` raises.
 
     Raises:
         TypeError: the model, the optimizer or the policy is none.
@@ -377,12 +377,7 @@ class Advisor:
         if self._updated:
             self._tell_of_a_step_that_was_not_closed()
         if self._line.calm:
-            try:
-                shrinking = self._applier.standing()
-            except Exception:
-                self._errors.caught()
-                shrinking = None
-            if shrinking is not None:
+            if (shrinking := self._errors.guard(self._applier.standing)) is not None:
                 self._line.acting_s = time.perf_counter() - begun
                 with torch.no_grad():
                     for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands

@@ -324,7 +324,7 @@ def test_after_errors_in_a_row_the_user_has_the_knobs_back(caplog: pytest.LogCap
         assert advisor.errors == 5
         assert optimizer.param_groups[0]["lr"] == 0.02
         assert optimizer.param_groups[0]["weight_decay"] == 0.01
-    assert "gives the optimizer's knobs back" in caplog.text
+    assert "you have the knobs back" in caplog.text
 
 
 @dataclass(frozen=True)
