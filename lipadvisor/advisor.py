@@ -376,13 +376,12 @@ class Advisor:
         begun = time.perf_counter()
         if self._updated:
             self._tell_of_a_step_that_was_not_closed()
-        if self._line.calm:
-            if (shrinking := self._errors.guard(self._applier.standing)) is not None:
-                self._line.acting_s = time.perf_counter() - begun
-                with torch.no_grad():
-                    for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
-                        torch._foreach_mul_(matrices, factor)
-                return
+        if self._line.calm and (shrinking := self._errors.guard(self._applier.standing)) is not None:
+            self._line.acting_s = time.perf_counter() - begun
+            with torch.no_grad():
+                for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
+                    torch._foreach_mul_(matrices, factor)
+            return
         self._line.calm = False
         if not self._gave_up:
             self._errors.guard(self._line.prepare_update)
