@@ -174,7 +174,8 @@ def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_K
     mix_J1 = torch.linalg.svd(torch.nan_to_num(height_JJ, 0.0, 0.0, 0.0))[0][..., :1]
     mix_J1 = torch.linalg.solve_triangular(lower_JJ.mT, mix_J1, upper=True)
     right_1N = operator.adjoint(direction, mix_J1.mT.to(image_JM) @ image_JM)
-    return right_1N / torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True).clamp_min(TINY)
+    size: Tensor = torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True)
+    return right_1N / size.clamp_min(TINY)
 
 
 @dataclass(frozen=True, slots=True)

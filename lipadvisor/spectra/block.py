@@ -130,8 +130,8 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
         parts = [
             cold_start(operator, *pair, tolerance) for pair in zip(kernel.split(few), v_RN.split(few), strict=True)
         ]
-        rows = ((part.u_RM, part.s_R, part.v_RN) for part in parts)
-        return TrackedBlock(*(torch.cat(each) for each in zip(*rows, strict=True)), parts[0].complete)
+        u_RM, s_R, v_RN = (torch.cat([getattr(part, name) for part in parts]) for name in ("u_RM", "s_R", "v_RN"))
+        return TrackedBlock(u_RM, s_R, v_RN, parts[0].complete)
     # Random vectors have Ritz values far too low for a cut-off: two plain powers first.
     block = refresh(operator, kernel, operator.adjoint(kernel, operator.apply(kernel, v_RN)), degree=0)
     if block.complete:

@@ -53,7 +53,8 @@ def wave_vectors(operator: Conv2dOperator, kernel: Tensor, add: Callable[[Tensor
         channel_lC1 = _complex(add, symbol.mH @ (symbol @ channel_lC1))
     wave = channel_lC1 * _maps(operator, kernel.dtype).to(kernel.device)[best_l].unsqueeze(1)
     vector_1N: Tensor = torch.view_as_real(wave.resolve_conj())[..., 0].reshape(layers, 1, -1)
-    return vector_1N / torch.linalg.vector_norm(vector_1N, dim=-1, keepdim=True).clamp_min(TINY)
+    size: Tensor = torch.linalg.vector_norm(vector_1N, dim=-1, keepdim=True)
+    return vector_1N / size.clamp_min(TINY)
 
 
 def _complex(add: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
