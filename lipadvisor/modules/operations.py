@@ -16,7 +16,7 @@ from torch import Tensor
 from lipadvisor.modules.activations import gelu_supremum
 from lipadvisor.modules.operator_norm import jacobian_norm
 
-__all__ = ["CONCATENATIONS", "PASSING", "gains"]
+__all__ = ["CONCATENATIONS", "PASSING", "carries", "gains"]
 
 PASSING = frozenset(
     [
@@ -59,6 +59,16 @@ PASSING = frozenset(
         "swapaxes",
         "roll",
         "flip",
+        "real",
+        "imag",
+        "view_as_real",
+        "view_as_complex",
+        "conj",
+        "_conj",
+        "conj_physical",
+        "_conj_physical",
+        "resolve_conj",
+        "resolve_neg",
     ]
 )  # each output entry is one input entry, and none comes twice
 CONCATENATIONS = frozenset(["cat", "stack", "hstack", "vstack", "concat"])
@@ -80,7 +90,6 @@ _CONSTANTS = {
     "masked_fill": 1.0,
     "tril": 1.0,
     "triu": 1.0,
-    "layer_norm": math.nan,  # falls through to the Jacobian at these values
 }
 _POINTWISE = frozenset(
     [
@@ -103,10 +112,18 @@ _POINTWISE = frozenset(
 _ADDITIONS = frozenset(["add", "sub", "rsub", "add_", "sub_", "__iadd__", "iadd", "where"])
 _PRODUCTS = frozenset(["mul", "mul_", "__mul__"])
 _MATRIX = frozenset(["matmul", "bmm"])
+_ALSO_COMPLEX = frozenset(["abs", "masked_fill", "tril", "triu"])  # tanh and its like have poles there
+
+
+def carries(value: Any) -> bool:
+    """Whether a value may carry the signal: a tensor of real or complex floating-point numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def gains(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[int, float]:
-    """Return, for each positional float tensor argument, a bound of the operation's Jacobian in it.
+    """Return, for each positional tensor argument that :func:`carries`, a bound of the Jacobian in it.
+
+    Complex numbers count as pairs of real ones.
 
     Args:
         name: the operation's name without overload.
@@ -114,7 +131,7 @@ def gains(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: dict
         args: positional arguments with values; sequences of tensors count for :data:`CONCATENATIONS` alone.
         kwargs: keyword arguments.
     """
-    floats = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.is_floating_point()]
+    floats = [i for i, value in enumerate(args) if carries(value)]
     if name in PASSING:
         return dict.fromkeys(floats, 1.0)
     if name == "expand" or name in _ADDITIONS:
@@ -129,10 +146,12 @@ def gains(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: dict
         return _reduction(name, call, args, kwargs)
     if name == "scaled_dot_product_attention":
         return _attention(args, kwargs)
-    if name in _POINTWISE:
+    intricate = any(args[i].is_complex() for i in floats) and name not in _ALSO_COMPLEX
+    if name in _POINTWISE and not intricate:
         return {floats[0]: _slope(call, args, kwargs, floats[0])} if len(floats) == 1 else _general(call, args, kwargs)
-    constant = _CONSTANTS.get(name, math.nan)
-    return dict.fromkeys(floats, constant) if not math.isnan(constant) else _general(call, args, kwargs)
+    if name in _CONSTANTS and not intricate and floats == [0]:
+        return {0: _CONSTANTS[name]}
+    return _general(call, args, kwargs)
 
 
 def _repeats(x: Tensor, shape: torch.Size) -> float:
@@ -146,23 +165,24 @@ def _broadcast(
     shape = call(*args, **kwargs).shape
     result = {i: _repeats(args[i], shape) for i in floats}
     scale = abs(float(kwargs.get("alpha", 1)))
-    if scale != 1 and 1 in result:
-        result[1] *= scale
+    scaled = 0 if name == "rsub" else 1
+    if scale != 1 and scaled in result:
+        result[scaled] *= scale
     return result
 
 
 def _weighted(factor: Tensor, x: Tensor, shape: torch.Size) -> float:
     """Norm of ``dx -> factor * dx`` broadcast to ``shape``: columns are disjoint, so the longest one."""
-    squares = (factor.detach().double() ** 2).expand(shape)
+    squares = (factor.detach().abs().double() ** 2).expand(shape)
     return math.sqrt(float(squares.sum_to_size(x.shape).max())) if x.numel() else 0.0
 
 
 def _product(args: Sequence[Any], floats: list[int]) -> dict[int, float]:
     a, b = args[0], args[1]
     if not isinstance(b, Tensor):
-        return {0: abs(float(b))}
+        return {0: float(abs(b))}
     if not isinstance(a, Tensor):
-        return {1: abs(float(a))}
+        return {1: float(abs(a))}
     shape = torch.broadcast_shapes(a.shape, b.shape)
     return {i: _weighted(args[1 - i], args[i], shape) for i in floats}
 
@@ -170,7 +190,7 @@ def _product(args: Sequence[Any], floats: list[int]) -> dict[int, float]:
 def _quotient(args: Sequence[Any], floats: list[int]) -> dict[int, float]:
     a, b = args[0], args[1]
     if not isinstance(b, Tensor):
-        return {0: 1 / abs(float(b))}
+        return {0: 1 / float(abs(b))}
     shape = torch.broadcast_shapes(a.shape, b.shape) if isinstance(a, Tensor) else b.shape
     result = {1: _weighted(torch.as_tensor(a) / b**2, b, shape)} if 1 in floats else {}
     if 0 in floats:
@@ -183,8 +203,10 @@ def _matrix_product(args: Sequence[Any]) -> dict[int, float]:
     if a.ndim < 2 or b.ndim < 2:
         return {0: float(b.norm()), 1: float(a.norm())}
     repeat = math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
-    left = float(torch.linalg.matrix_norm(b.double(), 2).max())
-    right = float(torch.linalg.matrix_norm(a.double(), 2).max())
+    left, right = (
+        float(torch.linalg.matrix_norm(x.to(torch.complex128 if x.is_complex() else torch.float64), 2).max())
+        for x in (b, a)
+    )
     return {
         0: left * math.sqrt(repeat / max(math.prod(a.shape[:-2]), 1)),
         1: right * math.sqrt(repeat / max(math.prod(b.shape[:-2]), 1)),
@@ -240,12 +262,18 @@ def _general(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
     """The Jacobian's norm at these values, by Lanczos, input by input: for operations without a rule."""
     result = {}
     for i, value in enumerate(args):
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if carries(value):
 
-            def function(x: Tensor, i: int = i) -> Tensor:
-                output = call(*args[:i], x, *args[i + 1 :], **kwargs)
-                y: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-                return y
+            def function(x: Tensor, i: int = i, paired: bool = value.is_complex()) -> Tensor:
+                z = torch.view_as_complex(x) if paired else x.clone()  # a copy: the operation may write to it
+                output = call(*args[:i], z, *args[i + 1 :], **kwargs)
+                parts = output if isinstance(output, (tuple, list)) else (output,)
+                flat = [_in_pairs(part).flatten() for part in parts if carries(part)]
+                return torch.cat(flat) if flat else x.new_zeros(1)
 
-            result[i] = jacobian_norm(function, value, steps=16, restarts=2).value * (1 + 1e-3)
+            result[i] = jacobian_norm(function, _in_pairs(value), steps=16, restarts=2).value * (1 + 1e-3)
     return result
+
+
+def _in_pairs(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

@@ -17,13 +17,15 @@ from torch.utils import _pytree as pytree
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.composition import Composition, Join
 from lipadvisor.modules.constant import Constant, Kind
-from lipadvisor.modules.operations import CONCATENATIONS, PASSING, gains
+from lipadvisor.modules.contractions import einsum_norms
+from lipadvisor.modules.operations import CONCATENATIONS, PASSING, carries, gains
 from lipadvisor.modules.reading import constants, leaves
 from lipadvisor.modules.registry import find
 from lipadvisor.modules.running import arguments, observed, primary
 
 __all__ = ["compose"]
 
+_TABLES = frozenset(["embedding", "embedding_bag", "_embedding_bag"])
 EVERY = 50  # operations between two lines of progress
 
 
@@ -101,7 +103,7 @@ class _Export(fx.Interpreter):
         self.progress, self.seen, self.total = progress, 0, len(self.program.graph.nodes)
         self.leaf_modules = {name: module for name, module in leaves(model).items() if name in found}
         self.joins: list[Join] = []
-        self.place: dict[fx.Node, int] = {}  # node -> join, for float values that depend on the input
+        self.place: dict[fx.Node, int] = {}  # node -> join, for real and complex values that depend on the input
         self.tainted: set[fx.Node] = set()  # integer values that depend on the input
         self.inside: dict[fx.Node, tuple[str, frozenset[int]]] = {}  # node within a leaf: the leaf's call, its origins
         self.leaf_join: dict[tuple[str, frozenset[int]], int] = {}
@@ -143,7 +145,7 @@ class _Export(fx.Interpreter):
         return result
 
     def _input(self, node: fx.Node, value: Tensor) -> None:
-        if not value.is_floating_point():
+        if not carries(value):
             self.tainted.add(node)
             return
         if self.input_join is None:
@@ -159,11 +161,11 @@ class _Export(fx.Interpreter):
         carriers = [other for other in node.all_input_nodes if other in self.place]
         tainted = any(other in self.tainted for other in node.all_input_nodes)
         leaf = self._leaf(node)
-        if not _is_float(result):
+        if not _carries(result):
             if carriers or tainted:
                 self.tainted.add(node)
             return
-        if leaf is not None and name == "embedding" and tainted and not carriers:
+        if leaf is not None and name in _TABLES and tainted and not carriers:
             self._source(node, leaf)
         elif not carriers:
             return
@@ -215,17 +217,34 @@ class _Export(fx.Interpreter):
             spread = max(result[0].numel(), 1)
             repeats = tuple(0.5 * math.log(spread / max(self.env[part].numel(), 1)) for part in inside)
             return self._add(Join(tuple(self.place[part] for part in inside), repeats, concat=True, name=node.name))
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        found = gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
-        inputs, logs = [], []
-        for position, argument in enumerate(node.args):
+        arguments, found = self._gains(node, name)
+        inputs, logs, seen = [], [], set()
+        for position, argument in enumerate(arguments):
             if isinstance(argument, fx.Node) and argument in self.place:
                 gain = found.get(position, math.inf)
+                seen.add(argument)
                 inputs.append(self.place[argument])
-                logs.append(math.log(gain) if gain > 0 else -math.inf)
-        if len(inputs) < len(carriers):
+                logs.append(-math.inf if gain == 0 else math.log(gain) if gain > 0 else math.inf)
+        if not seen.issuperset(carriers):
             raise NotImplementedError(f"{name} takes the input in a way that is not understood")
         return self._add(Join(tuple(inputs), tuple(logs), name=node.name))
+
+    def _gains(self, node: fx.Node, name: str) -> tuple[list[Any], dict[int, float]]:
+        """Positional arguments, those in lists one by one where the input is among them, and the gains in them."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        listed = pytree.tree_leaves([part for part in node.args if isinstance(part, (list, tuple))])
+        if not any(isinstance(part, fx.Node) and part in self.place for part in listed):
+            return list(node.args), gains(name, node.target, args, kwargs)  # type: ignore[arg-type]
+        if name == "einsum":
+            norms = einsum_norms(args[0], args[1])
+            return ["", *node.args[1]], dict(enumerate(norms, 1))  # type: ignore[misc]
+        flat, spec = pytree.tree_flatten(list(node.args))
+        values = [self.env[part] if isinstance(part, fx.Node) else part for part in flat]
+
+        def call(*parts: Any, **options: Any) -> Any:
+            return node.target(*pytree.tree_unflatten(list(parts), spec), **options)  # type: ignore[operator]
+
+        return flat, gains(name, call, values, kwargs)
 
 
 def _name_of(target: Any) -> str:
@@ -233,10 +252,10 @@ def _name_of(target: Any) -> str:
     return str(getattr(packet, "__name__", str(packet)))
 
 
-def _is_float(value: Any) -> bool:
+def _carries(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(_is_float(part) for part in value)
-    return isinstance(value, Tensor) and value.is_floating_point()
+        return any(_carries(part) for part in value)
+    return carries(value)
 
 
 def _containers(model: nn.Module, found: dict[str, Constant], note: str) -> Composition:

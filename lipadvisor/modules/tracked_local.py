@@ -135,7 +135,7 @@ def _embeddings(model: nn.Module, batch: Any, samples: int) -> tuple[str, ...]:
     hooks = [
         module.register_forward_hook(lambda m, a, output, name=name: note(name, output))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     ]
     try:
         with torch.no_grad():
