@@ -230,7 +230,8 @@ class Probe:
         measure_s += now - started if self._armed is not None else 0.0
         step_s = now - self._armed_at
         if readings is not None:
-            measure_s += min(self._budget.unseen_s(step_s - measure_s), measure_s)
+            beside_s = step_s - measure_s
+            measure_s += min(self._budget.unseen_s(beside_s), measure_s, beside_s)
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
         if readings is not None:
             self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
