@@ -142,7 +142,7 @@ class Probe:
         readings = read(values_LC, None, ranks=self.ranks)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
-        self._note_width(readings.columns["s_1"], readings.columns["s_2"], readings.columns["s_last"])
+        self._strides.note_spectrum(self._packs, *(readings.columns[name] for name in ("s_1", "s_2", "s_last")))
         measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
@@ -351,31 +351,14 @@ class Probe:
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
         self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
-        self._note_width(columns["s_1_after"], columns["s_2_after"], columns["s_last_after"])
-        if self.level == "norms":
-            return
-        for pack in self._packs:
-            bad = [index for index in pack.indices if not np.isfinite(columns["update_ratio"][index])]
-            for index in pack.indices:
-                if index not in bad:
-                    self._strides.ratio_L[index] = float(columns["update_ratio"][index])
-            if bad and pack.update_KN is not None:
-                pack.update_KN = torch.ones_like(pack.update_KN)
+        self._strides.note_spectrum(self._packs, columns["s_1_after"], columns["s_2_after"], columns["s_last_after"])
+        if self.level != "norms":
+            self._strides.note_ratios(self._packs, columns["update_ratio"])
 
     def _keep(self, s_L: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         sound_L = np.isfinite(s_L) & (s_L > 0)
         for pack in self._packs:
             pack.keep([bool(sound_L[index]) for index in pack.indices])
-
-    def _note_width(
-        self, s_L: np.ndarray[Any, Any], second_L: np.ndarray[Any, Any], last_L: np.ndarray[Any, Any]
-    ) -> None:
-        for pack in self._packs:
-            complete = pack.old is not None and pack.old.block.complete
-            for index in pack.indices:
-                if s_L[index] > 0 and np.isfinite(last_L[index]):
-                    self._strides.width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
-                    self._strides.gap_L[index] = float(1.0 - second_L[index] / s_L[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
@@ -386,9 +369,7 @@ class Probe:
             "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
             "blocks": [pack.standing() for pack in self._packs],
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
-            "ratios": list(self._strides.ratio_L),
-            "widths": list(self._strides.width_L),
-            "gaps": list(self._strides.gap_L),
+            **self._strides.state_dict(),
             "updates": self._updates,
             "generator": self._generator.get_state(),
             "noise": self._meter.state_dict(),
@@ -418,9 +399,7 @@ class Probe:
             pack.start_RN = None if start is None else start.to(like, copy=True)
             pack.update_KN = None if update is None else update.to(like, copy=True)
             pack.stand(state["blocks"][number])
-        self._strides.ratio_L = [float(r) for r in state["ratios"]]
-        self._strides.width_L = [float(w) for w in state["widths"]]
-        self._strides.gap_L = [float(gap) for gap in state["gaps"]]
+        self._strides.load_state_dict(state)
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
         self._budget.load_state_dict(state["budget"])

@@ -9,6 +9,7 @@ import math
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lipadvisor.probe.kinds import TrackedLayer
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Pace
+from lipadvisor.terms import Array
 
 __all__ = ["Strides"]
 
@@ -55,6 +57,34 @@ class Strides:
         self.knobs = tuple(
             (float(lr_by_group.get(one.group, 0.0)), float(decay_by_group.get(one.group, 0.0)) if one.decays else 0.0)
             for one in layers
+        )
+
+    def note_spectrum(self, packs: Sequence[Pack], s_L: Array, second_L: Array, last_L: Array) -> None:
+        """Take down how wide each tracked block is, from its first, second and last singular values."""
+        for pack in packs:
+            complete = pack.old is not None and pack.old.block.complete
+            for index in pack.indices:
+                if s_L[index] > 0 and math.isfinite(last_L[index]):
+                    self.width_L[index] = 1.0 if complete else float(1.0 - last_L[index] / s_L[index])
+                    self.gap_L[index] = float(1.0 - second_L[index] / s_L[index])
+
+    def note_ratios(self, packs: Sequence[Pack], ratio_L: Array) -> None:
+        """Take down the relative updates; a pack with one that is not finite looks for its update's vectors anew."""
+        for pack in packs:
+            good = [index for index in pack.indices if math.isfinite(ratio_L[index])]
+            for index in good:
+                self.ratio_L[index] = float(ratio_L[index])
+            if len(good) < len(pack.indices) and pack.update_KN is not None:
+                pack.update_KN = torch.ones_like(pack.update_KN)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return what is carried from one measurement to the next."""
+        return {"ratios": list(self.ratio_L), "widths": list(self.width_L), "gaps": list(self.gap_L)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.ratio_L, self.width_L, self.gap_L = (
+            [float(value) for value in state[name]] for name in ("ratios", "widths", "gaps")
         )
 
     def direction(self, pack: Pack) -> Tensor:
