@@ -109,6 +109,7 @@ _POINTWISE = frozenset(
         "leaky_relu",
     ]
 )
+_PLACEMENTS = frozenset(["slice_scatter", "select_scatter", "diagonal_scatter"])
 _ADDITIONS = frozenset(["add", "sub", "rsub", "add_", "sub_", "__iadd__", "iadd", "where"])
 _PRODUCTS = frozenset(["mul", "mul_", "__mul__"])
 _MATRIX = frozenset(["matmul", "bmm"])
@@ -132,8 +133,10 @@ def gains(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: dict
         kwargs: keyword arguments.
     """
     floats = [i for i, value in enumerate(args) if carries(value)]
-    if name in PASSING:
+    if name in PASSING or name in _PLACEMENTS:
         return dict.fromkeys(floats, 1.0)
+    if name == "copy":  # of what it is written over nothing is left
+        return {0: 0.0, **_broadcast(name, call, [torch.zeros_like(args[0]), args[1]], {}, [1])}
     if name == "expand" or name in _ADDITIONS:
         return _broadcast(name, call, args, kwargs, floats)
     if name in _PRODUCTS:

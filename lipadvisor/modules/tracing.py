@@ -98,10 +98,12 @@ class _Export(fx.Interpreter):
         args, kwargs = arguments(batch)
         with _quiet():
             self.program = torch.export.export(_Wrapped(model), args, kwargs, strict=False)
+            self.leaf_modules = {name: module for name, module in leaves(model).items() if name in found}
+            if any(self._writes(node) for node in self.program.graph.nodes):
+                self.program = self.program.run_decompositions({})  # the same without writing in place
         super().__init__(self.program.graph_module)
         self.found = found
         self.progress, self.seen, self.total = progress, 0, len(self.program.graph.nodes)
-        self.leaf_modules = {name: module for name, module in leaves(model).items() if name in found}
         self.joins: list[Join] = []
         self.place: dict[fx.Node, int] = {}  # node -> join, for real and complex values that depend on the input
         self.tainted: set[fx.Node] = set()  # integer values that depend on the input
@@ -118,6 +120,16 @@ class _Export(fx.Interpreter):
         norms = {join.module: self.found[join.module].log for join in self.joins if join.module is not None}
         return Composition(
             tuple(self.joins), self.place.get(node, -1), tuple(norms.items()), "export", tuple(self.sources)
+        )
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether a value that others may see through a view, or that is needed as it was, is overwritten here."""
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            return False
+        return self._leaf(node) is None or any(
+            other.op == "call_function" and _name_of(other.target) in ("getitem", *PASSING)
+            for other in node.all_input_nodes
         )
 
     def _values(self) -> list[Any]:
@@ -231,6 +243,8 @@ class _Export(fx.Interpreter):
 
     def _gains(self, node: fx.Node, name: str) -> tuple[list[Any], dict[int, float]]:
         """Positional arguments, those in lists one by one where the input is among them, and the gains in them."""
+        if self._writes(node):
+            raise NotImplementedError(f"{name} writes in place in a way that is not understood")
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         listed = pytree.tree_leaves([part for part in node.args if isinstance(part, (list, tuple))])
         if not any(isinstance(part, fx.Node) and part in self.place for part in listed):

@@ -94,3 +94,40 @@ def test_a_bag_of_embeddings_is_a_source() -> None:
     assert result.network["sources"] == ["0"]
     assert math.isfinite(result.network["log_local"])
     assert result.network["log_local"] - 1e-6 <= result.network["log_bound"] < 5
+
+
+def shifted(h: Tensor, W: Tensor) -> Tensor:
+    y = torch.zeros_like(h)
+    y[:, 1:] = h[:, :-1]
+    return y
+
+
+def doubled(h: Tensor, W: Tensor) -> Tensor:
+    kept, part = 1.0 * h, h[:, 1]
+    h[:, 0] = 3 * part
+    h += kept
+    part.mul_(2)
+    return h
+
+
+def filled(h: Tensor, W: Tensor) -> Tensor:
+    y = torch.zeros(2, 3, 5, 8, dtype=h.dtype)
+    y[:] = h[:, None]
+    return y.flatten(1).clone().clamp_(-2, 2)
+
+
+def picked(h: Tensor, W: Tensor) -> Tensor:
+    y = torch.ones_like(h)
+    y[:, torch.tensor([0, 2])] = 2 * h[:, :2]
+    return y
+
+
+@pytest.mark.parametrize("operation", [shifted, doubled, filled, picked])
+def test_writing_in_place_is_in_the_bound(operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, x = Between(operation).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    composition = compose(model, x)
+    assert composition.method == "export", composition.note
+    local = math.log(local_lipschitz(model, x).value)
+    assert local - 1e-6 <= composition.log_bound() < local + 3
