@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.registry import Entry, register
 
-__all__ = ["gelu_supremum", "steepest"]
+__all__ = ["gelu_supremum", "softplus_supremum", "steepest"]
 
 SOURCE = "arXiv 2306.09338, section 3"
 Derivative = Callable[[Any, Tensor], Tensor]
@@ -40,6 +40,15 @@ _SILU = steepest(nn.functional.silu)  # 1.0998, at the root of x tanh(x/2) = 2
 _MISH = steepest(nn.functional.mish)  # 1.0885
 _GELU_TANH = steepest(lambda x: nn.functional.gelu(x, approximate="tanh"))
 _GELU = gelu_supremum()
+
+
+def softplus_supremum(threshold: float) -> float:
+    """Return the largest slope of torch's softplus, which goes over to x at ``beta x = threshold`` by a step.
+
+    The step is ``log(1 + exp(-threshold)) / beta``: inf where float32 sees it beside ``x = threshold / beta``.
+    """
+    seen = threshold <= 0 or math.log1p(math.exp(-threshold)) / threshold > torch.finfo(torch.float32).eps
+    return math.inf if seen else 1.0
 
 
 def _elementwise(
@@ -139,7 +148,13 @@ _elementwise(
 )
 _elementwise(nn.SELU, "selu", lambda m: 1.6732632423543772 * 1.0507009873554805, _selu_slope)
 _elementwise(nn.GELU, "gelu", lambda m: _GELU_TANH if m.approximate == "tanh" else _GELU, _gelu_slope)
-_elementwise(nn.Softplus, "softplus", _one, lambda m, x: torch.sigmoid(m.beta * x))
+_elementwise(
+    nn.Softplus,
+    "softplus",
+    lambda m: softplus_supremum(m.threshold),
+    lambda m, x: torch.where(m.beta * x > m.threshold, torch.ones_like(x), torch.sigmoid(m.beta * x)),
+    "the step at beta x = threshold is below float32's rounding",
+)
 _elementwise(nn.Softsign, "softsign", _one, lambda m, x: 1 / (1 + x.abs()) ** 2)
 _elementwise(nn.LogSigmoid, "log_sigmoid", _one, lambda m, x: torch.sigmoid(-x))
 _elementwise(nn.Softshrink, "softshrink", _one, lambda m, x: 1 - _between(x, -m.lambd, m.lambd))

@@ -27,6 +27,18 @@ class Constant:
     condition: str = ""  # when it holds; empty: always
     source: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no constant.
+
+        Raises:
+            TypeError: ``value`` is no number.
+            ValueError: it is negative or nan.
+        """
+        if not isinstance(self.value, (int, float)) or isinstance(self.value, bool):
+            raise TypeError(f"Constant(value=...) must be a number, got {type(self.value).__name__}.")
+        if not self.value >= 0:
+            raise ValueError(f"Constant(value=...) must be at least 0, got {self.value}.")
+
     @property
     def log(self) -> float:
         """Natural logarithm of the value, nats; -inf for a constant map."""

@@ -159,10 +159,9 @@ def _frame(
     weights = composition.weights()
     line = trunk(composition)
     end = flow.modules[line[-1]].gradient_out if line and line[-1] in flow.modules else math.nan
-    missing = Constant(math.nan, Kind.LOCAL)
     rows = []
     for name, reading in readings.items():
-        constant = missing if reading.constant is None else reading.constant
+        constant = reading.constant
         record = flow.modules.get(name, ModuleFlow())
         weight = weights.get(name, 0.0)
         relative = record.gradient_out / end if end and end > 0 else math.nan
@@ -171,14 +170,14 @@ def _frame(
                 "module": name,
                 "kind": reading.kind,
                 "parameters": sum(p.numel() for p in model.get_submodule(name).parameters()),
-                "constant": constant.value,
-                "log_constant": math.nan if reading.constant is None else constant.log,
-                "constant_kind": "none" if reading.constant is None else str(constant.kind),
-                "condition": constant.condition,
-                "source": constant.source,
+                "constant": math.nan if constant is None else constant.value,
+                "log_constant": math.nan if constant is None else constant.log,
+                "constant_kind": "none" if constant is None else str(constant.kind),
+                "condition": "" if constant is None else constant.condition,
+                "source": "" if constant is None else constant.source,
                 "note": _note(reading, composition),
                 "weight": weight,
-                "share": weight * constant.log if weight > 0 else 0.0,
+                "share": weight * constant.log if weight > 0 and constant is not None else 0.0,
                 "size": sizes.get(name, math.nan),
                 "rms_in": record.rms_in,
                 "rms_out": record.rms_out,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipadvisor.modules.activations import gelu_supremum
+from lipadvisor.modules.activations import gelu_supremum, softplus_supremum
 from lipadvisor.modules.operator_norm import jacobian_norm
 
 __all__ = ["CONCATENATIONS", "PASSING", "carries", "gains"]
@@ -78,7 +78,6 @@ _CONSTANTS = {
     "tanh": 1.0,
     "sigmoid": 0.25,
     "gelu": gelu_supremum(),
-    "softplus": 1.0,
     "softmax": 0.5,
     "_softmax": 0.5,
     "_safe_softmax": 0.5,
@@ -152,6 +151,8 @@ def gains(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: dict
     intricate = any(args[i].is_complex() for i in floats) and name not in _ALSO_COMPLEX
     if name in _POINTWISE and not intricate:
         return {floats[0]: _slope(call, args, kwargs, floats[0])} if len(floats) == 1 else _general(call, args, kwargs)
+    if name == "softplus":
+        return {0: softplus_supremum(float(args[2] if len(args) > 2 else kwargs.get("threshold", 20.0)))}
     if name in _CONSTANTS and not intricate and floats == [0]:
         return {0: _CONSTANTS[name]}
     return _general(call, args, kwargs)

@@ -166,7 +166,7 @@ def _constant_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         return _with_arguments(module, args, {k: v for k, v in kwargs.items() if k not in names})
     if entry.constant is local_constant:
         return _with_arguments(module, args, kwargs)
-    return entry.constant(module, tuple(_tensors((*args, *kwargs.values()))))
+    return entry.read(module, tuple(_tensors((*args, *kwargs.values()))))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

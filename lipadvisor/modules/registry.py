@@ -47,6 +47,30 @@ class Entry:
     jacobian: JacobianRule | None = None
     composite: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse rules that cannot be called.
+
+        Raises:
+            TypeError: ``name`` is no text, or a rule is not callable.
+        """
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"Entry(name=...) must be a word, got {self.name!r}.")
+        if not callable(self.constant):
+            raise TypeError(f"Entry(constant=...) must be callable, got {self.constant!r}.")
+        if self.jacobian is not None and not callable(self.jacobian):
+            raise TypeError(f"Entry(jacobian=...) must be callable or None, got {self.jacobian!r}.")
+
+    def read(self, module: Any, inputs: tuple[Tensor, ...]) -> Constant:
+        """Return what the rule says of one call.
+
+        Raises:
+            TypeError: the rule returns something else than a :class:`Constant`.
+        """
+        found: Any = self.constant(module, inputs)
+        if not isinstance(found, Constant):
+            raise TypeError(f"the rule of {self.name!r} must return a Constant, got {type(found).__name__}.")
+        return found
+
 
 _LOSS = "a loss: it takes a target, and the audit's network ends before it"
 _LOSSES = (
@@ -73,8 +97,10 @@ def register(kind: type[nn.Module] | str, entry: Entry) -> None:
         entry: how such a module is read.
 
     Raises:
-        TypeError: ``kind`` is neither, or an empty name.
+        TypeError: ``kind`` is neither, or an empty name; ``entry`` is no :class:`Entry`.
     """
+    if not isinstance(entry, Entry):
+        raise TypeError(f"register(entry=...) must be an Entry(name, constant, ...), got {entry!r}.")
     if isinstance(kind, str) and kind:
         _BY_CLASS_NAME[kind] = entry
     elif isinstance(kind, type) and issubclass(kind, nn.Module):
@@ -126,7 +152,7 @@ def constant_of(module: nn.Module, *inputs: Tensor) -> Constant:
     entry = find(module)
     if entry is None:
         raise KeyError(f"no entry for {type(module).__name__}; use register({type(module).__name__}, Entry(...)).")
-    return entry.constant(module, inputs)
+    return entry.read(module, inputs)
 
 
 def jacobian_of(module: nn.Module, x: Tensor) -> Tensor:
