@@ -42,6 +42,7 @@ class Composition:
         method: ``"export"`` (the real graph) or ``"containers"`` (children taken as chains).
         sources: modules whose outputs count as the network's input (embeddings); empty: its float inputs.
         note: why not the real graph, or what was not seen.
+        is_bound: whether everything between input and output was seen; otherwise Z is an estimate only.
     """
 
     joins: tuple[Join, ...]
@@ -50,6 +51,7 @@ class Composition:
     method: str
     sources: tuple[str, ...] = ()
     note: str = ""
+    is_bound: bool = True
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.advice import advise, heterogeneity, warmup_length
 from lipadvisor.modules.composition import Composition
-from lipadvisor.modules.constant import Constant, Kind
 from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
 from lipadvisor.modules.flow import Flow, ModuleFlow, measure_flow
 from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes, tied_heads
@@ -23,6 +22,8 @@ from lipadvisor.modules.running import arguments
 from lipadvisor.modules.tracing import compose
 
 __all__ = ["Audit", "audit"]
+
+ROUNDING = 1e-3  # nats by which float32 may put the measured constant above a tight bound
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Audit:
             ``"none"``; ``note`` says why, as it does for modules that the batch did not reach.
         findings: alarms, the worst first; empty for a healthy model.
         advice: what the theory says about the knobs, the weightiest first.
-        network: figures of the whole: ``log_bound``, ``log_local`` (nats), ``method``, ``note``, ``heterogeneity``
-            (nats), ``forward_principle``, ``backward_principle`` and what they rest on.
+        network: figures of the whole: ``log_bound`` (nats) and its ``bound_kind``, ``"upper"`` or, where not every
+            operation was understood, ``"estimate"``, which is no bound; ``log_local`` (nats), ``method``, ``note``,
+            ``heterogeneity`` (nats), ``forward_principle``, ``backward_principle`` and what they rest on.
         composition: the log bound as a function of the modules' constants.
     """
 
@@ -206,12 +208,16 @@ def _network(composition: Composition, flow: Flow, log_local: float) -> dict[str
     forward = math.log(max(sizes) / min(sizes)) if sizes else math.nan
     backward = math.log(max(gradients) / min(gradients)) if gradients else math.nan
     limit = -math.log(VANISHED)
+    log_bound = composition.log_bound()
+    below = log_local > log_bound + ROUNDING
+    notes = (composition.note, "Z is below the measured local constant: not a bound" if below else "", flow.note)
     return {
-        "log_bound": composition.log_bound(),
+        "log_bound": log_bound,
+        "bound_kind": "upper" if composition.is_bound and not below else "estimate",
         "log_local": log_local,
-        "log_gap": composition.log_bound() - log_local,
+        "log_gap": log_bound - log_local,
         "method": composition.method,
-        "note": "; ".join(part for part in (composition.note, flow.note) if part),
+        "note": "; ".join(note for note in notes if note),
         "sources": list(composition.sources),
         "heterogeneity": heterogeneity(flow),
         "places": len(line),

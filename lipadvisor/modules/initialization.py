@@ -207,7 +207,10 @@ def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor]
         given = (inputs[name],) if inputs and name in inputs else ()
         entry = find(module) if module is not None else None
         if entry is not None and (entry.name == "linear" or given):
-            norms[name] = constant_of(module, *given).value  # type: ignore[arg-type]
+            try:
+                norms[name] = constant_of(module, *given).value  # type: ignore[arg-type]
+            except ValueError:  # weights that are not finite: left as they are
+                norms[name] = math.nan
         else:
             norms[name] = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
         fan_in = _fan_in(module, weight)

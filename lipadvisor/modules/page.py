@@ -105,8 +105,12 @@ def _number(value: Any) -> str:
 
 def _summary(audit: Audit) -> list[tuple[str, str]]:
     n = audit.network
+    proper = n["bound_kind"] == "upper"
     return [
-        ("log bound Z", f"{_number(n['log_bound'])} nats, by {n['method']}"),
+        (
+            "log bound Z" if proper else "log estimate Z",
+            f"{_number(n['log_bound'])} nats, by {n['method']}" + ("" if proper else "; not a bound"),
+        ),
         ("local constant, log", _local(n)),
         ("heterogeneity", f"{_number(n['heterogeneity'])} nats between the layers' |G|/|W|"),
         (

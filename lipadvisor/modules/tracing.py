@@ -118,9 +118,12 @@ class _Export(fx.Interpreter):
         (output,) = self.program.graph_signature.user_outputs
         node = next(node for node in self.program.graph.nodes if node.name == output)
         norms = {join.module: self.found[join.module].log for join in self.joins if join.module is not None}
-        return Composition(
-            tuple(self.joins), self.place.get(node, -1), tuple(norms.items()), "export", tuple(self.sources)
+        at, sources = self.place.get(node, -1), tuple(self.sources)
+        moved = self.input_join is not None or bool(sources)
+        note = (
+            "" if moved else "no floating-point input and no embedding: there is nothing to perturb, and Z is no bound"
         )
+        return Composition(tuple(self.joins), at, tuple(norms.items()), "export", sources, note, moved)
 
     def _writes(self, node: fx.Node) -> bool:
         """Whether a value that others may see through a view, or that is needed as it was, is overwritten here."""
@@ -294,7 +297,7 @@ def _containers(model: nn.Module, found: dict[str, Constant], note: str) -> Comp
             alpha = abs(float(module.alpha))
             joins.append(Join((skip, branch), (0.0, math.log(alpha) if alpha else -math.inf), name=name))
             return len(joins) - 1
-        if not isinstance(module, nn.Sequential) and len(list(module.children())) != 1:
+        if type(module).forward is not nn.Sequential.forward:
             unseen.append(type(module).__name__)
         children = sorted(module.named_children(), key=lambda item: first_call(prefix + item[0]))
         for child_name, child in children:
@@ -303,9 +306,12 @@ def _containers(model: nn.Module, found: dict[str, Constant], note: str) -> Comp
 
     output = walk(model, "", 0)
     if unseen:
-        note += f"children of {', '.join(sorted(set(unseen)))} taken as a chain, which need not be a bound"
+        note += f"children of {', '.join(sorted(set(unseen)))} taken as a chain: not a bound"
     norms = {join.module: found[join.module].log for join in joins if join.module is not None}
-    return Composition(tuple(joins), output, tuple(norms.items()), "containers", _embeddings(model, found), note)
+    sources, whole = _embeddings(model, found), not unseen
+    return Composition(
+        tuple(joins), output, tuple(norms.items()), "containers", sources, note.removesuffix("; "), whole
+    )
 
 
 def _embeddings(model: nn.Module, found: dict[str, Constant]) -> tuple[str, ...]:
