@@ -59,7 +59,7 @@ def _norm(at: int, terms: list[str], result: str, operands: list[Tensor], sizes:
     matrices = B.reshape(shape)
     if matrices.numel() == 0:
         return 0.0
-    if len(matrices) == 1 and not B.is_complex():
+    if len(matrices) == 1:
         return matrix_norm(matrices[0]) * math.sqrt(alone)
     return float(torch.linalg.matrix_norm(matrices, 2).max()) * math.sqrt(alone)
 

@@ -107,7 +107,8 @@ def measure_flow(
 
 
 def _norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x.detach().float()))
+    x = x.detach()
+    return float(torch.linalg.vector_norm(x if x.is_complex() else x.float()))
 
 
 def _rms(x: Tensor) -> float:
@@ -116,7 +117,7 @@ def _rms(x: Tensor) -> float:
 
 def _first(values: Any) -> Tensor | None:
     for value in values if isinstance(values, (tuple, list)) else (values,):
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return value
     return None
 
@@ -231,7 +232,7 @@ def _watch_weights(model: nn.Module, flow: Flow, progress: Callable[[str], None]
             G = parameter.grad.detach().flatten(1)  # type: ignore[union-attr]
             W = parameter.detach().flatten(1)
             flow.weights[name] = WeightFlow(
-                matrix_norm(W), float(W.norm()), float(G.norm()), matrix_norm(G), matrix_norm(G.sign())
+                matrix_norm(W), float(W.norm()), float(G.norm()), matrix_norm(G), matrix_norm(G.sgn())
             )
             parameter.grad = None
             if progress is not None:

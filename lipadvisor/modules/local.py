@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.modules.operations import carries
 from lipadvisor.modules.operator_norm import Norm, jacobian_norm
 from lipadvisor.modules.running import arguments, observed, run
 
@@ -23,11 +24,11 @@ class _Sources:
             with torch.no_grad():
                 self._run(lambda tensor: self.sizes.append(tensor.numel()) or tensor)  # type: ignore[func-returns-value]
         else:
-            self.sizes = [value.numel() for value in self._floats()]
+            self.sizes = [value.numel() * (1 + value.is_complex()) for value in self._signals()]
 
-    def _floats(self) -> list[Tensor]:
+    def _signals(self) -> list[Tensor]:
         args, kwargs = arguments(self.batch)
-        return [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        return [v for v in (*args, *kwargs.values()) if carries(v)]
 
     def _run(self, change: Any) -> Tensor:
         modules = dict(self.model.named_modules())
@@ -45,19 +46,23 @@ class _Sources:
         args, kwargs = arguments(self.batch)
 
         def moved(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value + next(parts).reshape(value.shape).to(value.dtype)
-            return value
+            return _shifted(value, next(parts)) if carries(value) else value
 
         moved_args = tuple(moved(value) for value in args)
         return run(self.model, {name: moved(v) for name, v in kwargs.items()} if kwargs else moved_args)
+
+
+def _shifted(value: Tensor, delta: Tensor) -> Tensor:
+    if value.is_complex():  # pairs of real numbers
+        return value + torch.view_as_complex(delta.reshape(*value.shape, 2)).to(value.dtype)
+    return value + delta.reshape(value.shape).to(value.dtype)
 
 
 def perturbed(model: nn.Module, batch: Any, sources: tuple[str, ...]) -> tuple[_Sources, Tensor]:
     """Return the network as a function of a flat perturbation of its input, and the perturbation 0."""
     function = _Sources(model, batch, sources)
     like = next(model.parameters(), torch.zeros(()))
-    return function, torch.zeros(sum(function.sizes), dtype=like.dtype, device=like.device)
+    return function, torch.zeros(sum(function.sizes), dtype=like.dtype.to_real(), device=like.device)
 
 
 def local_lipschitz(

@@ -31,6 +31,8 @@ def matrix_norm(W: Tensor) -> float:
     W = W.detach()
     if min(W.shape) == 0:
         return 0.0
+    if W.is_complex():  # the same map on pairs of real numbers
+        W = torch.cat([torch.cat([W.real, -W.imag], 1), torch.cat([W.imag, W.real], 1)])
     if min(W.shape) <= _GRAM_SIDE:
         W = W.double()
         gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W

@@ -131,3 +131,37 @@ def test_writing_in_place_is_in_the_bound(operation: Callable[[Tensor, Tensor], 
     assert composition.method == "export", composition.note
     local = math.log(local_lipschitz(model, x).value)
     assert local - 1e-6 <= composition.log_bound() < local + 3
+
+
+class Waves(nn.Module):
+    """Complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.mix, self.out = nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.mix(x * self.filter).abs())
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_complex_weights_and_inputs_are_audited(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Waves(), torch.randn(1, 4, dtype=dtype)
+        result = audit(model, x)
+    frame = result.modules.set_index("module")
+    exact = float(torch.linalg.matrix_norm(model.mix.weight.detach(), 2))
+    assert frame.loc["mix", "constant"] == pytest.approx(exact, rel=1e-6)
+    assert result.network["bound_kind"] == "upper"
+    assert frame.loc["mix", "forward_gain"] > 0
+
+    def pairs(v: Tensor) -> Tensor:
+        return model(torch.view_as_complex(v.reshape(4, 2)) if x.is_complex() else v)
+
+    at = torch.view_as_real(x).flatten() if x.is_complex() else x.flatten()
+    J = torch.autograd.functional.jacobian(pairs, at)
+    true = math.log(float(torch.linalg.matrix_norm(J, 2)))
+    assert result.network["log_local"] == pytest.approx(true, abs=1e-3)
