@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping
 
 from lipadvisor.modules.composition import Composition
-from lipadvisor.modules.diagnosis import Finding, post_norms
+from lipadvisor.modules.diagnosis import post_norms
+from lipadvisor.modules.finding import Finding
 from lipadvisor.modules.flow import Flow
 from lipadvisor.modules.initialization import InitPlan
 
@@ -16,7 +17,6 @@ __all__ = ["advise", "heterogeneity", "warmup_length"]
 RELATIVE_STEP = 0.08  # s_1(lr D) / s_1(W) of the layer that moves most
 TOTAL_DECAY = 0.6  # nats over the whole run
 UNEQUAL = 1.5  # nats of spread in |G| / |W| beyond which one learning rate does not serve all layers
-MOST_LAYERS = 3  # with advice of their own
 BOUNDED = ("l2_attention", "cosine_attention")  # kinds of attention that have a Lipschitz constant
 
 
@@ -79,7 +79,8 @@ def advise(
             float(steps),
         )
     )
-    found += _variants(kinds, flow, posts) + _residual_weights(composition) + _initial(rescue)
+    found += _variants(kinds, flow, posts) + _residual_weights(composition)
+    found += _initial(rescue, _normalised_next(composition, kinds))
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
@@ -103,7 +104,8 @@ def _rate(flow: Flow, adaptive: bool, with_loss: bool) -> Finding | None:
     reason = f"largest rate whose first step moves no singular value by more than {RELATIVE_STEP:.0%} of the norm"
     if not adaptive and not with_loss:
         adaptive = True  # a random cotangent has no scale: only the sign's rate means something
-        reason += "; SGD's needs the scale of a loss: audit(loss=...)"
+    if not with_loss:
+        reason += "; give a loss to advise a rate for SGD: audit(model, batch, loss=...)"
     caps = {}
     for name, w in flow.weights.items():
         size = w.sign_norm if adaptive else w.gradient_norm
@@ -160,7 +162,25 @@ def _residual_weights(composition: Composition) -> list[Finding]:
     return [Finding("", "residual_weight", f"alpha {alpha:.3g}", reason, "arXiv 2306.09338", 0.4, alpha)]
 
 
-def _initial(rescue: InitPlan) -> list[Finding]:
+def _normalised_next(composition: Composition, kinds: Mapping[str, str]) -> frozenset[str]:
+    """Modules whose output goes into normalisations and nowhere else, perhaps after a sum: their size says nothing."""
+    joins = composition.joins
+    readers: dict[int, list[int]] = {}
+    for index, join in enumerate(joins):
+        for source in join.inputs:
+            readers.setdefault(source, []).append(index)
+    taken: dict[int, bool] = {}  # whether all that reads a place is a normalisation; readers come later in the order
+    for index in range(len(joins) - 1, -1, -1):
+        taken[index] = bool(readers.get(index)) and all(
+            kinds.get(joins[reader].module or "", "").endswith("norm")
+            or (joins[reader].module is None and len(joins[reader].inputs) == 1 and taken[reader])
+            for reader in readers[index]
+        )
+    sources = {join.name for i, join in enumerate(joins) if not join.inputs and taken[i]}
+    return frozenset(sources | {j.module for i, j in enumerate(joins) if j.module is not None and taken[i]})
+
+
+def _initial(rescue: InitPlan, normalised: frozenset[str]) -> list[Finding]:
     found = [
         Finding(
             name,
@@ -172,5 +192,6 @@ def _initial(rescue: InitPlan) -> list[Finding]:
             factor,
         )
         for (name, factor), reason in zip(rescue.factors, rescue.reasons, strict=True)
+        if name not in normalised
     ]
-    return sorted(found, key=lambda finding: -finding.weight)[:MOST_LAYERS]
+    return sorted(found, key=lambda finding: -finding.weight)

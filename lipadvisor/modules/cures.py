@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipadvisor.modules.diagnosis import INTERLEAVED, KEYS, PACKED, QUERIES, SIZE_OUTLIER, Finding
-from lipadvisor.modules.examine import audit
-from lipadvisor.modules.initialization import lsuv, weight_matrices
+from lipadvisor.modules.diagnosis import INTERLEAVED, KEYS, PACKED, QUERIES, SIZE_OUTLIER
+from lipadvisor.modules.examine import Audit, audit
+from lipadvisor.modules.finding import Finding
+from lipadvisor.modules.initialization import draw_anew, lsuv, weight_matrices
 
 __all__ = ["Cured", "apply_cures", "query_key_views"]
+
+PLAN = ("post_norm", "warmup", "learning_rate", "weight_decay", "optimizer")  # problems that training's plan solves
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class Cured:
 
     Attributes:
         applied: the findings that were acted on, round by round.
-        remaining: what the last audit still found; empty where nothing is left, or where no batch was given to look.
-        plan: findings whose cure is the training plan's (``warmup``): yours to follow.
+        remaining: what the last audit still found; where none was made (no batch, or nothing to act on), the findings
+            that are left to you (``by_hand``). Empty where nothing is left.
+        plan: findings whose cure is the training plan's (warmup, learning rate, weight decay, optimizer): yours to
+            follow.
         rounds: how often cures were applied.
+        by_hand: findings whose cure is a change of the model's code, which nothing here can make.
     """
 
     applied: tuple[Finding, ...]
@@ -33,13 +39,14 @@ class Cured:
     plan: tuple[Finding, ...]
     rounds: int
     _undo: Callable[[], None] = field(repr=False)
+    by_hand: tuple[Finding, ...] = ()
 
     def __call__(self) -> None:
         """Put back every weight and every module."""
         self._undo()
 
 
-def apply_cures(model: nn.Module, findings: Iterable[Finding], batch: Any = None, rounds: int = 5) -> Cured:
+def apply_cures(model: nn.Module, findings: Iterable[Finding] | Audit, batch: Any = None, rounds: int = 5) -> Cured:
     """Change the model as the findings advise, audit it again, and go on until nothing is left.
 
     One cure may uncover what another defect hid: a table that drowns every branch also hides their scores. With a
@@ -47,7 +54,8 @@ def apply_cures(model: nn.Module, findings: Iterable[Finding], batch: Any = None
 
     Args:
         model: changed in place.
-        findings: of an audit of this model; cures of the plan (``warmup``) are passed over.
+        findings: of an audit of this model, its ``findings`` or ``advice``, or the audit itself, which stands for its
+            findings. Cures of the plan and of the code are passed over.
         batch: what the model was audited on. Without one there is a single round, and data-dependent cures are refused.
         rounds: at most so many, >= 1.
 
@@ -55,14 +63,20 @@ def apply_cures(model: nn.Module, findings: Iterable[Finding], batch: Any = None
         What was done; call it to take all rounds back.
 
     Raises:
-        ValueError: ``rounds`` is below 1, a data-dependent cure and no batch, or scores to be scaled in an attention
-            whose queries and keys are not recognised; nothing has been changed then.
+        TypeError: ``findings`` holds something else.
+        ValueError: ``rounds`` is below 1, a finding names a module that the model does not have, a data-dependent cure
+            and no batch, or scores to be scaled in an attention whose queries and keys are not recognised; nothing has
+            been changed then.
     """
     if rounds < 1:
         raise ValueError(f"apply_cures(rounds=...) must be at least 1, got {rounds}.")
-    findings = tuple(findings)
-    plan = tuple(finding for finding in findings if _of_the_plan(finding))
-    todo = tuple(finding for finding in findings if not _of_the_plan(finding))
+    findings = findings.findings if isinstance(findings, Audit) else tuple(findings)
+    for finding in findings:
+        if not isinstance(finding, Finding):
+            raise TypeError(f"apply_cures(findings=...) must be findings or an audit, got {type(finding).__name__}.")
+    plan = tuple(finding for finding in findings if finding.problem in PLAN)
+    todo = tuple(finding for finding in findings if finding.problem not in PLAN and _acts(finding))
+    by_hand = tuple(finding for finding in findings if finding.problem not in PLAN and not _acts(finding))
     _check(model, todo, batch)
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     swapped: list[tuple[nn.Module, str, nn.Module]] = []
@@ -75,7 +89,7 @@ def apply_cures(model: nn.Module, findings: Iterable[Finding], batch: Any = None
                 parameter.copy_(value)
 
     applied: list[Finding] = []
-    remaining: tuple[Finding, ...] = ()
+    remaining = by_hand
     done = 0
     try:
         while todo and done < rounds:
@@ -89,10 +103,17 @@ def apply_cures(model: nn.Module, findings: Iterable[Finding], batch: Any = None
     except BaseException:
         undo()
         raise
-    return Cured(tuple(applied), remaining, plan, done, undo)
+    return Cured(tuple(applied), remaining, plan, done, undo, by_hand)
 
 
 def _check(model: nn.Module, findings: tuple[Finding, ...], batch: Any) -> None:
+    known = dict(model.named_modules(remove_duplicate=False)).keys() | weight_matrices(model, embeddings=True).keys()
+    for finding in findings:
+        if finding.module not in known:
+            raise ValueError(
+                f"apply_cures(findings=...) must name modules of the model; {type(model).__name__} has no "
+                f"{finding.module!r} (of the finding {finding.problem!r})."
+            )
     if batch is None and any(_needs_batch(finding) for finding in findings):
         raise ValueError("apply_cures(batch=...) must be given: one of the cures is data-dependent.")
     for finding in findings:
@@ -103,8 +124,11 @@ def _check(model: nn.Module, findings: tuple[Finding, ...], batch: Any) -> None:
             )
 
 
-def _of_the_plan(finding: Finding) -> bool:
-    return finding.cure.startswith("warmup")
+def _acts(finding: Finding) -> bool:
+    """Whether its cure is one that :func:`_apply` carries out."""
+    if finding.cure.startswith(("scale_weight", "scale_query_key")):
+        return finding.value is not None
+    return finding.cure in ("lsuv", "draw_anew") or finding.cure.startswith("replace_activation")
 
 
 def _needs_batch(finding: Finding) -> bool:
@@ -121,7 +145,9 @@ def _worth_another_round(model: nn.Module, found: tuple[Finding, ...], applied: 
     return tuple(
         finding
         for finding in found
-        if _curable(model, finding) and finding.weight < 0.9 * weights.get((finding.module, finding.problem), math.inf)
+        if _acts(finding)
+        and _curable(model, finding)
+        and finding.weight < 0.9 * weights.get((finding.module, finding.problem), math.inf)
     )
 
 
@@ -130,23 +156,26 @@ def _apply(
 ) -> None:
     """One round; notes in ``swapped`` the modules that it replaces: parent, name, former module."""
     for finding in findings:
-        if finding.problem == "init_scale" and finding.value is not None:
+        if finding.cure == "draw_anew":
+            draw_anew(model, finding.module)
+        elif finding.problem == "init_scale" and finding.value is not None:
             with torch.no_grad():
                 weight_matrices(model, embeddings=True)[finding.module].mul_(finding.value)
         elif finding.problem == "attention_logits" and finding.value is not None:
             _scale_scores(model.get_submodule(finding.module), finding.value)
         elif finding.cure.startswith("replace_activation"):
-            swapped.append(_swap(model, finding.module))
+            swapped += _swap(model, finding.module)
     if any(_needs_batch(finding) for finding in findings):
         lsuv(model, batch).apply(model)
 
 
-def _swap(model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Module]:
-    parent_name, _, own = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    old = getattr(parent, own)
-    setattr(parent, own, nn.Tanh())
-    return parent, own, old
+def _swap(model: nn.Module, name: str) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put a tanh in every place at which this very module stands: one instance may have many."""
+    old, new = model.get_submodule(name), nn.Tanh()
+    places = [(parent, own) for parent in model.modules() for own, child in parent._modules.items() if child is old]
+    for parent, own in places:
+        setattr(parent, own, new)
+    return [(parent, own, old) for parent, own in places]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from lipadvisor.modules.composition import Composition
 from lipadvisor.modules.constant import Constant
+from lipadvisor.modules.finding import Finding
 from lipadvisor.modules.flow import Flow, ModuleFlow
+from lipadvisor.modules.unusable import not_finite_findings, zero_weights
 
-__all__ = ["Finding", "diagnose", "post_norms", "stream", "trunk"]
+__all__ = ["Finding", "diagnose", "mild", "post_norms", "stream", "trunk"]
 
 QUERIES = ("q", "query", "q_proj", "q_lin", "to_q", "wq")
 KEYS = ("k", "key", "k_proj", "k_lin", "to_k", "wk")
@@ -25,38 +27,18 @@ PACKED = ("c_attn", "qkv", "Wqkv", "qkv_proj", "in_proj", *INTERLEAVED)  # queri
 TAMED = "; a normalisation behind it limits the harm: it may train, only later"
 
 SIZE_OUTLIER = 8.0  # times the median q; healthy models stay below 3 (heads tied to a table apart)
+FEW = 3  # with fewer weights a median says nothing: then against 1, twice as far from He's 1.4 as healthy models get
 OUTPUT_OUTLIER = 1.0  # times min(1, median output rms), or a larger output than input: else it does no harm
 TABLE_OUTLIER = 5.0  # rms of an embedding; torch's own start, 1, is the largest in use
 TIED_OUTLIER = 4.0  # rms of the logits of a head tied to a table: the first loss is then far above guessing
 VANISHED = 1e-3  # of the gradient is left at the trunk's start
+FADED = 1e-5  # where nothing saturates: torch's default in 12 ReLU layers leaves 4e-5, and Adam trains them
 STARVED = 3e-3  # |G|/|W| on the trunk against its last weight; pooling shrinks gradients, but not those of weights
 EXPLODED = 1e4  # times larger at the trunk's start, or so much larger an activation at its end
 COLLAPSED_ENTROPY = 0.6  # of log n; untrained attention is above 0.9
 COLLAPSED_SPREAD = 4.0  # standard deviation of the scores; untrained attention has at most about 1
+NO_WARMUP = 0.1  # of the warmup that a post-norm network needs; more than that is a question of taste
 CONTRACTING = 0.35  # constant of an activation that no scale of the weights makes up for in depth
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One problem (or one piece of advice) with its cure.
-
-    Attributes:
-        module: where; ``""`` is the whole model.
-        problem: short name, e.g. ``"init_scale"``.
-        cure: short name and value, e.g. ``"scale_weight 0.033"``.
-        reason: the numbers that led here.
-        source: paper and place.
-        weight: how bad, nats; findings are sorted by it.
-        value: the cure's number, where it has one.
-    """
-
-    module: str
-    problem: str
-    cure: str
-    reason: str
-    source: str
-    weight: float
-    value: float | None = None
 
 
 def trunk(composition: Composition) -> tuple[str, ...]:
@@ -137,6 +119,8 @@ def diagnose(
     warmup_steps: int | None = None,
     needed_warmup: int = 0,
     tied: Mapping[str, str] | None = None,
+    not_finite: Mapping[str, str] | None = None,
+    places: Mapping[str, int] | None = None,
 ) -> tuple[Finding, ...]:
     """Return what keeps the model from training, the worst first; empty for a healthy model.
 
@@ -149,17 +133,22 @@ def diagnose(
         warmup_steps: planned; ``None`` where no plan is known, and then none is judged.
         needed_warmup: what would be right for a post-norm network.
         tied: heads that share the weight of a table, with the table's name.
+        not_finite: modules with a parameter that is not finite, with its name; nothing else can be told then.
+        places: how often one instance stands in the model, where that is more than once.
     """
+    if not_finite:
+        return tuple(not_finite_findings(flow, not_finite))
     scores = _attention(flow)
     collapsed = {finding.module for finding in scores}
     tamed = _normalised_later(composition, kinds)
     found = [finding for finding in _sizes(flow, sizes, tamed) if not _makes_scores(finding.module, collapsed)]
     found += _tables(flow, sizes, kinds, tied or {})
-    found += scores + _gradients(flow, composition, constants, kinds, sizes)
-    if warmup_steps is not None and warmup_steps < needed_warmup:
+    zeros = zero_weights(flow, sizes, kinds, trunk(composition))
+    found += scores + (zeros or _gradients(flow, composition, constants, kinds, sizes, places or {}))
+    if warmup_steps is not None and warmup_steps < NO_WARMUP * needed_warmup:
         found += _warmup(post_norms(composition, kinds), warmup_steps, needed_warmup)
-    if not flow.finite and not found:
-        found.append(Finding("", "non_finite", "lsuv", "the output is not finite", "arXiv 2306.09338", 99.0))
+    if not found:
+        found += not_finite_findings(flow, {})
     return tuple(sorted(found, key=lambda finding: -finding.weight))
 
 
@@ -175,11 +164,11 @@ def _normalised_later(composition: Composition, kinds: Mapping[str, str]) -> fro
 
 def _sizes(flow: Flow, sizes: Mapping[str, float], tamed: frozenset[str]) -> list[Finding]:
     measured = {n: q for n, q in sizes.items() if n in flow.weights and q > 0}
-    if len(measured) < 3:
+    if not measured:
         return []
-    usual = statistics.median(measured.values())
-    outputs = [_output(flow, name) for name in measured]
-    typical = min(1.0, statistics.median(outputs))
+    few = len(measured) < FEW
+    usual = 1.0 if few else statistics.median(measured.values())
+    typical = 1.0 if few else min(1.0, statistics.median(_output(flow, name) for name in measured))
     found = []
     for name, q in measured.items():
         output = _output(flow, name)
@@ -190,10 +179,9 @@ def _sizes(flow: Flow, sizes: Mapping[str, float], tamed: frozenset[str]) -> lis
                     name,
                     "init_scale",
                     f"scale_weight {usual / q:.3g}",
-                    f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times the median {usual:.3g} of the network"
-                    + (
-                        "; a normalisation behind it limits the harm: it may train, only later" if name in tamed else ""
-                    ),
+                    f"rms(W) sqrt(fan_in) = {q:.3g}, {q / usual:.1f} times "
+                    + ("the 1 that keeps a signal's size" if few else f"the median {usual:.3g} of the network")
+                    + (TAMED if name in tamed else ""),
                     "arXiv 2306.09338 (initialization)",
                     math.log(q / usual),
                     usual / q,
@@ -275,6 +263,7 @@ def _gradients(
     constants: Mapping[str, Constant],
     kinds: Mapping[str, str],
     sizes: Mapping[str, float],
+    places: Mapping[str, int],
 ) -> list[Finding]:
     line = [n for n in trunk(composition) if n in flow.modules]
     readers = [n for n in stream(composition) if n in flow.modules and flow.modules[n].gradient_in >= 0]
@@ -285,7 +274,8 @@ def _gradients(
     grown = end.rms_in / max(start.rms_in, 1e-30)
     source = "arXiv 2306.09338 (backward principle)"
     if left < VANISHED and _starved(flow, line):
-        return _vanished(flow, line, constants, kinds, sizes, left, source)
+        saturating = _saturating(flow, composition, line, constants, kinds, places, left, source)
+        return saturating or (_faded(flow, line, sizes, left, source) if left < FADED else [])
     if left > EXPLODED or grown > EXPLODED:
         inner = [n for n in flow.modules if n in sizes]
         worst = max(inner, key=lambda n: _log(flow.modules[n].backward_gain), default=readers[0])
@@ -294,38 +284,78 @@ def _gradients(
     return []
 
 
+def mild(
+    flow: Flow,
+    composition: Composition,
+    kinds: Mapping[str, str],
+    sizes: Mapping[str, float],
+    warmup_steps: int | None = None,
+    needed_warmup: int = 0,
+) -> tuple[Finding, ...]:
+    """Return what is worth a word and yet keeps nothing from training: gradients that fade, a short warmup."""
+    found: list[Finding] = []
+    line = [n for n in trunk(composition) if n in flow.modules]
+    readers = [n for n in stream(composition) if n in flow.modules and flow.modules[n].gradient_in >= 0]
+    if len(readers) >= 3 and (end := flow.modules[readers[-1]].gradient_in) > 0:
+        left = flow.modules[readers[0]].gradient_in / end
+        if FADED <= left < VANISHED and _starved(flow, line):
+            (faded,) = _faded(flow, line, sizes, left, "arXiv 2306.09338 (backward principle)")
+            reason = f"{faded.reason}; AdamW trains such a network all the same"
+            found.append(replace(faded, reason=reason, weight=0.7))
+    if warmup_steps is not None and NO_WARMUP * needed_warmup <= warmup_steps < needed_warmup:
+        found += [
+            replace(one, weight=0.7) for one in _warmup(post_norms(composition, kinds), warmup_steps, needed_warmup)
+        ]
+    return tuple(found)
+
+
 def _starved(flow: Flow, line: list[str]) -> bool:
     """Whether some weight of the trunk gets next to no gradient for its size; true where none can be compared."""
     ratios = [w.gradient / w.frobenius for n in line if (w := flow.weights.get(n)) is not None and w.frobenius > 0]
     return len(ratios) < 2 or not min(ratios) >= STARVED * ratios[-1]
 
 
-def _vanished(
+def _saturating(
     flow: Flow,
+    composition: Composition,
     line: list[str],
     constants: Mapping[str, Constant],
     kinds: Mapping[str, str],
-    sizes: Mapping[str, float],
+    places: Mapping[str, int],
     left: float,
     source: str,
 ) -> list[Finding]:
-    reason = f"{left:.1e} of the gradient at the output side of the trunk reaches its start"
-    flat = [n for n in line if n in constants and constants[n].value <= CONTRACTING and kinds[n] in _SATURATING]
-    if flat:
-        return [
-            Finding(
-                name,
-                "vanishing",
-                "replace_activation tanh",
-                f"{reason}; here it keeps {flow.modules[name].backward_gain:.2g} at a constant of "
-                f"{constants[name].value:.3g}",
-                source,
-                -_log(flow.modules[name].backward_gain),
-            )
-            for name in flat
-        ]
+    """Activations on the trunk that no scale of the weights makes up for: modules, and calls in a model's own code."""
+    reason = _what_is_left(left)
+    found = []
+    for name in line:
+        if name not in constants or constants[name].value > CONTRACTING or kinds[name] not in _SATURATING:
+            continue
+        keeps, many = flow.modules[name].backward_gain, places.get(name, 1)
+        shared = f"; one instance at {many} places, all of which are meant" if many > 1 else ""
+        told = f"{reason}; here it keeps {keeps:.2g} at a constant of {constants[name].value:.3g}{shared}"
+        found.append(Finding(name, "vanishing", "replace_activation tanh", told, source, -_log(keeps)))
+    shared_kinds = {kinds[name] for name in places if name in kinds}  # their further calls look like the code's own
+    before = ""
+    for place in _dominators(composition):
+        join = composition.joins[place]
+        called = next((f for f in _SATURATING if join.name == f or join.name.startswith(f"{f}_")), None)
+        if join.module is not None:
+            before = join.module
+        elif called is not None and called not in shared_kinds and join.inputs:
+            told = f"{reason}; {called} is called here on {before or 'the input'} in the model's own code, not a module"
+            cure = f"write tanh for {called} in the code (cannot be done automatically)"
+            found.append(Finding(before, "vanishing", cure, told, source, -math.log(CONTRACTING)))
+    return found
+
+
+def _faded(flow: Flow, line: list[str], sizes: Mapping[str, float], left: float, source: str) -> list[Finding]:
     worst = min((n for n in line if n in sizes), key=lambda n: _log(flow.modules[n].backward_gain), default=line[0])
-    return [Finding(worst, "vanishing", "lsuv", reason, source, -_log(left))]
+    return [Finding(worst, "vanishing", "lsuv", _what_is_left(left), source, -_log(left))]
+
+
+def _what_is_left(left: float) -> str:
+    return f"{left:.1e} of the gradient at the output side of the trunk reaches its start"
 
 
 _SATURATING = ("sigmoid", "hardsigmoid", "softmax", "softmin")

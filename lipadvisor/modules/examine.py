@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from lipadvisor.modules.advice import advise, heterogeneity, warmup_length
 from lipadvisor.modules.composition import Composition
-from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, stream, trunk
+from lipadvisor.modules.diagnosis import VANISHED, Finding, diagnose, mild, stream, trunk
 from lipadvisor.modules.flow import Flow, ModuleFlow, measure_flow
 from lipadvisor.modules.initialization import dead_zone_rescue, layer_sizes, tied_heads
 from lipadvisor.modules.local import local_lipschitz
 from lipadvisor.modules.reading import Reading, read_modules
 from lipadvisor.modules.running import arguments
 from lipadvisor.modules.tracing import compose
+from lipadvisor.modules.unusable import instances, not_finite
 
 __all__ = ["Audit", "audit"]
 
@@ -142,13 +143,19 @@ def audit(
     kinds = {name: readings[name].kind for name in watched}
     sizes = layer_sizes(model)
     needed = warmup_length(composition, kinds, total_steps, beta2)
-    findings = diagnose(flow, composition, found, sizes, kinds, warmup_steps, needed, tied_heads(model))
+    broken = not_finite(model)
+    findings = diagnose(
+        flow, composition, found, sizes, kinds, warmup_steps, needed, tied_heads(model), broken, instances(model)
+    )
     sized = {finding.module for finding in findings if finding.problem == "init_scale"}  # one word on each is enough
     advice = advise(flow, composition, kinds, dead_zone_rescue(model), total_steps, beta2, loss is not None)
     advice = tuple(one for one in advice if one.problem != "init_scale" or one.module not in sized)
+    if not findings:
+        said = mild(flow, composition, kinds, sizes, warmup_steps, needed)
+        advice = tuple(sorted(advice + said, key=lambda one: -one.weight))
     modules = _frame(model, readings, composition, sizes, flow)
     say("done")
-    return Audit(modules, findings, advice, _network(composition, flow, log_local), composition)
+    return Audit(modules, findings, advice, _network(composition, flow, log_local, bool(broken)), composition)
 
 
 def _frame(
@@ -201,19 +208,19 @@ def _note(reading: Reading, composition: Composition) -> str:
     return f"{reading.note}; the bound does not see it"
 
 
-def _network(composition: Composition, flow: Flow, log_local: float) -> dict[str, Any]:
+def _network(composition: Composition, flow: Flow, log_local: float, broken: bool) -> dict[str, Any]:
     line = [name for name in stream(composition) if name in flow.modules]
     gradients = [g for name in line if (g := flow.modules[name].gradient_in) > 0]
     sizes = [r for name in line if (r := flow.modules[name].rms_in) > 0]
     forward = math.log(max(sizes) / min(sizes)) if sizes else math.nan
     backward = math.log(max(gradients) / min(gradients)) if gradients else math.nan
     limit = -math.log(VANISHED)
-    log_bound = composition.log_bound()
+    log_bound = math.nan if broken else composition.log_bound()
     below = log_local > log_bound + ROUNDING
     notes = (composition.note, "Z is below the measured local constant: not a bound" if below else "", flow.note)
     return {
         "log_bound": log_bound,
-        "bound_kind": "upper" if composition.is_bound and not below else "estimate",
+        "bound_kind": "upper" if composition.is_bound and not (below or broken) else "estimate",
         "log_local": log_local,
         "log_gap": log_bound - log_local,
         "method": composition.method,

@@ -34,6 +34,7 @@ __all__ = [
     "Undo",
     "dead_zone_rescue",
     "depth_scaled",
+    "draw_anew",
     "layer_sizes",
     "lsuv",
     "spectral",
@@ -41,6 +42,9 @@ __all__ = [
     "weight_matrices",
 ]
 
+AT_ONE = 1e-6  # a factor so near to 1 is rounding: what has been brought to a target is there
+UNSEEN = "torch's attention multiplies by it without calling a module: its output is not seen"
+IDLE = "not called on this batch"
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -65,11 +69,13 @@ class InitPlan:
         scheme: which scheme proposed it.
         factors: (module, factor > 0), those at 1 left out.
         reasons: one for each factor.
+        skipped: (module, why) of weights that the scheme cannot reach; their layers stay as they are.
     """
 
     scheme: str
     factors: tuple[tuple[str, float], ...]
     reasons: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def preview(self, model: nn.Module) -> pd.DataFrame:
         """Return module, factor, gain (``rms(W) sqrt(fan_in)``) before and after, and the reason."""
@@ -148,14 +154,59 @@ def layer_sizes(model: nn.Module) -> dict[str, float]:
     }
 
 
+def draw_anew(model: nn.Module, name: str, gain: float = 1.0, seed: int = 0) -> Undo:
+    """Draw one weight matrix from a normal distribution, so that ``rms(W) sqrt(fan_in)`` is ``gain``.
+
+    Args:
+        model: changed in place.
+        name: of the weight, as :func:`weight_matrices` names it.
+        gain: > 0.
+        seed: of the generator; no global one is drawn from.
+
+    Raises:
+        KeyError: the model has no such weight.
+        ValueError: ``gain`` is not positive.
+    """
+    if not gain > 0:
+        raise ValueError(f"draw_anew(gain=...) must be positive, got {gain}.")
+    weight = weight_matrices(model, embeddings=True)[name]
+    before = weight.detach().clone()
+    std = gain / math.sqrt(_fan_in(dict(model.named_modules()).get(name), weight))
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * std
+    with torch.no_grad():
+        weight.copy_(drawn)
+    return Undo(((weight, before),))
+
+
+def _parametrized(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Linear maps whose weight is computed from other parameters, so that there is no weight to scale."""
+    return tuple(
+        (name, "its weight is computed (weight or spectral normalisation): there is none to scale")
+        for name, module in model.named_modules()
+        if find(module) is not None
+        and isinstance(getattr(module, "weight", None), Tensor)
+        and module.weight.ndim > 1
+        and "weight" not in module._parameters
+    )
+
+
 def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table: float = 0.25) -> InitPlan:
-    """Bring back what lies outside the dead zone; a healthy layer is not touched.
+    """Bring back what lies outside the dead zone.
+
+    Xavier's and He's initializations lie inside the policy's zone and are left alone. PyTorch's default for Linear and
+    Conv (gain 0.577) does not, and is lifted by 1.56; nor do weights that are small on purpose, such as the ends of
+    GPT-2's branches: give a ``rule`` with a lower ``low`` to leave them. A table that is the head as well is never
+    touched, since its size is that of the logits. A table with a normalisation right behind it needs no rescue and gets
+    one all the same: what follows it is not looked at here.
 
     Args:
         model: whose weights are read.
-        rule: the policy whose zone and target hold; its defaults leave the usual initializations alone.
+        rule: the policy whose zone and target hold.
         table: rms of an embedding outside [0.05, 0.8] after the rescue. Normal embeddings of rms 1 (PyTorch's) are
             outside.
+
+    Raises:
+        ValueError: ``table`` is not positive.
     """
     if not table > 0:
         raise ValueError(f"dead_zone_rescue(table=...) must be positive, got {table}.")
@@ -163,17 +214,20 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     modules, sizes = dict(model.named_modules()), layer_sizes(model)
     tables = {name: q for name, q in sizes.items() if isinstance(modules.get(name), _EMBEDDINGS)}
     matrices = {name: q for name, q in sizes.items() if name not in tables and q > 0}
-    factors = [(name, table / q) for name, q in tables.items() if q > 0 and not 0.05 <= q <= 0.8]
+    heads = set(tied_heads(model).values())
+    outside = {name: q for name, q in tables.items() if q > 0 and not 0.05 <= q <= 0.8 and name not in heads}
+    factors = [(name, table / q) for name, q in outside.items()]
     reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
     decision, _ = rule.decide(
         _untrained(_layer(name, log_gain=math.log(q)) for name, q in matrices.items()), rule.init()
     )
-    factors += decision.init_scale
+    rescued = [(name, factor) for name, factor in decision.init_scale if abs(factor - 1) > AT_ONE]
+    factors += rescued
     reasons += [
         f"rms(W) sqrt(fan_in) = {sizes[name]:.3g} lies outside the zone (policy: {decision.reason})"
-        for name, _ in decision.init_scale
+        for name, _ in rescued
     ]
-    return InitPlan("dead_zone", tuple(factors), tuple(reasons))
+    return InitPlan("dead_zone", tuple(factors), tuple(reasons), _parametrized(model))
 
 
 def _layer(name: str, shape: tuple[int, int] = (0, 0), log_norm: float = math.nan, log_gain: float = math.nan) -> Layer:
@@ -215,10 +269,14 @@ def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor]
             norms[name] = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
         fan_in = _fan_in(module, weight)
         shapes[name] = (weight.numel() // fan_in, fan_in)
-    layers = [_layer(name, shapes[name], log_norm=math.log(norm)) for name, norm in norms.items() if norm > 0]
+    layers = [
+        _layer(name, shapes[name], log_norm=math.log(norm)) for name, norm in norms.items() if 0 < norm < math.inf
+    ]
     decision, _ = rule.decide(_untrained(layers), rule.init())
-    reasons = (f"operator norm {norms[n]:.3g}, wanted {rule.wanted(*shapes[n]):.3g}" for n, _ in decision.init_scale)
-    return InitPlan("spectral", decision.init_scale, tuple(reasons))
+    factors = tuple((name, factor) for name, factor in decision.init_scale if abs(factor - 1) > AT_ONE)
+    reasons = (f"operator norm {norms[n]:.3g}, wanted {rule.wanted(*shapes[n]):.3g}" for n, _ in factors)
+    zero = tuple((name, "it is zero, or not finite") for name, norm in norms.items() if not 0 < norm < math.inf)
+    return InitPlan("spectral", factors, tuple(reasons), _parametrized(model) + zero)
 
 
 def depth_scaled(model: nn.Module, branches: Mapping[str, int] | None = None) -> InitPlan:
@@ -276,6 +334,7 @@ def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tol
     matrices = {name: w for name, w in weight_matrices(model).items() if name in modules and not _quiet(modules[name])}
     before = {name: weight.detach().clone() for name, weight in matrices.items()}
     total = dict.fromkeys(matrices, 1.0)
+    aside = {name: UNSEEN for name in weight_matrices(model) if name not in matrices} | dict.fromkeys(matrices, IDLE)
 
     def scale(name: str, weight: nn.Parameter) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -283,7 +342,11 @@ def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tol
             bias = None if bias is None else _spread(bias, module, output)
             pure = output if bias is None else output - bias
             size = float(pure.float().square().mean().sqrt())
-            if not (size > 0 and math.isfinite(size)) or abs(size / target - 1) <= tolerance:
+            if not (size > 0 and math.isfinite(size)):
+                aside[name] = f"its output has rms {size:.3g}"
+                return output
+            aside.pop(name, None)
+            if abs(size / target - 1) <= tolerance:
                 return output
             factor = target / size
             weight.mul_(factor)
@@ -306,7 +369,8 @@ def lsuv(model: nn.Module, batch: Any, target: float = 1.0, passes: int = 3, tol
             for name, value in before.items():
                 matrices[name].copy_(value)
     kept = tuple((name, factor) for name, factor in total.items() if abs(factor - 1) > tolerance)
-    return InitPlan("lsuv", kept, tuple(f"output rms on the batch to {target:g}" for _ in kept))
+    told = tuple(f"output rms on the batch to {target:g}" for _ in kept)
+    return InitPlan("lsuv", kept, told, _parametrized(model) + tuple(aside.items()))
 
 
 def _quiet(module: nn.Module) -> bool:

@@ -33,6 +33,7 @@ _COLUMNS = (
     ("gradient", "gradient"),
 )
 
+MOST_LAYERS = 3  # whose initialization the printed text advises on; JSON and page have all
 NAMED = 40  # up to so many modules stand by their names below the picture
 
 
@@ -161,8 +162,12 @@ def as_text(audit: Audit) -> str:
         lines += [f"  ! {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
     lines += [f"  {line}" for line in what_to_do(audit)]
     lines += ["", "advice:"]
-    for f in audit.advice:
+    layers = [one for one in audit.advice if one.problem == "init_scale"]
+    cut = layers[MOST_LAYERS:]
+    for f in (one for one in audit.advice if one not in cut):
         lines += [f"  - {f.module or '(model)'}: {f.problem} -> {f.cure}", f"      {f.reason} [{f.source}]"]
+    if cut:
+        lines.append(f"  - and {len(cut)} more layers outside the dead zone: audit.advice, --json and --html have all")
     records = audit.modules.to_dict("records")
     rows = [[title for _, title in _COLUMNS]] + [_cells(row) for row in records]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]

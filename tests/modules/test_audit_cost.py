@@ -45,10 +45,11 @@ print(json.dumps({
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a crowded machine may take long: what is held is the processor's time
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the process's size from /proc")
 def test_a_hundred_million_parameters() -> None:
     pytest.importorskip("transformers")
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True, timeout=280)
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True, timeout=870)
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["parameters"] > 100e6

@@ -71,13 +71,18 @@ def test_the_plan_is_left_to_the_caller_and_bad_arguments_change_nothing() -> No
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_cure_that_fails_half_way_is_taken_back() -> None:
+def test_a_cure_that_fails_half_way_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipadvisor.modules import cures
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("half way")
+
     model, x = hidden_behind_sigmoids()
     before = copy.deepcopy(model.state_dict())
     findings = audit(model, x, local=False).findings
-    absent = Finding("nowhere", "init_scale", "scale_weight 0.1", "a reason", "a source", 1.0, 0.1)
-    with pytest.raises(KeyError):
-        apply_cures(model, [*findings, absent], x)
+    monkeypatch.setattr(cures, "lsuv", fails)
+    with pytest.raises(RuntimeError, match="half way"):
+        apply_cures(model, findings, x)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(isinstance(module, nn.Tanh) for module in model.modules())
 
