@@ -91,7 +91,7 @@ def test_constants_are_moved_by_the_factor_or_as_far_as_the_constructor_lets_the
 
 @pytest.mark.slow
 def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
-    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "iris"]
+    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "quantiles"]
     options += ["--seeds", "2", "--trials", "8", "--threads", "1"]
     first = CliRunner().invoke(bench, options, catch_exceptions=False)
     assert first.exit_code == 0
