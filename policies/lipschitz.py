@@ -60,7 +60,7 @@ class Lipschitz:
     deviations: float = 2.0
     rise: float = 4.0
     memory: float = 0.09
-    overfitting_rise: float = 0.05
+    overfitting_rise: float = 0.2
     overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6

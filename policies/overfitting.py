@@ -51,7 +51,7 @@ class Overfitting:
         ValueError: an argument is out of its range.
     """
 
-    rise: float = 0.05
+    rise: float = 0.2
     gap: float = 1.25
     patience: int = 2
     shrink: float = 0.25
