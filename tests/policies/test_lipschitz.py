@@ -300,7 +300,7 @@ def overfitted(validation, train, **parameters):
 
 
 def test_a_validation_loss_that_rises_far_above_the_training_loss_goes_back_and_makes_the_steps_smaller():
-    decisions = overfitted([1.0, 0.8, 0.9, 0.95, 1.1, 1.2, 0.7, 0.75], 0.1)
+    decisions = overfitted([1.0, 0.8, 0.97, 0.99, 1.1, 1.2, 0.7, 0.75], 0.1)
     factors = [d.knobs[0].lr / 0.1 for d in decisions[9::10]]
     assert factors == pytest.approx([1.0, 1.0, 1.0, 0.25, 0.25, 0.0625, 0.0625, 0.0625])
     back = [d for d in decisions if d.rewind]
