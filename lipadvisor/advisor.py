@@ -152,8 +152,8 @@ class Advisor:
         self._first_forward = model.register_forward_pre_hook(first, prepend=True, with_kwargs=True)
         self._handles = [
             self._first_forward,
-            optimizer.register_step_pre_hook(Hook(self._before_update)),
-            optimizer.register_step_post_hook(Hook(self._after_update)),
+            optimizer.register_step_pre_hook(self._before_update),
+            optimizer.register_step_post_hook(self._after_update),
         ]
         self._applier.begin()
         log_what_is_owned(self.policy.name, mode, self._probe)
@@ -376,12 +376,18 @@ class Advisor:
         begun = time.perf_counter()
         if self._updated:
             self._tell_of_a_step_that_was_not_closed()
-        if self._line.calm and (shrinking := self._errors.guard(self._applier.standing)) is not None:
-            self._line.acting_s = time.perf_counter() - begun
-            with torch.no_grad():
-                for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
-                    torch._foreach_mul_(matrices, factor)
-            return
+        if self._line.calm:  # the path of nearly every step: no guard, which asks for autocast
+            try:
+                shrinking = self._applier.standing()
+            except Exception:
+                self._errors.caught()
+                shrinking = None
+            if shrinking is not None:
+                self._line.acting_s = time.perf_counter() - begun
+                with torch.no_grad():
+                    for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
+                        torch._foreach_mul_(matrices, factor)
+                return
         self._line.calm = False
         if not self._gave_up:
             self._errors.guard(self._line.prepare_update)

@@ -14,7 +14,7 @@ __all__ = ["Budget"]
 # momentum goes on building up the update for some ten times as long.
 EARLY_STEPS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 49, 66, 89, 120)
 GRACE_S = 0.5  # seconds that measuring may take in any run: on tiny models a share of the time is too little
-OWN_TIME = 0.8  # of the share that is spent knowingly: some 10 us a step around the hooks are not seen
+OWN_TIME = 0.7  # of the share that is spent knowingly: some 10 us a step around the hooks are not seen
 TYPICAL = 31  # steps of either kind over which the time beside measuring is compared
 FEW = 3  # of either kind below which it is not
 FIRST_S = 0.03  # seconds of the run from which on they are spread over the logarithm of its time
@@ -25,7 +25,7 @@ _SAVED = ("measured_s", "total_s", "plain_s", "cost_s", "next_step")
 class Budget:
     """Decides which steps are measured.
 
-    Measuring takes the larger of ``0.8 max_overhead`` of the run's time and half a second in all: a run of ``0.5 /
+    Measuring takes the larger of ``0.7 max_overhead`` of the run's time and half a second in all: a run of ``0.5 /
     max_overhead`` seconds (17 by default) or more keeps to its share, and a shorter one of a tiny model has its half
     second spread over the logarithm of its time.
 
