@@ -59,13 +59,11 @@ class Advisor:
         parameters: measure matrices that a custom module holds itself, beside the network's sum.
         independent_samples: whether each sample's gradient is its own; ``None`` finds out (BatchNorm in training mode
             couples them: the noise is then measured from successive steps).
-        population: rows that the batches are drawn from without replacement, or the training ``DataLoader``: their
-            noise is smaller by ``1 - M/N``. ``None`` for independent draws.
+        population: rows that batches are drawn from without replacement, or the training ``DataLoader``; else ``None``.
         out: directory to store the trajectory in while training goes on; read it back with ``lipadvisor.load_run``.
         sink: receives the trajectory's rows in batches, instead of ``out``.
         record_limit: rows of each table kept in memory; ``None`` keeps all.
-        snapshot_every: steps between the copies that a rollback goes back to; ``None`` for none, ``"auto"`` for 100
-            on models of up to 5 million parameters and none above.
+        snapshot_every: steps between copies for rollbacks; ``"auto"``: 100, ``None`` above 5 million parameters.
         on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
             ``errors``; after five such steps, no decision in between, the user has the knobs back. ``"raise"`` raises.
 
@@ -375,7 +373,8 @@ class Advisor:
     def _before_update(self, *_: Any) -> None:
         begun = time.perf_counter()
         if self._updated:
-            self._tell_of_a_step_that_was_not_closed()
+            self.unclosed_steps += 1
+            log_unclosed(self.unclosed_steps)
         if self._line.calm:  # the path of nearly every step: no guard, which asks for autocast
             try:
                 shrinking = self._applier.standing()
@@ -391,11 +390,6 @@ class Advisor:
         self._line.calm = False
         if not self._gave_up:
             self._errors.guard(self._line.prepare_update)
-
-    def _tell_of_a_step_that_was_not_closed(self) -> None:
-        self.unclosed_steps += 1
-        if self.unclosed_steps == 1:
-            log_unclosed()
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True

@@ -26,9 +26,10 @@ def log_what_is_owned(policy: str, mode: str, probe: Probe) -> None:
         _log.info("not measured: %s", "; ".join(f"{', '.join(by_reason[why])}: {why}" for why in by_reason))
 
 
-def log_unclosed() -> None:
-    """Say that optimizer steps come without the advisor being told."""
-    _log.warning(
-        "an optimizer step came without Advisor.step() after the one before: it is not counted, and the schedule does "
-        "not advance (said once; advisor.unclosed_steps counts them)"
-    )
+def log_unclosed(count: int) -> None:
+    """Say, at the first of ``count``, that optimizer steps come without the advisor being told."""
+    if count == 1:
+        _log.warning(
+            "an optimizer step came without Advisor.step() after the one before: it is not counted, and the schedule "
+            "does not advance (said once; advisor.unclosed_steps counts them)"
+        )

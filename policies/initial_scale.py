@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +17,7 @@ Factors = tuple[tuple[str, float], ...]  # (layer, factor of its weight)
 
 
 @dataclass(frozen=True, slots=True)
-class InitialScale:
+class InitialScale(ABC):
     """Base of the initializations that decide for every layer; subclasses give ``factors``.
 
     It is the last word: layers that an earlier part of a chain would rescale and this one leaves alone stay as they
@@ -35,9 +36,9 @@ class InitialScale:
         """Return the empty state."""
         return NoState()
 
+    @abstractmethod
     def factors_for(self, observation: Observation) -> Factors:
         """Return the factor of each layer to scale. Names that the observation does not have are reported."""
-        raise NotImplementedError
 
     def decide(self, observation: Observation, state: NoState) -> tuple[Decision, NoState]:
         """Return the factors at step 0; nothing to add later."""

@@ -38,6 +38,7 @@ __all__ = [
     "Split",
     "block_form",
     "curvature_form",
+    "gram_forms",
     "outside",
     "split_change",
 ]
@@ -83,6 +84,20 @@ class FlatResolvent:
         return (p_KM.square().sum(-1) + y_KN.square().sum(-1)) / self.sigma.unsqueeze(-1)
 
 
+def gram_forms(factor: Tensor, right_K: Tensor, rest_K: Tensor, s_R: Tensor) -> Tensor:
+    """Return the second line of q (K,) from a Cholesky factor of the Gram system: half of a solve does for a square.
+
+    Args:
+        factor: lower, of ``sigma^2 I - D'D`` or ``sigma^2 I - D D'``.
+        right_K: right-hand sides, one a row.
+        rest_K: the changes on the other side, one a row.
+        s_R: singular values of the block, descending; the first is sigma.
+    """
+    root_K = torch.linalg.solve_triangular(factor, right_K.mT, upper=False)
+    form_K: Tensor = (root_K.square().sum(-2) + rest_K.square().sum(-1)) / s_R[..., :1]
+    return form_K
+
+
 @dataclass(frozen=True, slots=True)
 class GramResolvent:
     """Exact: one Cholesky factor of ``sigma^2 I - D'D`` (or of ``sigma^2 I - D D'``) serves any number of changes."""
@@ -116,10 +131,7 @@ class GramResolvent:
 
     def forms(self, p_KM: Tensor, y_KN: Tensor) -> Tensor:
         """Return the second line of q (K,): half of a solve is enough for a square."""
-        root_K = torch.linalg.solve_triangular(self.factor, self._right(p_KM, y_KN).mT, upper=False)
-        rest_K = (y_KN if self.left else p_KM).square().sum(-1)
-        form_K: Tensor = (root_K.square().sum(-2) + rest_K) / self._sigma().squeeze(-1)
-        return form_K
+        return gram_forms(self.factor, self._right(p_KM, y_KN), y_KN if self.left else p_KM, self.block.s_R)
 
     def _sigma(self) -> Tensor:
         return self.block.s_R[..., :1].unsqueeze(-1)

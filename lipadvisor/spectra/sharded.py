@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.nn.functional import pad
 
 from lipadvisor.spectra.block import TrackedBlock
-from lipadvisor.spectra.curvature import Change
+from lipadvisor.spectra.curvature import Change, gram_forms
 from lipadvisor.spectra.operator import LayerOperator
 
 __all__ = ["Shard", "ShardedGram", "ShardedOperator"]
@@ -251,10 +251,7 @@ class ShardedGram:
         return self._forms(self._right(p_KM, y_KN), p_KM, y_KN)
 
     def _forms(self, right_K: Tensor, p_KM: Tensor, y_KN: Tensor) -> Tensor:
-        root_K = torch.linalg.solve_triangular(self.factor, right_K.mT, upper=False)
-        rest_K = (y_KN if self.left else p_KM).square().sum(-1)
-        form_K: Tensor = (root_K.square().sum(-2) + rest_K) / self._sigma().squeeze(-1)
-        return form_K
+        return gram_forms(self.factor, right_K, y_KN if self.left else p_KM, self.block.s_R)
 
     def _sigma(self) -> Tensor:
         return self.block.s_R[..., :1].unsqueeze(-1)

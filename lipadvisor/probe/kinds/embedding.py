@@ -9,6 +9,7 @@ Shapes: ``V`` rows, ``D`` columns, ``B`` samples, ``n`` lookups.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Lookups:
         return grads * self.share_n.to(grads).unsqueeze(1)
 
 
-class _LookupUse:
+class _LookupUse(ABC):
     """What all tables share, given :class:`Lookups`."""
 
     @property
@@ -92,9 +93,9 @@ class _LookupUse:
         return table.index_add_(0, kept.row_n, grads * weight_B[kept.sample_n].unsqueeze(1))
 
     @property
+    @abstractmethod
     def rows(self) -> int:
         """V."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
