@@ -58,11 +58,12 @@ class Run:
         return Run(self.path, **own, meta=self.meta)
 
 
-def load_run(path: str | os.PathLike[str]) -> Run:
+def load_run(path: str | os.PathLike[str], *, superseded: bool = False) -> Run:
     """Read a run, finished, stopped or still going on.
 
     Args:
         path: Directory that was given as ``out`` to an ``Advisor``, to a demo or to a study.
+        superseded: keep the rows of earlier attempts at a step as well; the column ``attempt`` tells them apart.
 
     Raises:
         FileNotFoundError: there is no such directory, or it is not a run; says what was looked for.
@@ -79,7 +80,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     trials: dict[str, Any] = {}
     for folder in sorted(found for found in root.iterdir() if found.is_dir()):
-        tables, trials[folder.name] = _read_trial(directory, folder)
+        tables, trials[folder.name] = _read_trial(directory, folder, superseded)
         for name, frame in tables.items():
             frames[name].append(frame)
     run_file = directory / RUN_FILE
@@ -87,7 +88,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     return Run(directory, **{name: _joined(name, frames[name]) for name in TABLES}, meta=meta)
 
 
-def _read_trial(directory: Path, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+def _read_trial(directory: Path, folder: Path, superseded: bool) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     starts = {int(path.stem): read_json(path) for path in folder.glob("*.json") if path.stem.isdecimal()}
     parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
     superseded_from: int | None = None
@@ -96,7 +97,8 @@ def _read_trial(directory: Path, folder: Path) -> tuple[dict[str, pd.DataFrame],
         tables = {name: TableFile(folder / f"{attempt}-{name}", name).read() for name in TABLES}
         lost += _lost_batches(tables.values())
         for name, table in tables.items():
-            kept = table if superseded_from is None else table.filter(pc.less(table["step"], superseded_from))
+            everything = superseded or superseded_from is None
+            kept = table if everything else table.filter(pc.field("step") < superseded_from)
             parts[name].insert(0, _labelled(kept, folder.name, attempt))
         start = int(starts[attempt]["start_step"])
         superseded_from = start if superseded_from is None else min(start, superseded_from)

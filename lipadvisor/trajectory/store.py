@@ -11,6 +11,7 @@ A trial that is killed and goes on from a checkpoint does so as a new *attempt*,
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from lipadvisor.trajectory.whole_files import read_json, write_json
 
 __all__ = ["FOLDER", "TrajectoryStore", "check_trial_name"]
 
+_log = logging.getLogger("lipadvisor")
 FOLDER = "trajectory"
 _TRIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_OPEN = 192  # files kept open; the limit of a process is often 1,024
@@ -130,6 +132,12 @@ class TrajectoryStore:
             nonlocal attempt, sequence
             if not attempt:
                 first = min((row[0] for rows in batch.values() for row in rows), default=0)
+                if first == 0 and self.attempts(trial):
+                    _log.warning(
+                        "%s holds an earlier run. Where both recorded a step, load_run shows the later one; "
+                        "load_run(..., superseded=True) shows both.",
+                        self.directory,
+                    )
                 attempt = self.begin(trial, start_step=first, config=config)
                 self._own_trials.add(trial)
             self.append(trial, attempt, sequence + 1, batch)

@@ -167,6 +167,19 @@ def test_of_each_step_the_last_attempt_counts(tmp_path: Path) -> None:
         }
 
 
+def test_the_same_folder_twice_is_told_and_both_runs_can_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, steps in ((1.0, 9), (2.0, 4)):
+        with TrajectoryStore(tmp_path) as store:
+            store.sink("run")(batch(range(steps), number))
+        assert caplog.text.count("holds an earlier run") == int(number) - 1
+    assert list(load_run(tmp_path).observations["attempt"]) == [2] * 4
+    both = load_run(tmp_path, superseded=True).observations
+    assert list(both["attempt"]) == [1] * 9 + [2] * 4
+    assert list(both["log_norm"]) == [1.0] * 9 + [2.0] * 4
+
+
 def test_begin_twice_with_one_token_is_one_attempt(tmp_path: Path) -> None:
     store = TrajectoryStore(tmp_path)
     assert [store.begin("t", token=token) for token in ("a", "a", "b", "b", "c")] == [1, 1, 2, 2, 3]
