@@ -179,7 +179,7 @@ class Probe:
         """
         self._updates += 1
         now = time.perf_counter()
-        self._budget.spend(step, now - self._armed_at, now - since + self._tail_s, False)
+        self._budget.pass_over(step, now - self._armed_at, now - since + self._tail_s)
         self._armed_at = now
         idle = not self._budget.due(step + 1) or not self.arm(step + 1)
         self._tail_s = time.perf_counter() - now
