@@ -24,7 +24,7 @@ __all__ = ["run"]
 
 MAX_OVERHEAD = 0.03
 _LAST = 0.0005  # the last measurement may end a little above
-_ORDINARY_MS = 1.0  # a step, below which the 10 to 15 us around the hooks that nobody times are more than a point
+_ORDINARY_MS = 1.0  # a step, below which the 20 us of an idle one are most of the allowance
 _HONEST = 0.01  # share of the run's time by which the advisor's own account may be off
 _SECONDS, _LARGE_SECONDS, _QUICK_SECONDS = 120.0, 240.0, 3.0  # process CPU time of an advised training
 _BATCHES = 16  # of the networks without data of their own, again and again
