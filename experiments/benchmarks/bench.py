@@ -28,7 +28,7 @@ from lipadvisor.experiments.benchmarks.suites import (
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import LeadTimeGuard, Lipschitz, Policy, Predictive, named_policy
+from lipadvisor.policies import LeadTimeGuard, Lipschitz, Overfitting, Policy, Predictive, chain, named_policy
 
 __all__ = ["ZERO_ARMS", "Bench", "zero_tuning_policies"]
 
@@ -40,8 +40,10 @@ SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the s
     f"lr x{LR_FACTOR:g}, decided every 50": (written_lr(), 50),
 }
 _FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the further forward pass
+_NEVER = 1_000_000  # validations in a row
 _MOST_MEMBERS = 64  # trained at once
-ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated")
+ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
+_GRID_SEEDS = 3  # of a cell of the policy under test
 _HORIZON = 30  # factor of the horizon suite
 
 
@@ -60,7 +62,7 @@ class Bench:
         trials: of the baseline's search.
         decide_every: steps between measurements and decisions.
         default: name of the policy under test.
-        arms: of the suite zero: ``rules``, ``foreign``, ``rehearsal``, ``revalidated``; the default always runs.
+        arms: of the suite zero, see ``ZERO_ARMS``; the default always runs.
         progress: counts steps of single members.
     """
 
@@ -106,6 +108,14 @@ class Bench:
             spec, 2 * members * task.steps, lambda: revalidated(task, record, tick=self._ticker(task, members))
         )
         return list(again["test"])
+
+    def stopped(self, task: Task, record: Mapping[str, Any]) -> list[float]:
+        """Return the test losses of the tuned configuration that ends with its best weights by the default's rule.
+
+        It is shown the same validation losses, and never goes back before the end.
+        """
+        last_word = Overfitting(patience=_NEVER)
+        return self.policies(task, {"": chain(Trial(**record["best"]).policy(), last_word)})[""]
 
     def policies(self, task: Task, arms: Mapping[str, Policy[Any]], **options: Any) -> dict[str, list[float]]:
         """Return the test losses by seed of each arm, all trained together."""
@@ -223,6 +233,11 @@ class Bench:
                 found.setdefault(f"{self.default} against revalidated", {})[task.name] = loss_ratio(
                     arms[self.default], again
                 )
+            if "stopped" in self.arms:
+                arms["tuned, best weights"] = stopped = self.stopped(task, record)
+                found.setdefault(f"{self.default} against best weights", {})[task.name] = loss_ratio(
+                    arms[self.default], stopped
+                )
             for arm, losses in arms.items():
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
@@ -231,18 +246,20 @@ class Bench:
         """Return ratios over the user's learning rates, init scales and weight decays, by arm and cell.
 
         A policy in takeover mode never reads the user's learning rate and weight decay, so its cells differ by the
-        init scale alone and are run once each; the tuned configuration is run in every cell.
+        init scale alone; each is the mean of three seeds, so that it is judged and not the luck of a seed. The tuned
+        configuration is run in every cell, on one seed.
         """
         found: dict[str, dict[str, float]] = {}
         policy = named_policy(self.default)
         for task in self.tasks:
             record = self.baseline(task)
-            best, base = Trial(**record["best"]), record["test"][0]
-            owned = [Cell(f"x{scale:g}", policy, 0, scale) for scale in INIT_SCALES]
+            best, base = Trial(**record["best"]), record["test"]
+            seeds = range(min(_GRID_SEEDS, self.seeds))
+            owned = [Cell(f"x{scale:g}", policy, seed, scale) for scale in INIT_SCALES for seed in seeds]
             for cell, losses in self.cells(task, owned, suite="grid").items():
-                found.setdefault(self.default, {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
+                found.setdefault(self.default, {})[f"{task.name} {cell}"] = loss_ratio(losses, base)
             for cell, losses in self.cells(task, list(tuned_cells(best)), suite="grid").items():
-                found.setdefault("tuned, perturbed", {})[f"{task.name} {cell}"] = loss_ratio(losses, [base])
+                found.setdefault("tuned, perturbed", {})[f"{task.name} {cell}"] = loss_ratio(losses, base)
         return found
 
     def init(self) -> dict[str, dict[str, float]]:
@@ -363,5 +380,5 @@ class Bench:
 
 
 def validate_every(task: Task, steps: int | None = None) -> int:
-    """Return the steps between the validation losses that policies are shown: on small tables, twenty times a run."""
-    return max(1, (task.steps if steps is None else steps) // 20) if task.small_table else 0
+    """Return the steps between the validation losses that policies are shown: about twenty times a run."""
+    return max(1, (task.steps if steps is None else steps) // 20)

@@ -8,7 +8,7 @@ import click
 
 __all__ = ["bench"]
 
-ARMS = ("rules", "foreign", "rehearsal", "revalidated")
+ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
 SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 

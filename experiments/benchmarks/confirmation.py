@@ -1,60 +1,236 @@
-"""The confirmation list: tasks that no constant was chosen on, run once the constants are frozen.
+"""The confirmation list: run once, after constants and source were frozen.
 
-Other architectures, widths, optimizers, batches, data and noise than on the design list, and several of each family
-that policies were found to lose on: BatchNorm in few steps, tables with wrong labels, batches of four to eight, mixers,
-recurrences, regression with little noise, norms after the sums. The lists that stood here before were looked at, and
-have joined the design list.
+One task of each family, written before any policy was run on any of them. Who writes a list knows what has lost before,
+so sizes, batches, lengths of runs, noise and optimizers are drawn: :class:`_Draw` names the ranges, a seeded generator
+picks.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 from torch import nn
 
-from lipadvisor.experiments.benchmarks import further_networks as net
-from lipadvisor.experiments.benchmarks import further_sources as data
-from lipadvisor.experiments.benchmarks.networks import BatchNorm, Mixer, perceptron, plain_convnet
-from lipadvisor.experiments.benchmarks.sources import digits_images, digits_vectors
-from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.experiments.benchmarks import fresh_networks as net
+from lipadvisor.experiments.benchmarks import fresh_sources as data
+from lipadvisor.experiments.benchmarks.networks import Mixer, perceptron
+from lipadvisor.experiments.benchmarks.task import OptimizerKind, Task
 
 __all__ = ["CONFIRMATION"]
 
-_WINDOW = 14  # characters
+_SEED = 20_261_121  # of all draws
+_MATRICES_ONLY = ("autoencoder", "inpainting", "mixer", "teacher")  # what Muon can train without biases
+_MUON_TASKS = 2
+T = TypeVar("T")
+
+
+class _Draw:
+    """The numbers of one task: the same in every process, whatever else is drawn."""
+
+    def __init__(self, name: str) -> None:
+        self._random = random.Random(f"{_SEED} {name}")
+
+    def of(self, options: Sequence[T]) -> T:
+        """Return one of ``options``."""
+        return self._random.choice(options)
+
+    def batch(self) -> int:
+        """Return a batch size."""
+        return self.of((8, 12, 16, 24, 32, 48, 64))
+
+    def steps(self, low: int, high: int) -> int:
+        """Return the length of a run, a multiple of ten."""
+        return self.of(range(low, high + 1, 10))
+
+    def width(self, low: int, high: int) -> int:
+        """Return a multiple of four."""
+        return self.of(range(low, high + 1, 4))
+
+    def optimizer(self) -> OptimizerKind:
+        """Return AdamW twice as often as SGD."""
+        return self.of(("adamw", "adamw", "sgd"))
+
+    def activation(self) -> type[nn.Module]:
+        """Return a kind of activation."""
+        return self.of((nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Tanh, nn.SiLU, nn.GELU))
+
+
+_MUON = frozenset(random.Random(f"{_SEED} muon").sample(_MATRICES_ONLY, _MUON_TASKS))
+
+
+def _matrices_only(name: str, draw: _Draw) -> tuple[OptimizerKind, bool]:
+    """Return the optimizer and whether there are biases."""
+    drawn = draw.optimizer()
+    return ("muon", False) if name in _MUON else (drawn, True)
+
+
+def _deep_plain() -> Task:
+    draw = _Draw("deep_plain")
+    sizes = (64, *[draw.width(28, 52)] * draw.of((5, 6, 7, 8)), 10)
+    activation = draw.activation()
+    return Task("drawn_deep", f"plain {activation.__name__} MLP, {len(sizes) - 1} layers", draw.optimizer(),
+                draw.steps(300, 600), draw.batch(), "cross_entropy",
+                partial(perceptron, *sizes, activation=activation), data.shifted_digits)  # fmt: skip
+
+
+def _batchnorm() -> Task:
+    draw = _Draw("batchnorm")
+    return Task("preactivation", "BatchNorm ResNet with its norms before the convolutions", draw.optimizer(),
+                draw.steps(120, 200), draw.of((24, 32, 48)), "cross_entropy",
+                partial(net.preactivation_resnet, draw.width(8, 12), draw.of((1, 2))), data.gratings)  # fmt: skip
+
+
+def _transformer(pre: bool) -> Task:
+    title = "pre_ln" if pre else "post_ln"
+    draw = _Draw(title)
+    length, heads, head_width, depth = draw.of((12, 16, 20)), draw.of((2, 4)), draw.of((8, 12)), draw.of((2, 3))
+    return Task(f"{title}_library", f"{'pre' if pre else 'post'}-LN character Transformer, {depth} blocks", "adamw",
+                draw.steps(250, 400), draw.of((6, 8, 12)), "cross_entropy",
+                partial(net.transformer, data.SIGNS, length, heads, head_width, depth, pre),
+                partial(data.library, length))  # fmt: skip
+
+
+def _recurrent() -> Task:
+    draw = _Draw("recurrent")
+    length = draw.of((12, 14, 18))
+    return Task("minimal_gated", "recurrent character model with one gate", "adamw", draw.steps(250, 400),
+                draw.of((8, 12, 16)), "cross_entropy",
+                partial(net.MinimalGatedModel, data.SIGNS, draw.width(16, 24), draw.width(28, 44)),
+                partial(data.library, length))  # fmt: skip
+
+
+def _mixer() -> Task:
+    draw = _Draw("mixer")
+    optimizer, bias = _matrices_only("mixer", draw)
+    return Task("mixer_gratings", "MLP-mixer on gratings", optimizer, draw.steps(150, 250), draw.of((12, 16, 24, 32)),
+                "cross_entropy", partial(Mixer, draw.width(8, 16), draw.of((1, 2, 3)), 10, bias),
+                data.gratings)  # fmt: skip
+
+
+def _groupnorm() -> Task:
+    draw = _Draw("groupnorm")
+    return Task("groupnorm_shifted", "GroupNorm ConvNet on moved digits", draw.optimizer(), draw.steps(120, 200),
+                draw.of((12, 16, 24, 32)), "cross_entropy",
+                partial(net.groupnorm_stack, draw.of((2, 3, 4)), draw.of((2, 3)), draw.of((3, 4))),
+                partial(data.shifted_digits, False))  # fmt: skip
+
+
+def _teacher() -> Task:
+    draw = _Draw("teacher")
+    optimizer, bias = _matrices_only("teacher", draw)
+    inputs, width, activation = draw.of((8, 12, 16)), draw.width(32, 64), draw.activation()
+    noise = draw.of((0.1, 0.2, 0.3))
+    return Task("sine_teacher", f"two sums of sines, noise {noise:g}", optimizer, draw.steps(400, 900), draw.batch(),
+                "mse", partial(perceptron, inputs, width, width, 2, activation=activation, bias=bias),
+                partial(data.sine_teacher, inputs, noise))  # fmt: skip
+
+
+def _low_noise() -> Task:
+    draw = _Draw("low_noise")
+    variables, width, activation = draw.of((2, 3, 4, 5)), draw.width(32, 64), draw.activation()
+    layers = draw.of((2, 3))
+    return Task("resonance", f"low-noise regression in {variables} variables", draw.optimizer(), draw.steps(700, 1200),
+                draw.batch(), "mse", partial(perceptron, variables, *[width] * layers, 1, activation=activation),
+                partial(data.resonance, variables))  # fmt: skip
+
+
+def _autoencoder() -> Task:
+    draw = _Draw("autoencoder")
+    optimizer, bias = _matrices_only("autoencoder", draw)
+    width, code, activation = draw.width(28, 48), draw.of((5, 6, 10, 12)), draw.activation()
+    return Task("shifted_autoencoder", f"autoencoder 64-{width}-{code}-{width}-64 of moved digits", optimizer,
+                draw.steps(400, 700), draw.batch(), "mse",
+                partial(perceptron, 64, width, code, width, 64, activation=activation, bias=bias),
+                partial(data.shifted_digits, True, 0.0, True))  # fmt: skip
+
+
+def _patches() -> Task:
+    draw = _Draw("patches")
+    optimizer, bias = _matrices_only("inpainting", draw)
+    width, activation = draw.width(40, 72), draw.activation()
+    return Task("inpainting", "patches with a hole", optimizer, draw.steps(250, 450), draw.batch(), "mse",
+                partial(perceptron, 16, width, width, 16, activation=activation, bias=bias),
+                data.inpainting)  # fmt: skip
+
+
+def _label_noise() -> Task:
+    draw = _Draw("label_noise")
+    wrong, width, activation = draw.of((0.1, 0.2, 0.3, 0.4)), draw.width(48, 80), draw.activation()
+    return Task("wrong_shifted", f"MLP, {wrong:.0%} of the labels wrong", draw.optimizer(), draw.steps(250, 450),
+                draw.batch(), "cross_entropy", partial(perceptron, 64, width, width, 10, activation=activation),
+                partial(data.shifted_digits, True, wrong))  # fmt: skip
+
+
+def _batch_4() -> Task:
+    draw = _Draw("batch_4")
+    width, activation = draw.width(32, 64), draw.activation()
+    return Task("gratings_batch_4", "MLP on gratings, batches of four", draw.optimizer(), draw.steps(500, 900), 4,
+                "cross_entropy", partial(perceptron, 64, width, width, 10, activation=activation),
+                partial(data.gratings, True))  # fmt: skip
+
+
+def _class_table() -> Task:
+    draw = _Draw("class_table")
+    rows, width = draw.of((140, 180, 220, 260)), draw.width(24, 48)
+    return Task("hastie_table", f"small table, {rows} rows, two classes", draw.optimizer(), draw.steps(150, 300),
+                draw.of((10, 16, 24, 32)), "cross_entropy",
+                partial(perceptron, 10, width, width, 2, activation=draw.activation()),
+                partial(data.hastie_table, rows), small_table=True)  # fmt: skip
+
+
+def _number_table() -> Task:
+    draw = _Draw("number_table")
+    rows, width = draw.of((100, 140, 180, 220)), draw.width(24, 48)
+    return Task("phase_table", f"small table, {rows} rows, regression", draw.optimizer(), draw.steps(150, 300),
+                draw.of((10, 16, 24, 32)), "mse",
+                partial(perceptron, 10, width, width, 1, activation=draw.activation()),
+                partial(data.phase_table, rows), small_table=True)  # fmt: skip
+
+
+def _one_pass() -> Task:
+    draw = _Draw("one_pass")
+    inputs, width, steps, batch = draw.of((6, 8, 10)), draw.width(32, 64), draw.steps(300, 600), draw.batch()
+    return Task("one_pass", "quadratic forms, each row seen once", draw.optimizer(), steps, batch, "cross_entropy",
+                partial(perceptron, inputs, width, width, 3, activation=draw.activation()),
+                partial(data.stream, inputs, steps * batch))  # fmt: skip
+
+
+def _plain_convnet() -> Task:
+    draw = _Draw("plain_convnet")
+    return Task("wave_convnet", "plain ConvNet on gratings", draw.optimizer(), draw.steps(150, 250),
+                draw.of((12, 16, 24, 32)), "cross_entropy",
+                partial(net.wave_convnet, draw.width(8, 12), draw.of((2, 3, 4))), data.gratings)  # fmt: skip
+
+
+def _plane() -> Task:
+    draw = _Draw("plane")
+    arms, width = draw.of((3, 4, 5)), draw.width(20, 40)
+    return Task("pinwheel", f"{arms} arms of a pinwheel in the plane", draw.optimizer(), draw.steps(300, 700),
+                draw.batch(), "cross_entropy",
+                partial(perceptron, 2, width, width, arms, activation=draw.activation()),
+                partial(data.pinwheel, arms))  # fmt: skip
+
 
 CONFIRMATION: tuple[Task, ...] = (
-    Task("batchnorm_stack", "BatchNorm ConvNet with GELU, batches of 48", "adamw", 120, 48, "cross_entropy",
-         partial(net.batchnorm_stack, 10, 3), digits_images),
-    Task("batchnorm_mlp", "BatchNorm MLP", "adamw", 160, 40, "cross_entropy",
-         partial(perceptron, 64, 56, 56, 56, 10, norm=BatchNorm), digits_vectors),
-    Task("batchnorm_sgd", "BatchNorm ConvNet, 20 % of the labels moved on by one", "sgd", 110, 40, "cross_entropy",
-         partial(net.batchnorm_stack, 8, 4), partial(data.wrong_digits, 0.2, False)),
-    Task("quantiles", "small table, three shells, 15 % of the labels drawn anew", "adamw", 220, 20, "cross_entropy",
-         partial(perceptron, 12, 40, 40, 3), data.quantiles, small_table=True),
-    Task("sparse_table", "small table, regression with much noise", "sgd", 260, 16, "mse",
-         partial(perceptron, 24, 32, 32, 1, activation=nn.Tanh), data.sparse_table, small_table=True),
-    Task("mixer_batch_6", "narrow mixer, four blocks, batches of 6", "sgd", 350, 6, "cross_entropy",
-         partial(Mixer, 10, 4, 10), digits_images),
-    Task("convnet_batch_8", "GroupNorm ConvNet, batches of 8", "adamw", 240, 8, "cross_entropy",
-         partial(plain_convnet, 8, True), digits_images),
-    Task("tanh_batch_5", "tanh MLP, batches of 5, 15 % of the labels moved on by one", "adamw", 500, 5,
-         "cross_entropy", partial(perceptron, 64, 40, 40, 10, activation=nn.Tanh), partial(data.wrong_digits, 0.15)),
-    Task("gru_columns", "GRU reading image columns, batches of 16", "adamw", 350, 16, "cross_entropy",
-         partial(net.GruColumns, 28, 10), digits_images),
-    Task("elman_letters", "tanh recurrence as a character model", "adamw", 300, 16, "cross_entropy",
-         partial(net.ElmanLanguageModel, data.SYMBOLS, 20, 40), partial(data.letters, _WINDOW)),
-    Task("ripples", "low-noise regression in three variables", "adamw", 1000, 24, "mse",
-         partial(perceptron, 3, 56, 56, 1, activation=nn.SiLU), data.ripples),
-    Task("post_ln_rows", "post-LN Transformer over image rows", "adamw", 300, 24, "cross_entropy",
-         partial(net.RowTransformer, 20, 2, 2, 10, False), digits_images),
-    Task("deep_silu", "plain SiLU MLP, seven layers", "adamw", 400, 40, "cross_entropy",
-         partial(perceptron, 64, 36, 36, 36, 36, 36, 36, 10, activation=nn.SiLU), digits_vectors),
-    Task("checkerboard", "fields of a board in the plane", "sgd", 900, 32, "cross_entropy",
-         partial(perceptron, 2, 40, 40, 40, 2), data.checkerboard),
-    Task("halves_muon", "lower half from the upper half, under Muon", "muon", 250, 32, "mse",
-         partial(perceptron, 32, 64, 64, 32, bias=False), data.half_reconstruction),
-    Task("sharpening", "GroupNorm ConvNet from image to image", "adamw", 160, 20, "mse",
-         partial(net.sharpening_convnet, 8), data.blurred_images),
-    Task("few_digits", "LayerNorm MLP on 250 digits", "sgd", 300, 32, "cross_entropy",
-         partial(perceptron, 64, 80, 80, 10, norm=nn.LayerNorm), partial(data.few_digits, 250)),
-)  # fmt: skip
+    _deep_plain(),
+    _batchnorm(),
+    _transformer(True),
+    _transformer(False),
+    _recurrent(),
+    _mixer(),
+    _groupnorm(),
+    _teacher(),
+    _low_noise(),
+    _autoencoder(),
+    _patches(),
+    _label_noise(),
+    _batch_4(),
+    _class_table(),
+    _number_table(),
+    _one_pass(),
+    _plain_convnet(),
+    _plane(),
+)

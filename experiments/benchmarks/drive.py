@@ -13,7 +13,7 @@ from torch import Tensor
 from lipadvisor.experiments.benchmarks.measure import Measure
 from lipadvisor.experiments.benchmarks.population import Population
 from lipadvisor.experiments.benchmarks.task import Task
-from lipadvisor.policies import Decision, Knobs, Policy
+from lipadvisor.policies import Decision, Knobs, Observation, Policy
 
 __all__ = ["Outcome", "Shock", "drive"]
 
@@ -181,6 +181,8 @@ def drive(
         else:
             measure.skip(result, lr, shrink)
         tick(step)
+    if best is not None:
+        _last_word(population, policies, states, observations, best)
     return Outcome(
         population.evaluate("train").tolist(),
         population.evaluate("validation").tolist(),
@@ -189,6 +191,22 @@ def drive(
         reasons,
         traces,
     )
+
+
+def _last_word(
+    population: Population, policies: Sequence[Policy[Any]], states: Sequence[Any], observations: Sequence[Observation],
+    best: _Best,
+) -> None:  # fmt: skip
+    """Show the final weights' validation loss and obey a policy that goes back to better ones, as the advisor does."""
+    losses = population.evaluate("validation").tolist()
+    best.keep(losses)
+    back = []
+    for i, (policy, state, seen, loss) in enumerate(zip(policies, states, observations, losses, strict=True)):
+        end = replace(seen, step=population.steps, validation_loss=loss, validation_step=population.steps)
+        if policy.decide(end, state)[0].rewind:
+            back.append(i)
+    if back:
+        best.restore(torch.tensor(back))
 
 
 def _rescale(population: Population, member: int, decision: Decision) -> bool:

@@ -12,6 +12,7 @@ from lipadvisor.experiments.benchmarks import more_sources as more_data
 from lipadvisor.experiments.benchmarks import networks as net
 from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
+from lipadvisor.experiments.benchmarks.seen_confirmation import SEEN
 from lipadvisor.experiments.benchmarks.task import Task
 
 __all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "INTERVAL_TASKS", "QUICK", "SHOCK_TASKS", "TASKS"]
@@ -113,6 +114,7 @@ DESIGN: tuple[Task, ...] = (
          partial(net.perceptron, 20, 48, 48, 3), more_data.flipped_table, small_table=True),
     Task("iris", "small table, three flowers", "sgd", 200, 10, "cross_entropy", partial(net.perceptron, 4, 20, 20, 3),
          partial(sources.table, "iris", 60, 45), small_table=True),
+    *SEEN,  # a third one
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

@@ -144,8 +144,8 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
     """Return the member-steps that a task takes: what the bench counts while it runs."""
     baseline = 2 * trials
     arms: Mapping[str, float] = {
-        "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 1) * seeds,
-        "grid": baseline + len(INIT_SCALES) * (1 + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
+        "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 2) * seeds,
+        "grid": baseline + len(INIT_SCALES) * (3 + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
         "init": baseline + seeds,
         "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,
         "horizon": 30 * (2 * 16 + seeds),

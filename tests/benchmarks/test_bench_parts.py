@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,6 +36,42 @@ def test_splits_are_finite_and_the_model_has_no_buffers(task):
     for split in (data.train, data.validation, data.test):
         assert len(split.inputs) == len(split.targets) > 0
         assert bool(split.inputs.isfinite().all())
+
+
+def test_the_confirmation_list_has_one_task_of_each_family_and_shares_no_data_with_the_other():
+    summaries = " ".join(task.summary for task in CONFIRMATION)
+    families = (
+        "plain SiLU MLP",
+        "BatchNorm ResNet",
+        "pre-LN",
+        "post-LN",
+        "recurrent",
+        "MLP-mixer",
+        "GroupNorm",
+        "sums of",
+    )
+    families += ("low-noise", "autoencoder", "patches", "labels wrong", "batches of four", "seen once", "plain ConvNet")
+    assert all(summaries.count(family) == 1 for family in families)
+    assert sum(task.small_table for task in CONFIRMATION) == 2
+    assert {task.optimizer for task in CONFIRMATION} == {"adamw", "sgd", "muon"}
+
+    def source(task):
+        load = getattr(task.load, "func", task.load)
+        return load.__module__, load.__name__
+
+    assert not {source(task) for task in CONFIRMATION} & {source(task) for task in DESIGN}
+
+
+def test_the_draws_of_the_confirmation_list_are_the_same_in_every_process():
+    code = "from lipadvisor.experiments.benchmarks.lists import CONFIRMATION as c; print([t.steps for t in c])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(told) == [task.steps for task in CONFIRMATION]
+
+
+def test_each_row_of_the_stream_is_seen_once():
+    task = TASKS["one_pass"]
+    rows = batch_order(len(task.load().train), task.batch_size, task.steps, seed=0)
+    assert len(rows.unique()) == rows.numel() == len(task.load().train)
 
 
 def test_batches_repeat_by_seed_and_cover_an_epoch():
@@ -91,7 +129,7 @@ def test_constants_are_moved_by_the_factor_or_as_far_as_the_constructor_lets_the
 
 @pytest.mark.slow
 def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
-    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "quantiles"]
+    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "phase_table"]
     options += ["--seeds", "2", "--trials", "8", "--threads", "1"]
     first = CliRunner().invoke(bench, options, catch_exceptions=False)
     assert first.exit_code == 0
