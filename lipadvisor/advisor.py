@@ -262,12 +262,14 @@ class Advisor:
     def report_validation(self, loss: float) -> None:
         """Tell the policy a validation loss, measured on the weights as they are now.
 
-        The weights with the lowest one are kept where ``snapshot_every`` is, for a policy that goes back to them. Of
-        several ranks each must report one: their mean counts, so that all decide alike.
+        The weights with the lowest are kept where ``snapshot_every`` is. The default goes back to them on overfitting,
+        and where the loss reported after the last step is clearly above the lowest: report twenty times a run, and
+        at its end, before the model is used. Of several ranks each must report one: their mean counts.
         """
         mean = self._probe.ranks.mean(float(loss))
         assert mean is not None
-        self._line.report_validation(float(mean))
+        if not (self._closed or self._gave_up):
+            self._errors.guard(self._line.report_validation, float(mean))
 
     @property
     def trajectory(self) -> Trajectory:

@@ -307,9 +307,19 @@ class Line:
         self._probe.arm(self.step)
 
     def report_validation(self, loss: float) -> None:
-        """Take a validation loss of the weights as they are now, for the policy and for the way back to them."""
+        """Take a validation loss of the weights as they are now, for the policy and for the way back to them.
+
+        After the last step of the run the policy is asked once more: it may end with the weights that validated best.
+        """
         self.validation = (self.step, loss)
         self._snapshot.keep_validated(loss)
+        if self.last is None or self.step != self._total_steps or self.last.validation_step == self.step:
+            return
+        self.last = dataclasses.replace(self.last, step=self.step, validation_loss=loss, validation_step=self.step)
+        decision, applied = self._decide(self.last)
+        if decision.rewind:
+            self.decision = decision
+            self._record(decision, applied)
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 

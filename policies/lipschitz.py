@@ -24,7 +24,7 @@ class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
     In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
-    Lipschitz budget, weight decay, smaller steps on overfitting, end of the warmup, notice of shocks; around them the
+    Lipschitz budget, weight decay, the way back on overfitting, end of the warmup, notice of shocks; around them the
     guard.
 
     Args:
@@ -38,8 +38,8 @@ class Lipschitz:
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
         memory: time constant of the mean of the update's relative size, share of the run, > 0.
-        overfitting_rise: relative rise of a reported validation loss above its lowest from which on the weights go back
-            to those that validated best, and on in smaller steps, >= 0.
+        overfitting_rise: rise of a reported validation loss above its lowest, over the geometric mean of the lowest and
+            the first, from which on the weights go back to those that validated best, and on in smaller steps, >= 0.
         overfitting_gap: ratio of validation to training loss without which it does not, > 0.
         low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
             0.577.
@@ -60,7 +60,7 @@ class Lipschitz:
     deviations: float = 2.0
     rise: float = 4.0
     memory: float = 0.09
-    overfitting_rise: float = 0.2
+    overfitting_rise: float = 0.1
     overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6

@@ -96,3 +96,28 @@ def test_a_rewind_puts_the_validated_weights_back_or_says_that_there_are_none(re
         for step in range(12, 20):
             advisor.step(take(model, optimizer, step))
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("last", "goes_back"), [(0.9, True), (0.31, False), (math.nan, False)])
+def test_a_run_whose_last_weights_validate_clearly_worse_ends_with_the_best_ones(last: float, goes_back: bool) -> None:
+    model, data = torch.nn.Linear(4, 2), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = None
+    advisor = Advisor(model, optimizer, 20, snapshot_every=5, on_error="raise")
+    for step in range(1, 21):
+        loss = model(data).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        advisor.step(loss)
+        if step == 10:
+            kept = model.weight.detach().clone()
+        if step in (5, 10, 20):
+            before = model.weight.detach().clone()
+            advisor.report_validation({5: 0.4, 10: 0.3, 20: last}[step])
+    assert torch.equal(model.weight, kept if goes_back else before)
+    rows = advisor.trajectory.decisions
+    assert any("overfitting:rewind" in reason for reason in rows.reason) == goes_back
+    advisor.close()
+    advisor.report_validation(50.0)  # nothing is done any more
+    assert torch.equal(model.weight, kept if goes_back else before)

@@ -28,7 +28,7 @@ VARIANTS: dict[str, Policy[Any]] = {
     "decay 1.5": Lipschitz(decay_total=1.5),
     "ratio remembered for 50 steps": Lipschitz(memory=1e6),
     "ratio remembered for 3 % of the run": Lipschitz(memory=0.03),
-    "blind to validation": Lipschitz(overfitting_gap=1e9),
+    "blind to validation": Lipschitz(overfitting_rise=1e9),
     "step x 8": Lipschitz(relative_step=0.96),
     "step / 8": Lipschitz(relative_step=0.015),
     "mean with the function's change": FunctionMean(),

@@ -300,13 +300,43 @@ def overfitted(validation, train, **parameters):
 
 
 def test_a_validation_loss_that_rises_far_above_the_training_loss_goes_back_and_makes_the_steps_smaller():
-    decisions = overfitted([1.0, 0.8, 0.97, 0.99, 1.1, 1.2, 0.7, 0.75], 0.1)
+    decisions = overfitted([1.0, 0.8, 0.97, 0.99, 1.1, 1.2, 0.7, 0.75], 0.1, deviations=0.0)
     factors = [d.knobs[0].lr / 0.1 for d in decisions[9::10]]
-    assert factors == pytest.approx([1.0, 1.0, 1.0, 0.25, 0.25, 0.0625, 0.0625, 0.0625])
+    assert factors == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01, 0.01])
     back = [d for d in decisions if d.rewind]
     assert [d.step for d in back] == [30, 50]  # each time the second validation in a row above the lowest
     assert all(d.reason.endswith("overfitting:rewind") and d.cooldown_started for d in back)
     assert decisions[-1].knobs[0].weight_decay == 0.5  # per unit of tau: it falls with the rate
+
+
+def test_a_steady_rise_is_told_from_the_same_rise_in_jumps():
+    steady, jumping = [1.0, 0.8, 0.84, 0.88, 0.92, 0.96, 1.0], [1.0, 0.8, 1.1, 0.85, 1.05, 0.96, 1.0]
+    assert any(d.rewind for d in overfitted(steady, 0.1))
+    assert not any(d.rewind for d in overfitted(jumping, 0.1))
+    assert any(d.rewind for d in overfitted(jumping, 0.1, deviations=0.0))
+
+
+@pytest.mark.parametrize(("first", "told"), [(0.09, True), (2.5, False)])
+def test_a_small_loss_is_noisier_than_it_is_small(first, told):
+    # from 0.04 to 0.05: more than a tenth of sqrt(0.04 * first) above the lowest for a first loss of 0.09 alone
+    losses = [first, 0.04, 0.043, 0.046, 0.049, 0.05, 0.05]
+    assert any(d.rewind for d in overfitted(losses, 0.01, deviations=0.0)) is told
+
+
+def last_word(loss, total=30):
+    """Return the decision on the validation loss after the last step."""
+    policy, state = Overfitting(deviations=0.0), Overfitting().init()
+    for step, value in ((10, 1.0), (20, 0.5), (total, loss)):
+        seen = observe(step, [layer()], total=30, loss=0.9, validation_loss=value, validation_step=step)
+        part, state = policy.refine(seen, Decision(step, "x", "x", (Knobs(0, 0.1),)), state)
+    return part
+
+
+def test_the_run_ends_with_the_weights_that_validated_best_where_the_last_ones_are_clearly_worse():
+    assert last_word(0.6).rewind  # whatever the training loss
+    assert not last_word(0.55).rewind
+    assert not last_word(0.4).rewind
+    assert not last_word(0.6, total=29).rewind  # not the end: the training loss is not far below
 
 
 def test_after_going_back_the_training_loss_is_that_of_the_weights_gone_back_to():
@@ -321,7 +351,7 @@ def test_after_going_back_the_training_loss_is_that_of_the_weights_gone_back_to(
         )
         for step in range(60)
     ]
-    policy = Overfitting(smoothing=1)
+    policy = Overfitting(smoothing=1, deviations=0.0)
     state, told = policy.init(), []
     for observation in run:
         part, state = policy.refine(observation, Decision(observation.step, "x", "x", (Knobs(0, 0.1),)), state)
