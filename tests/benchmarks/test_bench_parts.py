@@ -41,7 +41,7 @@ def test_splits_are_finite_and_the_model_has_no_buffers(task):
 def test_the_confirmation_list_has_one_task_of_each_family_and_shares_no_data_with_the_other():
     summaries = " ".join(task.summary for task in CONFIRMATION)
     families = (
-        "plain SiLU MLP",
+        "plain Tanh MLP",
         "BatchNorm ResNet",
         "pre-LN",
         "post-LN",
