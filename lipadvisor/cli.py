@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -191,10 +192,17 @@ def policies() -> None:
     from lipadvisor.policies import POLICIES
 
     for name, kind in POLICIES.items():
-        about = (kind.__doc__ or "").strip().splitlines()[0]
-        click.echo(f"{name:<12} {about}")
+        about = _plain((kind.__doc__ or "").strip().splitlines()[0])
         fields = [item for item in dataclasses.fields(kind) if item.init]  # type: ignore[arg-type]
-        click.echo(f"{'':<12} {', '.join(f'{item.name}={item.default!r}' for item in fields)}\n")
+        defaults = ", ".join(f"{item.name}={item.default!r}" for item in fields)
+        click.echo(name)
+        click.echo(click.wrap_text(about, 110, "  ", "  "))
+        click.echo(click.wrap_text(defaults, 110, "  ", "  ") + "\n")
+
+
+def _plain(text: str) -> str:
+    """Return a docstring's line without its markup."""
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
 
 
 @main.command()

@@ -33,11 +33,12 @@ class Prediction:
 
     def update(self, terms: Terms) -> tuple[Coefficients, tuple[Band, ...]]:
         """Take in a measurement; return its rates, and the network's bands under the present knobs."""
-        rates = coefficients(terms)
-        self.reconstruction.update(terms, rates)
-        self.forecaster.update(terms, rates)
-        self.measurements += 1
-        return rates, self.forecaster.bands()
+        with np.errstate(all="ignore"):  # of a run that diverges: what is not finite is marked, not printed
+            rates = coefficients(terms)
+            self.reconstruction.update(terms, rates)
+            self.forecaster.update(terms, rates)
+            self.measurements += 1
+            return rates, self.forecaster.bands()
 
     def shift(self, factors: Mapping[str, float]) -> None:
         """Account for weights that a decision has just rescaled, by the layers' names."""

@@ -26,6 +26,11 @@ def extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruct
     ``predicted`` and ``predicted_paper`` (nats) are integrated from the first measurement and belong to the same
     weights as the row's ``log_norm``: those after the step, where the terms carry them.
     """
+    with np.errstate(all="ignore"):  # of a run that diverges: nan and inf are recorded as they are
+        return _extra_columns(terms, rates, reconstruction)
+
+
+def _extra_columns(terms: Terms, rates: Coefficients, reconstruction: Reconstruction) -> dict[str, list[float]]:
     weight_L = terms.composition_L
     change_L = terms.change_L
     paper_L = terms.lr_L * rates.paper_rate_L()

@@ -212,3 +212,22 @@ def test_steps_that_nobody_closes_and_steps_beyond_the_horizon_are_told(caplog: 
     told = [record.message for record in caplog.records]
     assert sum("without Advisor.step()" in one for one in told) == 1
     assert sum("beyond total_steps" in one for one in told) == 1
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("lr", [0.01, 0.1, 1e4])
+def test_a_run_that_diverges_prints_no_warnings_of_numpy(lr: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with Advisor(model, optimizer, 200, policy="constant", mode="shadow", interval=1, on_error="raise") as advisor:
+        for _ in range(200):
+            x = torch.randn(16, 8)
+            loss = (model(x) - 100.0 * x[:, :1]).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+        assert not math.isfinite(float(loss.detach()))
+        advisor.forecast(20)
+        assert "non_finite" in set(advisor.trajectory.observations["status"])

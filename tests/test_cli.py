@@ -94,6 +94,11 @@ def test_policies_are_listed_with_their_parameters() -> None:
     assert "relative_step=" in output
 
 
+def test_policies_are_listed_in_plain_text() -> None:
+    lines = _run("policies").output.splitlines()
+    assert not [line for line in lines if "``" in line or ":class:" in line or len(line) > 111]
+
+
 def test_replay_shows_recorded_beside_proposed(recorded: Path, tmp_path: Path) -> None:
     result = _run("replay", recorded, "--policy", "constant", "--param", "lr=0.25")
     assert result.exit_code == 0, result.output

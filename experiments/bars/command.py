@@ -14,9 +14,15 @@ from lipadvisor.trajectory import write_json, write_text
 __all__ = ["bars"]
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Names: {', '.join(BARS)}.")
 @click.argument("name", metavar="NAME|all", type=click.Choice([*BARS, "all"]))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bars"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/bars"),
+    show_default=True,
+    help="Folder.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A small version: seconds, too small to judge by.")
 def bars(name: str, out: Path, seed: int, quick: bool) -> None:

@@ -12,13 +12,19 @@ ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
 SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
     """Compare policies with tuned baselines on many tiny tasks."""
 
 
 @bench.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/bench"),
+    show_default=True,
+    help="Folder.",
+)
 @click.option(
     "--suite", type=click.Choice(SUITES), default="zero", show_default=True, help="What is perturbed; see above."
 )

@@ -95,6 +95,8 @@ def read_cifar(kind: str, path: str | os.PathLike[str]) -> Cifar:
 
 
 def _find(path: Path, layout: _Layout) -> tuple[Path, bool]:
+    if path.is_file():
+        raise ValueError(f"the path of a CIFAR copy must be a folder (an archive is to be unpacked first), got {path}.")
     for folder in (path, *(path / name for name in layout.folders)):
         for names, binary in ((layout.binary, True), (layout.python, False)):
             if (folder / names[1]).is_file():

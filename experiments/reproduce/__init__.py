@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REPRODUCTIONS", "Settings", "Verdict", "reproduction"]
+__all__ = ["REPRODUCTIONS", "WITHOUT_DATA", "Settings", "Verdict", "reproduction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ REPRODUCTIONS: dict[str, tuple[str, str]] = {
     "adam-vs-sgd": ("adam_vs_sgd", "J"),
     "contraction": ("contraction", "J"),
 }
+WITHOUT_DATA = frozenset({"module-constants", "depth", "attention"})  # they make their own inputs
 
 
 def reproduction(name: str) -> Callable[[Settings], Verdict]:

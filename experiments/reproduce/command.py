@@ -8,16 +8,22 @@ from pathlib import Path
 
 import click
 
-from lipadvisor.experiments.reproduce import REPRODUCTIONS, Settings, Verdict, reproduction
+from lipadvisor.experiments.reproduce import REPRODUCTIONS, WITHOUT_DATA, Settings, Verdict, reproduction
 from lipadvisor.trajectory import read_json, write_json
 
 __all__ = ["reproduce"]
 
 
-@click.command(epilog=f"Names: {', '.join(REPRODUCTIONS)}.")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Names: {', '.join(REPRODUCTIONS)}.")
 @click.argument("name", metavar="NAME|all", type=click.Choice([*REPRODUCTIONS, "all"]))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce"), show_default=True)
-@click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/reproduce"),
+    show_default=True,
+    help="Folder.",
+)
+@click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH (a folder).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes.")
 @click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
@@ -32,9 +38,13 @@ def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bo
       lipadvisor reproduce all --out runs/papers
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     names = list(REPRODUCTIONS) if name == "all" else [name]
+    if data != "digits" and name in WITHOUT_DATA:
+        raise click.UsageError(f"reproduce {name} makes its own inputs: --data does not apply, got {data!r}.")
     disagree = 0
     for index, one in enumerate(names, 1):
-        verdict = _run_one(one, out / one, data, seed, quick, fresh, f"[{index}/{len(names)}] ")
+        verdict = _run_one(
+            one, out / one, "digits" if one in WITHOUT_DATA else data, seed, quick, fresh, f"[{index}/{len(names)}] "
+        )
         disagree += not verdict.agrees
         click.echo(f"{one}: {'agrees' if verdict.agrees else 'DISAGREES'}. {verdict.finding}")
         click.echo(f"  {out / one}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ def load_images(data: str) -> Images:
 
     Args:
         data: ``"digits"``, ``"cifar10:PATH"`` or ``"cifar100:PATH"``, PATH a folder with the binary or the python
-            distribution's files.
+            distribution's files; ``~`` is the user's own.
 
     Raises:
         ValueError: the name is unknown, or the files are not there or not what they should be.
@@ -45,7 +46,7 @@ def load_images(data: str) -> Images:
         raise ValueError(f"--data must be digits, cifar10:PATH or cifar100:PATH, got {data!r}.")
     from lipadvisor.experiments.data import read_cifar
 
-    raw = read_cifar(kind, path)
+    raw = read_cifar(kind, os.path.expanduser(path))
     train, test = (torch.from_numpy(part).float() for part in (raw.train_images, raw.test_images))
     mean, std = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
     labels = (torch.from_numpy(part).long() for part in (raw.train_labels, raw.test_labels))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lipadvisor.experiments.reproduce import REPRODUCTIONS
+from lipadvisor.experiments.reproduce import REPRODUCTIONS, WITHOUT_DATA
 from lipadvisor.experiments.reproduce.command import reproduce
 
 NAMES = [name for name, (_, source) in REPRODUCTIONS.items() if source == "D"]
@@ -42,3 +42,34 @@ def test_unknown_data_is_one_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(reproduce, ["landscapes", "--quick", "--data", "mnist", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "--data must be" in done.output
+
+
+def test_data_that_a_result_does_not_use_is_refused_and_all_others_use_it(tmp_path: Path) -> None:
+    import lipadvisor.experiments.reproduce as package
+
+    folder = Path(package.__file__).parent
+    unused = {
+        name for name, (file, _) in REPRODUCTIONS.items() if "load_images" not in (folder / f"{file}.py").read_text()
+    }
+    assert unused == WITHOUT_DATA
+    done = CliRunner().invoke(reproduce, ["depth", "--data", "cifar10:/nowhere", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--data does not apply" in done.output
+
+
+def test_paths_that_are_no_folders_are_one_error(tmp_path: Path) -> None:
+    file = tmp_path / "cifar-10-python.tar.gz"
+    file.touch()
+    done = CliRunner().invoke(reproduce, ["landscapes", "--out", str(file)])
+    assert done.exit_code == 2
+    assert "is a file" in done.output
+    done = CliRunner().invoke(reproduce, ["landscapes", "--data", f"cifar10:{file}", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "unpacked" in done.output.replace("\n", " ")
+
+
+def test_the_users_own_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(reproduce, ["landscapes", "--data", "cifar10:~/data", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert str(tmp_path) in done.output.replace("\n", "")
