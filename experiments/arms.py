@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipadvisor.experiments.space import Range
-from lipadvisor.policies import Policy, named_policy
+from lipadvisor.policies import Lipschitz, Policy, named_policy
 
-__all__ = ["ARMS", "Arm"]
+__all__ = ["ARMS", "STEP_FACTOR", "Arm"]
+
+STEP_FACTOR = "step_factor"  # a parameter of arms on the default policy: what its steps are scaled by
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,15 @@ class Arm:
         Raises:
             ValueError: a parameter is unknown or out of range.
         """
-        return named_policy(self.policy_name, **parameters)
+        own = {name: value for name, value in parameters.items() if name != STEP_FACTOR}
+        policy = named_policy(self.policy_name, **own)
+        if STEP_FACTOR not in parameters:
+            return policy
+        if not isinstance(policy, Lipschitz):
+            raise ValueError(
+                f"parameter {STEP_FACTOR!r} is for policies whose steps can be scaled, not {self.policy_name!r}."
+            )
+        return policy.scaled(parameters[STEP_FACTOR])
 
 
 def _baseline_space(optimizer_kind: str) -> tuple[Range, ...]:
@@ -46,14 +56,9 @@ def _baseline_space(optimizer_kind: str) -> tuple[Range, ...]:
 
 def _lipschitz_space(_: str) -> tuple[Range, ...]:
     """The default policy's own constants, a factor of three to either side of their defaults; for every optimizer."""
-    defaults = named_policy("lipschitz")
-    return tuple(
-        Range(name, value / 3, value * 3, value, log=True)
-        for name, value in ((name, float(getattr(defaults, name))) for name in _LIPSCHITZ_CONSTANTS)
-    )
-
-
-_LIPSCHITZ_CONSTANTS = ("relative_step", "budget", "decay_total")
+    defaults = Lipschitz()
+    values = {STEP_FACTOR: 1.0, "budget": defaults.budget, "decay_total": defaults.decay_total}
+    return tuple(Range(name, value / 3, value * 3, value, log=True) for name, value in values.items())
 
 
 def _nothing(_: str) -> tuple[Range, ...]:

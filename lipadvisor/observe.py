@@ -21,7 +21,9 @@ __all__ = ["initial_observation", "observation", "refreshed"]
 def initial_observation(terms: Terms, total_steps: int | None, knobs: tuple[Knobs, ...]) -> Observation:
     """Return the observation before step 0, from the spectrum of the initial weights alone."""
     count = len(terms.names)
-    layers = _layers(terms, terms.log_norm_L, terms.gap_L, [(0.0,) * count] * _RATES, (Status.NOT_MEASURED,) * count)
+    none = (0.0,) * count
+    sizes = (none,) * _SIZES
+    layers = _layers(terms, terms.log_norm_L, terms.gap_L, (none,) * _RATES, (Status.NOT_MEASURED,) * count, sizes)
     network = Layer("*", "network", (), -1, 1.0, terms.network_log_norm, 0.0, 0.0, status=Status.NOT_MEASURED)
     return Observation(
         step=0,
@@ -71,7 +73,14 @@ def observation(
         terms.update_ratio_L,
     )
     found = [_STATUS[status] for status in terms.status_L]
-    layers = _layers(terms, log_norm_L, gap_L, [values_L.tolist() for values_L in rates], found)
+    none_L = np.zeros(len(found))
+    sizes = [
+        ratio_L if ratio_L.size else none_L  # terms of old, or from elsewhere, do not have them
+        for ratio_L in (terms.frobenius_ratio_L, terms.row_ratio_L)
+    ]
+    layers = _layers(
+        terms, log_norm_L, gap_L, [values_L.tolist() for values_L in rates], found, [s_L.tolist() for s_L in sizes]
+    )
     counted_L = terms.composition_L != 0.0  # the rest stands beside the network
     moved_L = (log_norm_L - terms.log_norm_L)[counted_L]
     network_log_norm = terms.network_log_norm + float(terms.composition_L[counted_L] @ moved_L)
@@ -95,6 +104,8 @@ def observation(
         decay=coefficients.decay,
         update_ratio=float(np.max(terms.update_ratio_L[counted_L], initial=0.0)),
         status=status,
+        frobenius_ratio=float(np.max(sizes[0][counted_L], initial=0.0)),
+        row_ratio=float(np.max(sizes[1][counted_L], initial=0.0)),
     )
     if loss is not None and not math.isfinite(loss):
         status = Status.NON_FINITE
@@ -133,7 +144,7 @@ def worst(statuses: Sequence[Status]) -> Status:
     return max(statuses, key=lambda s: _SEVERITY.index(s) if s in _SEVERITY else 0, default=Status.OK)
 
 
-_RATES = 6  # columns
+_RATES, _SIZES = 6, 2  # columns
 _STATUS = {status.value: status for status in Status}
 _SET = tuple(getattr(Layer, field.name).__set__ for field in dataclasses.fields(Layer))
 
@@ -144,8 +155,9 @@ def _layers(
     gap_L: Array,
     rates: Sequence[Sequence[float]],
     statuses: Sequence[Status],
+    sizes: Sequence[Sequence[float]],
 ) -> tuple[Layer, ...]:
-    """Return the layers, given the columns of their rates in the order of the fields.
+    """Return the layers, given the columns of their rates, and those after the status, in the order of the fields.
 
     Filled column by column: the constructor of a frozen dataclass, layer by layer, takes twice as long as the rest of
     an observation.
@@ -154,6 +166,6 @@ def _layers(
     measured = (terms.composition_L.tolist(), log_norm_L.tolist(), gap_L.tolist(), terms.log_gain_L.tolist())
     columns: tuple[Sequence[Any], ...] = (terms.names, terms.kinds, terms.shapes, terms.groups, *measured, *rates)
     layers: list[Layer] = [*map(object.__new__, repeat(Layer, count))]
-    for write, column in zip(_SET, (*columns, statuses), strict=True):
+    for write, column in zip(_SET, (*columns, statuses, *sizes), strict=True):
         deque(map(write, layers, column), maxlen=0)
     return tuple(layers)

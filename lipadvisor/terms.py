@@ -59,3 +59,5 @@ class Terms:
     interval: int = 1  # steps from this measurement to the next, as planned
     population: int | None = None  # rows that batches are drawn from without replacement: the noise is smaller by the
     # factor 1 - M/N than that of independent draws, here and above; None for independent draws
+    frobenius_ratio_L: Array = field(default_factory=lambda: np.zeros(0))  # |U|_F / |W|_F, per tau
+    row_ratio_L: Array = field(default_factory=lambda: np.zeros(0))  # largest |U_i| over largest |W_i|, rows, per tau

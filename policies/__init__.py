@@ -29,6 +29,7 @@ from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lead_time import LeadTimeGuard
 from lipadvisor.policies.lipschitz import Lipschitz
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
+from lipadvisor.policies.median_rate import MedianRate
 from lipadvisor.policies.named import POLICIES, named_policy
 from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.planned_initialization import PlannedInitialization
@@ -66,6 +67,7 @@ __all__ = [
     "Linear",
     "Lipschitz",
     "LipschitzBudget",
+    "MedianRate",
     "Observation",
     "OneCycle",
     "OrderBox",

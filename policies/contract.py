@@ -85,6 +85,8 @@ class Layer:
     decay: float = 0.0  # nats per tau, ln(1 - lr * weight_decay) / lr, <= 0
     update_ratio: float = 0.0  # s_1(U) / s_1(W) of the optimizer's direction U, per unit of learning rate, >= 0
     status: Status = Status.OK
+    frobenius_ratio: float = 0.0  # |U|_F / |W|_F, per unit of learning rate, >= 0; 0 where it was not measured
+    row_ratio: float = 0.0  # the same of the largest norm of a row: largest |U_i| over largest |W_i|
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lipadvisor.policies.annealing import Annealing
 from lipadvisor.policies.chain import Chain, chain
+from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.guard import Guard, GuardState
 from lipadvisor.policies.initialization import Initialization
 from lipadvisor.policies.lipschitz_budget import LipschitzBudget
+from lipadvisor.policies.median_rate import MedianRate
 from lipadvisor.policies.overfitting import Overfitting
 from lipadvisor.policies.shock import ShockNotice
 from lipadvisor.policies.spectral_rate import SpectralRate
@@ -23,13 +25,16 @@ __all__ = ["Lipschitz"]
 class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
-    In order: rescue of the initialization, learning rate from the relative spectral size of the update, annealing,
-    Lipschitz budget, weight decay, the way back on overfitting, end of the warmup, notice of shocks; around them the
+    In order: rescue of the initialization, learning rate from the relative size of the update, annealing, Lipschitz
+    budget, weight decay, the way back on overfitting, end of the warmup, notice of shocks; around them the
     guard.
 
     Args:
         relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
-            at full rate in a run of 400 steps, > 0.
+            at full rate in a run of 400 steps, > 0. The median of three such measures sets the rate: to make the steps
+            larger or smaller, see :meth:`scaled`.
+        frobenius_step: the same in Frobenius norms, > 0.
+        row_step: the same in largest norms of a row, > 0.
         horizon_power: the size falls with this power of the run's length, in [0, 1].
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
         decay_total: nats by which weight decay shrinks each matrix over the run, >= 0.
@@ -44,7 +49,8 @@ class Lipschitz:
         low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
             0.577.
         high_gain: initial gain above which any layer is, > 0.
-        healthy_gain: gain that the budget takes as a healthy start, > 0.
+        healthy_gain: gain that the budget takes as a healthy start, in [low_gain, high_gain]: what the rescue leaves
+            alone, or makes, cannot be ill.
         loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:
@@ -52,6 +58,8 @@ class Lipschitz:
     """
 
     relative_step: float = 0.12
+    frobenius_step: float = 0.088
+    row_step: float = 0.114
     horizon_power: float = 0.5
     budget: float = 0.3
     decay_total: float = 0.6
@@ -69,6 +77,11 @@ class Lipschitz:
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not self.low_gain <= self.healthy_gain <= self.high_gain:
+            raise ValueError(
+                f"Lipschitz(healthy_gain=...) must be in [low_gain, high_gain] = [{self.low_gain!r}, "
+                f"{self.high_gain!r}], got {self.healthy_gain!r}."
+            )
         object.__setattr__(self, "_line", Guard(self.line(), title=self.name))
 
     @property
@@ -80,7 +93,11 @@ class Lipschitz:
         """Return the chain of parts with these constants, without the guard."""
         annealing = Annealing(start_fraction=self.cooldown_start)
         return chain(
-            SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise, memory=self.memory),
+            MedianRate(
+                SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise, memory=self.memory),
+                self.frobenius_step,
+                self.row_step,
+            ),
             Initialization(self.low_gain, self.high_gain, self.low_gain),
             annealing,
             LipschitzBudget(
@@ -95,6 +112,20 @@ class Lipschitz:
             WarmupEnd(),
             ShockNotice(),
             name=self.name,
+        )
+
+    def scaled(self, factor: float) -> Lipschitz:
+        """Return the policy whose steps are ``factor`` times as large: all three measures' wanted sizes.
+
+        Raises:
+            ValueError: ``factor`` is not positive.
+        """
+        require_positive("Lipschitz.scaled", "factor", factor)
+        return replace(
+            self,
+            relative_step=self.relative_step * factor,
+            frobenius_step=self.frobenius_step * factor,
+            row_step=self.row_step * factor,
         )
 
     def init(self) -> GuardState:

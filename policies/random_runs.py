@@ -85,6 +85,7 @@ def random_observations(
 
 def _layer(source: random.Random, name: str, group: int, log_norm: float, log_gain: float, step: int) -> Layer:
     seen = 1.0 if step > 0 else 0.0  # before step 0 there is no gradient
+    ratio = seen * math.exp(source.gauss(2.0, 2.0))
     return Layer(
         name=name,
         kind=source.choice(("linear", "conv2d")),
@@ -99,8 +100,10 @@ def _layer(source: random.Random, name: str, group: int, log_norm: float, log_ga
         noise_curvature=seen * source.random(),
         finite_step=seen * source.gauss(0.0, 1.0),
         decay=-seen * source.random(),
-        update_ratio=seen * math.exp(source.gauss(2.0, 2.0)),
+        update_ratio=ratio,
         status=Status.OK if step > 0 else Status.NOT_MEASURED,
+        frobenius_ratio=ratio * math.exp(source.gauss(-0.3, 0.3)),
+        row_ratio=ratio * math.exp(source.gauss(0.0, 0.3)) * source.choice((0.0, 1.0, 1.0)),  # not of every kind
     )
 
 
@@ -136,5 +139,6 @@ def _break(source: random.Random, good: Observation) -> Observation:
 
 def _spoil(source: random.Random, layer: Layer) -> Layer:
     names = ("log_norm", "log_gain", "drift", "diffusion", "finite_step", "decay", "update_ratio", "composition_weight")
+    names += ("frobenius_ratio", "row_ratio")
     changes = {name: source.choice(BAD) for name in names if source.random() < 0.5}
     return dataclasses.replace(layer, status=Status.NON_FINITE, **changes)  # type: ignore[arg-type]

@@ -93,10 +93,27 @@ class SpectralRate:
     def decide(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         """Return the learning rate of step ``observation.step``."""
         if observation.step <= 0:
-            return self._listen(observation, state)
+            return self.listen(observation, state)
         layer, log_ratio = total_ratio(observation.layers)
         if layer is None:
-            return self._repeat(observation, state)
+            return self.repeat(observation, state)
+        read = (
+            ("total_ratio", math.exp(min(log_ratio, 700.0))),
+            (f"ratio[{layer.name}]", layer.update_ratio),
+        )
+        return self.follow(observation, state, log_ratio, read)
+
+    def follow(
+        self, observation: Observation, state: SpectralRateState, log_ratio: float, read: tuple[tuple[str, float], ...]
+    ) -> tuple[Decision, SpectralRateState]:
+        """Return the learning rate for updates of the relative size ``exp(log_ratio)`` per unit of it.
+
+        Args:
+            observation: of step 1 or later.
+            state: the memory.
+            log_ratio: ln of the size by which ``relative_step`` is divided, finite.
+            read: what led to it.
+        """
         smooth = self._smooth(log_ratio, observation, state)
         size = self.size(observation)
         target = math.log(size) - max(log_ratio, smooth)
@@ -108,12 +125,7 @@ class SpectralRate:
         target, reason = self._within(target, reason)
         count = state.measurements + (observation.measured_step > state.measured_step)
         after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target)
-        read = (
-            ("total_ratio", math.exp(min(log_ratio, 700.0))),
-            (f"ratio[{layer.name}]", layer.update_ratio),
-            ("relative_step", size),
-        )
-        return self._decision(observation, target, reason, read), after
+        return self._decision(observation, target, reason, (*read, ("relative_step", size))), after
 
     def size(self, observation: Observation) -> float:
         """Return the wanted size of an update in a run of this length."""
@@ -146,7 +158,7 @@ class SpectralRate:
         kept = min(memory, state.measurements / (state.measurements + 1.0))
         return log_ratio + kept * (state.log_ratio - log_ratio)
 
-    def _listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+    def listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         """Return the first learning rate: no gradient has been seen, only the weights."""
         logs = [
             layer.log_norm - 0.5 * sum(math.log(max(size, 1)) for size in layer.shape)
@@ -161,7 +173,8 @@ class SpectralRate:
         after = replace(state, step=observation.step, log_lr=target)
         return self._decision(observation, target, reason, read), after
 
-    def _repeat(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+    def repeat(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        """Return the last learning rate once more: nothing new is known."""
         if state.log_lr is None:
             return hold(observation, self.name, "no_ratio"), state
         after = replace(state, step=observation.step)
@@ -186,18 +199,27 @@ LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 
 def total_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
-    """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all.
+    """Return the layer with the largest update ratio that can be used, and ``ln sqrt(sum ratio^2)`` over all."""
+    counted = counted_layers(layers)
+    if not counted:
+        return None, -math.inf
+    ratios = [layer.update_ratio for layer in counted]
+    return counted[ratios.index(max(ratios))], log_size(ratios)
 
-    What stands beside the network's sum (tables, gains) has no say.
+
+def counted_layers(layers: tuple[Layer, ...]) -> list[Layer]:
+    """Return the layers of the network's sum whose update ratio can be used.
+
+    What stands beside the sum (tables, gains) has no say.
     """
     highest = math.inf
-    layers = tuple([layer for layer in layers if layer.composition_weight != 0.0])
-    usable = [ratio for layer in layers if 0.0 < (ratio := layer.update_ratio) < highest]  # false for nan
-    if not usable:
-        return None, -math.inf
-    largest = max(usable)
-    found = next(layer for layer in layers if layer.update_ratio == largest)
-    total = math.hypot(*usable)
+    return [x for x in layers if 0.0 < x.update_ratio < highest and x.composition_weight != 0.0]  # false for nan
+
+
+def log_size(ratios: list[float]) -> float:
+    """Return ``ln sqrt(sum ratio^2)`` of positive, finite numbers, of which there is at least one."""
+    total = math.hypot(*ratios)
     if not 1e-300 < total < math.inf:  # in units of the largest nothing overflows
-        return found, math.log(largest) + math.log(math.hypot(*[r / largest for r in usable]))
-    return found, math.log(total)
+        largest = max(ratios)
+        return math.log(largest) + math.log(math.hypot(*[r / largest for r in ratios]))
+    return math.log(total)

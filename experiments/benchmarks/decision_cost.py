@@ -18,7 +18,7 @@ def run_of(layers: int, steps: int = _STEPS) -> tuple[Observation, ...]:
     """Return a run of observations of a network of ``layers`` layers, measured at every step."""
     parts = tuple(
         Layer(f"layer.{i}", "linear", (64, 64), 0, 1.0, 0.1 * i, 0.1, -0.5, 0.01, 0.02, 0.01, 0.01, -0.01,
-              1.0 + 0.01 * i, Status.OK)
+              1.0 + 0.01 * i, Status.OK, 0.7 + 0.01 * i, 1.0 + 0.01 * i)
         for i in range(layers)
     )  # fmt: skip
     network = Layer(

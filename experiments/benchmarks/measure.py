@@ -110,6 +110,7 @@ class Measure:
         if self._stale:
             self._follow(2 * _WARM)
         first_LB, ratio_LB = self._respond(result.directions)
+        frobenius_LB, row_LB = self._compare(result.directions)
         before_LB = torch.stack([pair.s for pair in self._weights]).clamp_min(_TINY).log()
         self.population.move(result.directions, lr_B, shrink_B)
         self._follow(_WARM)
@@ -124,8 +125,9 @@ class Measure:
             self._function_step = number
             self._measure_function(result, lr_B)
         layers = torch.stack(
-            (after_LB, self._gains(), first_LB, (lr_B * self._variance_LB).sqrt(), finite_LB, ratio_LB)
-        )
+            (after_LB, self._gains(), first_LB, (lr_B * self._variance_LB).sqrt(), finite_LB, ratio_LB,
+             frobenius_LB, row_LB)
+        )  # fmt: skip
         members = torch.stack(
             (after_LB.sum(0), first_LB.sum(0), (lr_B * self._variance_B).sqrt(), finite_LB.sum(0), decay_B,
              result.losses_B, descent_B, self._function_B)
@@ -144,12 +146,13 @@ class Measure:
         ):
             status = Status.OK if math.isfinite(z) else Status.NON_FINITE
             layers = tuple(
-                Layer(op.name, op.kind, op.shape, 0, 1.0, r[0], 0.5, r[1], r[2], r[3], 0.0, r[4], decay, r[5], status)
+                Layer(op.name, op.kind, op.shape, 0, 1.0, r[0], 0.5, r[1], r[2], r[3], 0.0, r[4], decay, r[5], status,
+                      r[6], r[7])
                 for op, r in zip(self.operators, rows, strict=True)
-            )
-            largest = max(r[5] for r in rows)
+            )  # fmt: skip
+            largest, whole, row = (max(r[k] for r in rows) for k in (5, 6, 7))
             network = Layer("*", "network", (), -1, 1.0, z, 0.5, 0.0, drift, diffusion, 0.0, finite, decay, largest,
-                            status)  # fmt: skip
+                            status, whole, row)  # fmt: skip
             overall = status if math.isfinite(loss) else Status.NON_FINITE
             seen.append(
                 WiderObservation(
@@ -170,6 +173,16 @@ class Measure:
             self._updates[index] = torch.where(moved.s[:, None] > 0, moved.v, self._updates[index])
             ratio.append(moved.s / s)
         return torch.stack(first), torch.stack(ratio)
+
+    def _compare(self, directions: Stack) -> tuple[Tensor, Tensor]:
+        """Return ``|U|_F / |W|_F`` and the largest norm of a row of ``U`` over that of a row of ``W``, both (L, B)."""
+        whole, rows = [], []
+        for operator in self.operators:
+            pair = (directions[operator.key], self.population.parameters[operator.key])
+            moved, weight = (torch.linalg.vector_norm(x.flatten(2), dim=2) for x in pair)
+            whole.append(moved.norm(dim=1) / weight.norm(dim=1).clamp_min(_TINY))
+            rows.append(moved.amax(1) / weight.amax(1).clamp_min(_TINY))
+        return torch.stack(whole), torch.stack(rows)
 
     def _gains(self) -> Tensor:
         """Return ``ln( rms(W) sqrt(fan_in) )``, (L, B)."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from lipadvisor.experiments.benchmarks.drive import drive
 from lipadvisor.experiments.benchmarks.task import Task
-from lipadvisor.policies import named_policy
+from lipadvisor.policies import Lipschitz, named_policy
 
 __all__ = ["CANDIDATES", "rehearse"]
 
-CANDIDATES: tuple[float, ...] = (0.5, 1.0, 2.0)  # times the policy's own step size
+CANDIDATES: tuple[float, ...] = (0.5, 1.0, 2.0)  # times the default's own step size
 _SHARE = 0.05  # of the run that each candidate may take
 
 
@@ -21,23 +21,26 @@ def rehearse(
     policy: str,
     seeds: Sequence[int],
     *,
-    constant: str = "relative_step",
     decide_every: int = 5,
     validate_every: int = 0,
     tick: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Return the losses of runs whose ``constant`` was rehearsed, and what was chosen.
+    """Return the losses of runs whose step size was rehearsed, and what was chosen.
 
     Each candidate runs ``5 %`` of the steps from the very initialization of the real run, annealed to its own end;
     the lowest validation loss wins. The real run is shorter by the steps rehearsed.
+
+    Raises:
+        ValueError: ``policy`` does not name a :class:`Lipschitz`.
     """
     base = named_policy(policy)
-    value = getattr(base, constant)
+    if not isinstance(base, Lipschitz):
+        raise ValueError(f"rehearse(policy=...) must name a policy whose steps can be scaled, got {policy!r}.")
     short = max(5, round(_SHARE * task.steps))
     tried = [(seed, factor) for seed in seeds for factor in CANDIDATES]
     trial = drive(
         task,
-        [named_policy(policy, **{constant: value * factor}) for _, factor in tried],
+        [base.scaled(factor) for _, factor in tried],
         [seed for seed, _ in tried],
         steps=short,
         decide_every=decide_every,
@@ -50,7 +53,7 @@ def rehearse(
         chosen.append(CANDIDATES[mine.index(min(mine))])
     outcome = drive(
         task,
-        [named_policy(policy, **{constant: value * factor}) for factor in chosen],
+        [base.scaled(factor) for factor in chosen],
         seeds,
         steps=task.steps - short * len(CANDIDATES),
         decide_every=decide_every,

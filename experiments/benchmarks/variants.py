@@ -6,9 +6,16 @@ from typing import Any
 
 from lipadvisor.experiments.benchmarks.function_mean import FunctionMean
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
-from lipadvisor.policies import Lipschitz, Policy
+from lipadvisor.policies import Lipschitz, Policy, chain, guard
 
 __all__ = ["VARIANTS"]
+
+
+def spectral_alone(factor: float = 1.0) -> Policy[Any]:
+    """Return the default with the spectral size as its only measure of a step, held at ``factor`` times its own."""
+    median, *others = Lipschitz().scaled(factor).line().members
+    return guard(chain(median.rate, *others, name="spectral_alone"))
+
 
 VARIANTS: dict[str, Policy[Any]] = {
     "default": Lipschitz(),
@@ -20,8 +27,8 @@ VARIANTS: dict[str, Policy[Any]] = {
     "no budget": Lipschitz(budget=1e6),
     "budget blind to the loss": Lipschitz(budget=0.35, loss_room=0.0),
     "loss room 6": Lipschitz(loss_room=6.0),
-    "step 0.06": Lipschitz(relative_step=0.06),
-    "step 0.24": Lipschitz(relative_step=0.24),
+    "step / 2": Lipschitz().scaled(0.5),
+    "step x 2": Lipschitz().scaled(2.0),
     "same step at every horizon": Lipschitz(horizon_power=0.0),
     "step as 1 / horizon": Lipschitz(horizon_power=1.0),
     "no decay": Lipschitz(decay_total=0.0),
@@ -29,11 +36,14 @@ VARIANTS: dict[str, Policy[Any]] = {
     "ratio remembered for 50 steps": Lipschitz(memory=1e6),
     "ratio remembered for 3 % of the run": Lipschitz(memory=0.03),
     "blind to validation": Lipschitz(overfitting_rise=1e9),
-    "step x 8": Lipschitz(relative_step=0.96),
-    "step / 8": Lipschitz(relative_step=0.015),
+    "all three steps x 8": Lipschitz().scaled(8.0),
+    "all three steps / 8": Lipschitz().scaled(1.0 / 8.0),
+    "spectral step alone": spectral_alone(),
+    "spectral step alone x 8": spectral_alone(8.0),
+    "spectral step alone / 8": spectral_alone(1.0 / 8.0),
     "mean with the function's change": FunctionMean(),
-    "mean, step x 8": FunctionMean(Lipschitz(relative_step=0.96)),
-    "mean, step / 8": FunctionMean(Lipschitz(relative_step=0.015)),
+    "mean, step x 8": FunctionMean(Lipschitz().scaled(8.0)),
+    "mean, step / 8": FunctionMean(Lipschitz().scaled(1.0 / 8.0)),
     "first rule": FirstRule(),
     "second rule": SecondRule(),
 }

@@ -327,9 +327,10 @@ class Probe:
         self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
 
     def _move(self, pack: Pack) -> tuple[list[Tensor], Resolvent | None]:
-        """Bring a pack to the weights after the step; return what the step did (l, 4), and the resolvent before it."""
+        """Bring a pack to the weights after the step; return what the step did (l, 6), and the resolvent before it."""
         if pack.old is None:
-            return ([] if self.level == "norms" else [self._row(pack, before=True)[:, :4] * float("nan")]), None
+            row_l5 = self._row(pack, before=True)
+            return ([] if self.level == "norms" else [row_l5.new_full((len(row_l5), 6), float("nan"))]), None
         pack.move()
         strides = self._strides
         if self.level == "norms":
@@ -339,7 +340,7 @@ class Probe:
         direction, length, kept = strides.direction(pack), strides.length(pack), strides.kept(pack)
         response = respond(pack, resolvent, direction, length, kept, strides.pace(pack))
         pack.follow(strides.degree(pack), response.ahead_RM)
-        return [response.columns_l4], resolvent
+        return [response.columns_l6], resolvent
 
     def _row(self, pack: Pack, before: bool) -> Tensor:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""

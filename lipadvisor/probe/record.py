@@ -21,7 +21,7 @@ __all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "in_order", "noise_covari
 # Per-layer values, in the order in which the probe stacks them: of the weights before the step, after it, of the step.
 BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
 AFTER = ("s_1_after", "s_2_after", "s_last_after", "sum_squares_after", "residual_after")
-STEP = ("first", "curvature", "change", "update_ratio", "noise_curvature")
+STEP = ("first", "curvature", "change", "update_ratio", "frobenius_ratio", "row_ratio", "noise_curvature")
 NOISE = ("share", "square", "gradient", "pair", "pair_curvature")
 SUMMED = ("share", "square", "noise_curvature")  # over the samples
 COLUMNS = BEFORE + AFTER + STEP + NOISE
@@ -234,4 +234,6 @@ def terms(
         gap_after_L=gap_after_L if stepped else np.zeros(0),
         interval=measured.interval,
         population=measured.population,
+        frobenius_ratio_L=columns["frobenius_ratio"],
+        row_ratio_L=columns["row_ratio"],
     )

@@ -62,11 +62,11 @@ class Response:
     """What a step did to the top pairs of a pack.
 
     Attributes:
-        columns_l4: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``.
+        columns_l6: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, :func:`relative_sizes`.
         ahead_RM: images, by the moved weights, of the block's right vectors, the top one turned to first order.
     """
 
-    columns_l4: Tensor
+    columns_l6: Tensor
     ahead_RM: Tensor
 
 
@@ -102,7 +102,20 @@ def respond(
     else:
         ratio_l, q_l = _stretches(pack, resolvent, direction, length / stretches, stretches, image_1M, coimage_1N)
         ahead_RM = moved.image_RM
-    return Response(torch.stack([first_l, q_l, ratio_l.log(), size_l], dim=1), ahead_RM)
+    columns_l4 = torch.stack([first_l, q_l, ratio_l.log(), size_l], dim=1)
+    return Response(torch.cat([columns_l4, relative_sizes(pack.operator, direction, pack.old.kernel)], 1), ahead_RM)
+
+
+def relative_sizes(operator: LayerOperator, direction: Tensor, kernel: Tensor) -> Tensor:
+    """Return ``|U|_F / |W|_F``, and the largest norm of a row of ``U`` over that of a row of ``W``, (l, 2).
+
+    Rows are those of the kernel's first dimension: a convolution's row is what makes one output channel.
+    """
+    rows_2lr = torch.stack([torch.linalg.vector_norm(x.reshape(*x.shape[:2], -1), dim=-1) for x in (direction, kernel)])
+    if isinstance(operator, ShardedOperator):
+        rows_2lr = operator.shard.gather(rows_2lr)
+    sizes_2l2 = torch.stack([torch.linalg.vector_norm(rows_2lr, dim=-1), rows_2lr.amax(-1)], dim=-1)
+    return sizes_2l2[0] / sizes_2l2[1]
 
 
 def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:

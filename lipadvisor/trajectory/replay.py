@@ -17,6 +17,7 @@ _LAYER_NUMBERS = (
     *("composition_weight", "log_norm", "gap", "log_gain"),
     *("drift", "diffusion", "noise_curvature", "finite_step", "decay", "update_ratio"),
 )
+_LATER_NUMBERS = ("frobenius_ratio", "row_ratio")  # runs recorded before there were such columns lack them
 
 
 def observations_from_frame(
@@ -92,6 +93,7 @@ def _layer(row: dict[str, Any]) -> Layer:
         group=row["group"],
         **{name: row[name] for name in _LAYER_NUMBERS},
         status=Status(row["status"]),
+        **{name: row.get(name, 0.0) for name in _LATER_NUMBERS},
     )
 
 

@@ -126,6 +126,8 @@ def _layer_values(layer: Layer) -> Row:
         layer.finite_step,
         layer.decay,
         layer.update_ratio,
+        layer.frobenius_ratio,
+        layer.row_ratio,
         str(layer.status),
     )
 

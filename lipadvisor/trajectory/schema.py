@@ -48,7 +48,7 @@ TABLES: Mapping[str, pa.Schema] = {
         (_TEXT, "layer kind shape"),  # shape: "64x10"; "" for the network
         (_INT, "group"),
         (_FLOAT, "composition_weight log_norm gap log_gain"),
-        (_FLOAT, "drift diffusion noise_curvature finite_step decay update_ratio"),
+        (_FLOAT, "drift diffusion noise_curvature finite_step decay update_ratio frobenius_ratio row_ratio"),
         (_TEXT, "status"),
         (_FLOAT, "lr weight_decay"),  # of the layer's group; of group 0 on the row "*"
         (_FLOAT, " ".join(EXTRAS)),

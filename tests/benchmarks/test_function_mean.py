@@ -41,5 +41,5 @@ def test_it_obeys_the_laws_and_forgives_a_wrong_step() -> None:
     def loss(policy: object) -> float:
         return sum(drive(task, [policy] * 3, range(3), decide_every=5, function_every=5).test)  # type: ignore[list-item]
 
-    wrong = Lipschitz(relative_step=0.12 / 32)
+    wrong = Lipschitz().scaled(1.0 / 32)
     assert loss(FunctionMean(wrong)) < 0.8 * loss(wrong)

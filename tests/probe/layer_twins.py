@@ -128,6 +128,9 @@ def check_step(
         assert 0.5 * size <= terms.update_ratio_L[index] <= size * (1 + 1e-9), (
             layer.name
         )  # a Ritz value after few steps
+        moved, rows = (x.reshape(x.shape[0], -1).double().norm(dim=1) for x in (direction, old[index]))
+        np.testing.assert_allclose(terms.frobenius_ratio_L[index], float(moved.norm() / rows.norm()), rtol=1e-6)
+        np.testing.assert_allclose(terms.row_ratio_L[index], float(moved.max() / rows.max()), rtol=1e-6)
         change = float((torch.linalg.svdvals(after)[0] / s[0]).log())
         np.testing.assert_allclose(terms.change_L[index], change, rtol=1e-2, atol=1e-5, err_msg=layer.name)
         np.testing.assert_allclose(

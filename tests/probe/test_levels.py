@@ -14,7 +14,7 @@ from lipadvisor.probe import Probe
 from lipadvisor.terms import Terms
 
 NORMS = ("log_norm_L", "gap_L", "log_gain_L", "frobenius_L", "log_norm_after_L", "gap_after_L")
-DRIFT = ("first_L", "curvature_L", "change_L", "update_ratio_L")
+DRIFT = ("first_L", "curvature_L", "change_L", "update_ratio_L", "frobenius_ratio_L", "row_ratio_L")
 NOISE = ("noise_LL", "noise_curvature_L")
 GIVEN = {
     "norms": NORMS,

@@ -18,7 +18,8 @@ from lipadvisor.probe.probe import NOISY
 
 RANKS, BATCH, STEPS, MANY = 2, 16, 3, 40
 EXACT = ("log_norm_L", "gap_L", "log_gain_L", "first_L", "curvature_L", "change_L", "update_ratio_L", "noise_LL")
-FIELDS = (*EXACT, "noise_curvature_L", "log_norm_after_L", "gap_after_L", "frobenius_L")
+SIZES = ("frobenius_ratio_L", "row_ratio_L")
+FIELDS = (*EXACT, "noise_curvature_L", "log_norm_after_L", "gap_after_L", "frobenius_L", *SIZES)
 RATES = {"sgd": 0.02, "momentum": 0.02, "nesterov": 0.02, "adamw": 1e-3}
 CASES = [(kind, name) for kind in ("mlp", "convnet") for name in ("sgd", "momentum", "adamw")]
 
@@ -174,7 +175,7 @@ def test_measuring_changes_no_bit_of_the_training(found: Any, kind: str, name: s
 @pytest.mark.parametrize("level", ["norms", "drift", "noise"])
 def test_lower_levels_give_their_share_of_it(found: Any, level: str) -> None:
     fields = ("log_norm_L", "gap_L", "frobenius_L", "log_norm_after_L", "log_gain_L")
-    fields += () if level == "norms" else ("first_L", "curvature_L", "change_L", "update_ratio_L")
+    fields += () if level == "norms" else ("first_L", "curvature_L", "change_L", "update_ratio_L", *SIZES)
     fields += ("noise_LL",) if level == "noise" else ()
     for one, full in zip(found[0][level], found[0]["mlp adamw"][0], strict=True):
         agree(one, full, fields, 1e-9)

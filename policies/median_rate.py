@@ -1,0 +1,90 @@
+"""Learning rate from the median of three measures of an update's relative size: one wrong constant is outvoted.
+
+Each measure is a norm of the update over the same norm of the weight, root sum of squares over the layers, and has a
+wanted size of its own. The three are the spectral norm (2 -> 2: how far any output can move; see
+:mod:`lipadvisor.policies.spectral_rate`), the Frobenius norm (You et al. 2017 take it for each layer), and the largest
+norm of a row (2 -> infinity: how far any one unit can move; Liu et al. 2021 take each unit's own). They rank updates
+much alike, so that where all constants are right the median is hardly another rule; where one of them is wrong by any
+factor, it lies between the two that are right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from lipadvisor.policies.checks import require_positive
+from lipadvisor.policies.contract import Decision, Observation
+from lipadvisor.policies.spectral_rate import SpectralRate, SpectralRateState, counted_layers, log_size
+
+__all__ = ["MedianRate"]
+
+
+@dataclass(frozen=True, slots=True)
+class MedianRate:
+    """One learning rate for all groups: the median of those at which each measure has its wanted size.
+
+    A measure that a layer of the network's sum lacks, while its spectral size is known, has no vote: with two votes
+    their geometric mean counts, with one that vote, which is :class:`SpectralRate` itself. So observations that hold
+    ``update_ratio`` alone are served as before.
+
+    Args:
+        rate: the spectral vote, and what is done with the median: warmup, memory, run length.
+        frobenius_step: wanted root sum of squares over the layers of ``lr |U|_F / |W|_F``, in a run of
+            ``rate.reference_steps``, > 0.
+        row_step: the same of the largest row norms, > 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    rate: SpectralRate = field(default_factory=SpectralRate)
+    frobenius_step: float = 0.088
+    row_step: float = 0.114
+
+    def __post_init__(self) -> None:
+        require_positive("MedianRate", "frobenius_step", self.frobenius_step)
+        require_positive("MedianRate", "row_step", self.row_step)
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return "median_rate"
+
+    def init(self) -> SpectralRateState:
+        """Return the state before the first observation."""
+        return self.rate.init()
+
+    def decide(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        """Return the learning rate of step ``observation.step``."""
+        rate = self.rate
+        if observation.step <= 0:
+            return rate.listen(observation, state)
+        counted = counted_layers(observation.layers)
+        if not counted:
+            return rate.repeat(observation, state)
+        ratios = [layer.update_ratio for layer in counted]
+        largest = max(ratios)
+        spectral = log_size(ratios)
+        votes = [spectral]
+        for ratios_l, step in (
+            ([layer.frobenius_ratio for layer in counted], self.frobenius_step),
+            ([layer.row_ratio for layer in counted], self.row_step),
+        ):
+            total = 0.0 if 0.0 in ratios_l else math.hypot(*ratios_l)
+            if 0.0 < total < math.inf:  # false for nan
+                votes.append(math.log(total) + math.log(rate.relative_step / step))
+        voted = median(votes)
+        read = (
+            ("total_ratio", math.exp(min(spectral, 700.0))),
+            (f"ratio[{counted[ratios.index(largest)].name}]", largest),
+            ("median_over_spectral", math.exp(max(-700.0, min(voted - spectral, 700.0)))),
+        )
+        return rate.follow(observation, state, voted, read)
+
+
+def median(votes: list[float]) -> float:
+    """Return the middle one of three; of two, or one, the mean."""
+    if len(votes) == 3:
+        return sorted(votes)[1]
+    return sum(votes) / len(votes)

@@ -1,0 +1,116 @@
+"""The median of three measures of a step: agreement, one wrong constant, one wrong measurement, and what is missing."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from lipadvisor.policies import Knobs, Layer, Lipschitz, MedianRate, Observation, SpectralRate, as_json, replay
+
+STEPS = (0.12, 0.088, 0.114)
+RATE = MedianRate(SpectralRate(STEPS[0]), *STEPS[1:])
+
+
+def layer(name: str, ratios: tuple[float, float, float], weight: float = 1.0) -> Layer:
+    sizes = {"update_ratio": ratios[0], "frobenius_ratio": ratios[1], "row_ratio": ratios[2]}
+    return Layer(name, "linear", (64, 64), 0, weight, 0.0, 0.1, 0.0, **sizes)
+
+
+def settled(rate: MedianRate | SpectralRate, layers: list[Layer], steps: int = 40) -> float:
+    """Return the learning rate after ``steps`` equal observations of a run of 400."""
+    network = Layer("*", "network", (), -1, 1.0, 0.0, 0.1, 0.0)
+    knobs = (Knobs(0, 0.01, 0.0),)
+    run = [
+        Observation(step, 400, 0.0, "adamw", 0.9, knobs, network, tuple(layers), measured_step=max(step - 1, 0))
+        for step in range(steps)
+    ]
+    found = replay(rate, run)[-1].knobs[0].lr
+    assert found is not None
+    return found
+
+
+def proposals(layers: list[Layer]) -> list[float]:
+    """Return what each measure alone asks for, by its definition."""
+    sizes = ("update_ratio", "frobenius_ratio", "row_ratio")
+    totals = [math.sqrt(sum(getattr(x, size) ** 2 for x in layers)) for size in sizes]
+    return [step / total for step, total in zip(STEPS, totals, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_rate_is_the_median_of_three(seed: int) -> None:
+    source = random.Random(seed)
+    layers = [
+        layer(str(k), tuple(math.exp(source.gauss(2.0, 1.0)) for _ in range(3)))  # type: ignore[arg-type]
+        for k in range(source.randint(1, 6))
+    ]
+    assert settled(RATE, layers) == pytest.approx(sorted(proposals(layers))[1])
+
+
+@pytest.mark.parametrize("field", ["relative_step", "frobenius_step", "row_step"])
+@pytest.mark.parametrize("factor", [1e-6, 1 / 8, 8.0, 1e6])
+def test_a_wrong_constant_moves_the_rate_no_further_than_to_the_nearest_right_one(field: str, factor: float) -> None:
+    layers = [layer("a", (5.0, 3.4, 4.9)), layer("b", (20.0, 16.0, 18.0))]
+    three = sorted(proposals(layers))
+    if field == "relative_step":
+        wrong = replace(RATE, rate=SpectralRate(STEPS[0] * factor))
+    else:
+        wrong = replace(RATE, **{field: getattr(RATE, field) * factor})
+    assert three[0] * (1 - 1e-9) <= settled(wrong, layers) <= three[2] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_a_wrong_measurement_is_outvoted(place: int, factor: float) -> None:
+    right = (5.0, 4.0, 5.0)
+    wrong = tuple(ratio * (factor if k == place else 1.0) for k, ratio in enumerate(right))
+    three = proposals([layer("a", right)])
+    found = settled(RATE, [layer("a", wrong)])  # type: ignore[arg-type]
+    assert min(three) * (1 - 1e-9) <= found <= max(three) * (1 + 1e-9)
+
+
+def test_all_three_scaled_scale_the_rate() -> None:
+    layers = [layer("a", (5.0, 3.4, 4.9))]
+    tripled = MedianRate(SpectralRate(3 * STEPS[0]), 3 * STEPS[1], 3 * STEPS[2])
+    assert settled(tripled, layers) == pytest.approx(3 * settled(RATE, layers))
+    policy = Lipschitz().scaled(3.0)
+    for field in ("relative_step", "frobenius_step", "row_step"):
+        assert getattr(policy, field) == pytest.approx(3 * getattr(Lipschitz(), field))
+
+
+@pytest.mark.parametrize("missing", [0.0, math.nan, math.inf])
+def test_what_was_not_measured_has_no_vote(missing: float) -> None:
+    without_rows = [layer("a", (5.0, 3.4, 4.9)), layer("b", (20.0, 16.0, missing))]
+    spectral, frobenius = proposals([layer("a", (5.0, 3.4, 1.0)), layer("b", (20.0, 16.0, 1.0))])[:2]
+    assert settled(RATE, without_rows) == pytest.approx(math.sqrt(spectral * frobenius))
+    spectral_alone = [layer("a", (5.0, missing, missing)), layer("b", (20.0, 16.0, 18.0))]
+    assert settled(RATE, spectral_alone) == settled(SpectralRate(STEPS[0]), spectral_alone)
+
+
+def test_what_stands_beside_the_network_has_no_say() -> None:
+    layers = [layer("a", (5.0, 3.4, 4.9))]
+    beside = layer("table", (1e3, 2e3, 0.0), weight=0.0)
+    assert settled(RATE, [*layers, beside]) == settled(RATE, layers)
+
+
+def test_the_record_tells_how_far_the_median_is_from_the_spectral_vote() -> None:
+    seen = layer("a", (5.0, 4.0, 6.0))
+    network = Layer("*", "network", (), -1, 1.0, 0.0, 0.1, 0.0)
+    observation = Observation(7, 400, 0.0, "adamw", 0.9, (Knobs(0, 0.01),), network, (seen,), measured_step=6)
+    decision, state = RATE.decide(observation, RATE.init())
+    three = sorted(proposals([seen]))
+    assert dict(decision.read)["median_over_spectral"] == pytest.approx(STEPS[0] / 5.0 / three[1])
+    assert as_json(state)["log_ratio"] == pytest.approx(math.log(STEPS[0] / three[1]))
+
+
+@pytest.mark.parametrize("field", ["frobenius_step", "row_step"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_constants_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"MedianRate\({field}=...\) must be a finite number > 0"):
+        MedianRate(**{field: value})
+    with pytest.raises(ValueError, match=field):
+        Lipschitz(**{field: value})
+    with pytest.raises(ValueError, match="factor"):
+        Lipschitz().scaled(value)
