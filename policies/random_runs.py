@@ -138,7 +138,7 @@ def _break(source: random.Random, good: Observation) -> Observation:
 
 
 def _spoil(source: random.Random, layer: Layer) -> Layer:
-    names = ("log_norm", "log_gain", "drift", "diffusion", "finite_step", "decay", "update_ratio", "composition_weight")
-    names += ("frobenius_ratio", "row_ratio")
+    sizes = ("update_ratio", "frobenius_ratio", "row_ratio")
+    names = ("log_norm", "log_gain", "drift", "diffusion", "finite_step", "decay", *sizes, "composition_weight")
     changes = {name: source.choice(BAD) for name in names if source.random() < 0.5}
     return dataclasses.replace(layer, status=Status.NON_FINITE, **changes)  # type: ignore[arg-type]

@@ -201,3 +201,14 @@ def test_frames_of_several_trials_are_refused() -> None:
         observations_from_frame(frame)
     with pytest.raises(ValueError, match="'knobs'"):
         observations_from_frame(frame.drop(columns=["trial", "knobs"]))
+
+
+def test_runs_recorded_before_an_update_had_three_sizes_are_read_as_unmeasured() -> None:
+    recorder = Recorder()
+    sized = dataclasses.replace(LAYER, update_ratio=3.0, frobenius_ratio=2.0, row_ratio=2.5)
+    seen = dataclasses.replace(SEEN, layers=(sized,))
+    recorder.add_observation(seen)
+    frame = recorder.frames().observations
+    assert observations_from_frame(frame) == (seen,)
+    (old,) = observations_from_frame(frame.drop(columns=["frobenius_ratio", "row_ratio"]))
+    assert old == dataclasses.replace(seen, layers=(dataclasses.replace(LAYER, update_ratio=3.0),))
