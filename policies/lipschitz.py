@@ -77,12 +77,12 @@ class Lipschitz:
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_line", Guard(self.line(), title=self.name))
         if not self.low_gain <= self.healthy_gain <= self.high_gain:
             raise ValueError(
                 f"Lipschitz(healthy_gain=...) must be in [low_gain, high_gain] = [{self.low_gain!r}, "
                 f"{self.high_gain!r}], got {self.healthy_gain!r}."
             )
-        object.__setattr__(self, "_line", Guard(self.line(), title=self.name))
 
     @property
     def name(self) -> str:

@@ -143,6 +143,8 @@ def test_beyond_the_end_the_rate_stays_at_its_last_value(name):
         ("wsd", {"warmup_fraction": 0.8}, r"decay_fraction=\.\.\.\) must be at most 1 - warmup_fraction"),
         ("step", {"milestones": (0.9, 0.1)}, r"Step\(milestones=\.\.\.\) must ascend"),
         ("plateau", {"patience": 0}, r"Plateau\(patience=\.\.\.\) must be an integer >= 1, got 0"),
+        ("lipschitz", {"healthy_gain": 0.15}, r"Lipschitz\(healthy_gain=\.\.\.\) must be in \[low_gain, high_gain\]"),
+        ("lipschitz", {"healthy_gain": 9.6}, r"Lipschitz\(healthy_gain=\.\.\.\) must be in \[low_gain, high_gain\]"),
         ("lipschitz", {"relative_step": 0.0}, r"SpectralRate\(relative_step=\.\.\.\) must be a finite number > 0"),
         ("lipschitz", {"low_gain": 2.0}, r"Initialization\(target=\.\.\.\) must lie between"),
         ("cosine", {"rate": 1.0}, r"policy 'cosine' has no parameter 'rate'; it has \['lr', 'weight_decay'"),
