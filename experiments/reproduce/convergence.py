@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional
 
-from lipadvisor.dynamics import coefficients
+from lipadvisor.dynamics import coefficients, noise_split
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.figures import keep_figure
@@ -108,7 +109,6 @@ def _split(model: nn.Module, images: Images) -> dict[str, float]:
     target = functional.one_hot(images.train_targets[rows], images.classes).to(inputs.dtype)
     covector = bound_covector(model, inputs[:2])
     variances = gradient_variance(model, inputs, target)
-    diagonal = sum(float((covector[name].square() * variances[name]).sum()) for name in covector)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def losses(at: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -116,8 +116,12 @@ def _split(model: nn.Module, images: Images) -> dict[str, float]:
         return -(target * functional.log_softmax(output, dim=1)).sum(1)
 
     along = {name: covector.get(name, torch.zeros_like(value)).to(value.dtype) for name, value in weights.items()}
-    total = float(torch.func.jvp(losses, (weights,), (along,))[1].var())
-    return {"variance": diagonal, "covariance": total - diagonal}
+    scalars = torch.func.jvp(losses, (weights,), (along,))[1]
+
+    def flat(parts: dict[str, torch.Tensor]) -> Array:
+        return np.concatenate([parts[name].double().numpy().ravel() for name in covector])
+
+    return asdict(noise_split(flat(covector), flat(variances), scalars.double().numpy()))
 
 
 def _figures(rates: dict[str, Array], split: list[dict[str, float]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from lipadvisor.dynamics.attribution import PARTS, Attribution, attribute
 from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
 from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
 from lipadvisor.dynamics.expansion import expansion_factor, map_expansion, stability_limit
-from lipadvisor.dynamics.noise import batches_of, clipped, finite_population
+from lipadvisor.dynamics.noise import NoiseSplit, batches_of, clipped, finite_population, noise_split
 from lipadvisor.dynamics.reconstruction import Reconstruction
 from lipadvisor.dynamics.response import Response, response, squared_response_sums
 from lipadvisor.dynamics.simulation import simulate
@@ -18,6 +18,7 @@ __all__ = [
     "Form",
     "LogNormal",
     "Noise",
+    "NoiseSplit",
     "Reconstruction",
     "Response",
     "attribute",
@@ -31,6 +32,7 @@ __all__ = [
     "log_decay",
     "map_expansion",
     "network_lr",
+    "noise_split",
     "response",
     "simulate",
     "squared_response_sums",

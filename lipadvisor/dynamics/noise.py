@@ -1,12 +1,57 @@
-"""Noise of other batches than the measured one: clipped, of another size, from a finite population."""
+"""Noise of other batches than the measured one (clipped, of another size, from a finite population), and its split."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from lipadvisor.terms import Terms
+import numpy as np
 
-__all__ = ["batches_of", "clipped", "finite_population"]
+from lipadvisor.terms import Array, Terms
+
+__all__ = ["NoiseSplit", "batches_of", "clipped", "finite_population", "noise_split"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSplit:
+    """Variance of a projected batch gradient in its two parts, nats^2 per tau^2; the first and their sum are >= 0."""
+
+    variance: float  # from the entries' own variances: the diagonal of the gradient's covariance
+    covariance: float  # from pairs of entries: the rest of it
+
+    @property
+    def total(self) -> float:
+        """The projection's variance."""
+        return self.variance + self.covariance
+
+
+def noise_split(covector_P: Array, variance_P: Array, scalar_B: Array, batch_size: int = 1) -> NoiseSplit:
+    """Split the noise of a projected gradient into the part of single entries and the part of pairs ([D] Prop 6).
+
+    With the covector ``c`` (``dZ/dW``, or ``u_1 v_1' / s_1`` of one layer) and the gradients ``g_i`` of samples,
+    ``Var(c . g) = sum_p c_p^2 Var(g_p) + sum_{p != q} c_p c_q Cov(g_p, g_q)``. The whole needs one number of each
+    sample, the first part the entries' second moments, and the last one is the difference.
+
+    Args:
+        covector_P: of all entries, per unit of the gradient.
+        variance_P: unbiased variance over samples of each entry of their gradients.
+        scalar_B: ``c . g_i`` of each sample, at least 2.
+        batch_size: of the batches whose mean's noise is asked for, >= 1; independent draws ([D] Prop 5).
+
+    Raises:
+        ValueError: the shapes do not agree, there are fewer than 2 samples, or ``batch_size`` is out of range.
+    """
+    if covector_P.shape != variance_P.shape:
+        raise ValueError(
+            f"noise_split(covector_P=..., variance_P=...) must have one shape, got {covector_P.shape} and "
+            f"{variance_P.shape}."
+        )
+    if len(scalar_B) < 2:
+        raise ValueError(f"noise_split(scalar_B=...) must be of at least 2 samples, got {len(scalar_B)}.")
+    if batch_size < 1:
+        raise ValueError(f"noise_split(batch_size=...) must be at least 1, got {batch_size!r}.")
+    own = float(np.sum(covector_P**2 * variance_P))
+    whole = float(np.var(scalar_B, ddof=1))
+    return NoiseSplit(own / batch_size, (whole - own) / batch_size)
 
 
 def clipped(terms: Terms, factor: float) -> Terms:

@@ -8,6 +8,8 @@ from lipadvisor.terms import Array
 
 __all__ = ["simulate"]
 
+_ROUNDING = 1e-6  # negative eigenvalues of a covariance that was measured in float32, relative to the largest
+
 
 def simulate(
     log_norm_L: Array,
@@ -35,7 +37,8 @@ def simulate(
         Log-norms in nats, shape ``(paths, T + 1, L)``; entry 0 is the start.
 
     Raises:
-        ValueError: ``paths`` is below 1, or the shapes do not agree.
+        ValueError: ``paths`` is below 1, the shapes do not agree, or the noise is not finite or not positive
+            semidefinite (by more than rounding).
     """
     steps, layers = rate_TL.shape
     if paths < 1:
@@ -43,7 +46,13 @@ def simulate(
     if noise_TLL.shape != (steps, layers, layers) or lr_T.shape != (steps,) or log_norm_L.shape != (layers,):
         shapes = (log_norm_L.shape, rate_TL.shape, noise_TLL.shape, lr_T.shape)
         raise ValueError(f"simulate(...) must have shapes (L,), (T, L), (T, L, L), (T,), got {shapes}.")
+    if not np.isfinite(noise_TLL).all():
+        raise ValueError("simulate(noise_TLL=...) must be finite; leave out steps whose noise was not measured.")
     value_TL, vector_TLL = np.linalg.eigh(noise_TLL)
+    if np.any(value_TL < -_ROUNDING * np.abs(value_TL).max(axis=1, keepdims=True, initial=0.0)):
+        raise ValueError(
+            f"simulate(noise_TLL=...) must be positive semidefinite, got an eigenvalue of {float(value_TL.min())!r}."
+        )
     factor_TLL = vector_TLL * np.sqrt(np.maximum(value_TL, 0.0))[:, None, :]
     white_PTL = generator.standard_normal((paths, steps, layers))
     shock_PTL = np.einsum("tlk,ptk->ptl", factor_TLL, white_PTL)

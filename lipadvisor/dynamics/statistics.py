@@ -57,11 +57,13 @@ def integral_form(start: float, rate_T: Array, diffusion_T: Array, lr_T: Array) 
         The distribution at the ``T + 1`` times ``0..T``: ``E[Z]`` and ``Var[Z]`` of shape ``(T + 1,)``.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the lengths differ, or a learning rate is negative.
     """
     if not len(rate_T) == len(diffusion_T) == len(lr_T):
         lengths = (len(rate_T), len(diffusion_T), len(lr_T))
         raise ValueError(f"integral_form(rate_T, diffusion_T, lr_T) must have one length, got {lengths}.")
+    if np.any(np.asarray(lr_T) < 0.0):
+        raise ValueError(f"integral_form(lr_T=...) must not be negative, got {float(np.min(lr_T))!r}.")
     mean = start + np.concatenate(([0.0], np.cumsum(rate_T * lr_T)))
     var = np.concatenate(([0.0], np.cumsum(diffusion_T**2 * lr_T)))
     return LogNormal(mean, var)
