@@ -71,7 +71,7 @@ class MedianRate:
             ([layer.frobenius_ratio for layer in counted], self.frobenius_step),
             ([layer.row_ratio for layer in counted], self.row_step),
         ):
-            total = 0.0 if 0.0 in ratios_l else math.hypot(*ratios_l)
+            total = math.hypot(*ratios_l) if all(ratios_l) else 0.0  # what one layer lacks, none can vote by
             if 0.0 < total < math.inf:  # false for nan
                 votes.append(math.log(total) + math.log(rate.relative_step / step))
         voted = median(votes)
