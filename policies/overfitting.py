@@ -109,7 +109,10 @@ class Overfitting:
     def _listen(self, observation: Observation, state: OverfittingState) -> tuple[OverfittingState, bool]:
         """Follow the training loss, compare a new validation loss with it and with the lowest; whether to go back."""
         train, at = self._follow(observation, state)
-        state = replace(state, train_loss=train, train_step=at)
+        state = OverfittingState(  # built outright: this runs at every decision, and replace costs twice as much
+            state.first, state.best, state.seen_step, state.best_train_loss, train, at, state.last, state.before_last,
+            state.variance, state.worse, state.factor,
+        )  # fmt: skip
         loss, when = observation.validation_loss, observation.validation_step
         if loss is None or when is None or when <= state.seen_step or not math.isfinite(loss):
             return state, False
