@@ -114,8 +114,7 @@ def _draw(made: Figure, paths: dict[str, Paths], panel: Any) -> None:
 
 
 def _network(ax: Axes, path: Paths) -> None:
-    left = 0.52 if path.observed[-1] > path.observed[0] else 0.12  # where the curve is not
-    for target in (ax, ax.inset_axes((left, 0.12, 0.45, 0.4))):
+    for target in (ax, ax.inset_axes((0.16, 0.66, 0.8, 0.27))):
         span = slice(None) if target is ax else slice(0, _INSET)
         target.plot(path.step[span], path.observed[span], color=COLOURS[7], label="observed", linewidth=3.0, alpha=0.6)
         target.plot(
@@ -127,6 +126,9 @@ def _network(ax: Axes, path: Paths) -> None:
         if target is not ax:
             target.tick_params(labelsize=6)
             target.set_title("first 50 steps", fontsize=6.5)
+            target.locator_params(axis="y", nbins=4)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + (high - low) / 0.56)  # room above the curves for what is shown larger
 
 
 def _layers(ax: Axes, path: Paths) -> None:
