@@ -102,7 +102,7 @@ def decision_rows(
                 group,
                 *(_number(side.lr) for side in sides),
                 *(_number(side.weight_decay) for side in sides),
-                *(decision.warmup_ended, decision.cooldown_started, decision.rollback),
+                *(decision.warmup_ended, decision.cooldown_started, decision.rollback, decision.rewind),
                 told,
                 *texts,
             )

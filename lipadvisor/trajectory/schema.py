@@ -73,7 +73,7 @@ TABLES: Mapping[str, pa.Schema] = {
         (_INT, "group"),
         (_FLOAT, "lr_before lr_proposed lr_applied"),
         (_FLOAT, "weight_decay_before weight_decay_proposed weight_decay_applied"),
-        (_FLAG, "warmup_ended cooldown_started rollback"),
+        (_FLAG, "warmup_ended cooldown_started rollback rewind"),
         (_TEXT, "refused read init_scale weight_scale"),  # the last three: JSON objects
     ),
     "inspections": _schema(

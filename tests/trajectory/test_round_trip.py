@@ -117,6 +117,18 @@ def test_a_layer_has_a_column_for_each_of_its_fields() -> None:
     assert {"step", "tau", "measured_step", "total_steps", "optimizer", "momentum", "knobs", "overhead"} <= columns
 
 
+def test_every_flag_of_a_decision_has_a_column() -> None:
+    flags = {field.name for field in dataclasses.fields(Decision) if isinstance(field.default, bool)}
+    assert flags <= set(TABLES["decisions"].names)
+    for flag in flags:
+        recorder = Recorder()
+        recorder.add_decision(
+            Decision(3, "p", "test", **{flag: True}), mode="takeover", before=(), after=(), refused=()
+        )
+        row = recorder.frames().decisions.iloc[0]
+        assert {name for name in flags if row[name]} == {flag}
+
+
 def test_empty_frames_have_all_columns_and_their_dtypes(tmp_path: Path) -> None:
     frames = Recorder().frames()
     TrajectoryStore(tmp_path).close()
