@@ -16,15 +16,20 @@ FAILED_RATIO = 100.0  # what a run that is not finite counts for
 def loss_ratio(losses: Sequence[float], baseline: Sequence[float]) -> float:
     """Return the geometric mean over seeds of ``losses[i] / baseline[i]``, at most ``FAILED_RATIO`` each.
 
+    A seed on which the baseline is not finite is left out: its failure is no merit of the other.
+
     Raises:
-        ValueError: the two do not have the same, positive length.
+        ValueError: the two do not have the same, positive length, or no entry of the baseline is finite.
     """
     if not losses or len(losses) > len(baseline):
         raise ValueError(f"loss_ratio(losses=...) must have 1 to {len(baseline)} entries, got {len(losses)}.")
+    pairs = [(loss, base) for loss, base in zip(losses, baseline, strict=False) if math.isfinite(base)]
+    if not pairs:
+        raise ValueError(f"loss_ratio(baseline=...) must have a finite entry, got {list(baseline)}.")
     logs = [
         math.log(min(max(loss, 1e-12) / max(base, 1e-12), FAILED_RATIO)) if math.isfinite(loss) else
         math.log(FAILED_RATIO)
-        for loss, base in zip(losses, baseline, strict=False)
+        for loss, base in pairs
     ]  # fmt: skip
     return math.exp(sum(logs) / len(logs))
 

@@ -96,6 +96,9 @@ def test_trials_stay_in_their_ranges_and_follow_the_policies_schedules():
 def test_ratios_are_paired_geometric_means_and_failures_count():
     assert loss_ratio([2.0, 0.5], [1.0, 1.0]) == pytest.approx(1.0)
     assert loss_ratio([math.nan], [1.0]) == pytest.approx(FAILED_RATIO)
+    assert loss_ratio([2.0, 3.0], [1.0, math.nan]) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="finite"):
+        loss_ratio([1.0], [math.inf])
     figures = summary([0.9, 1.0, 1.04, 1.2, 50.0])
     assert figures.median == 1.04
     assert figures.within_5 == pytest.approx(0.6)
