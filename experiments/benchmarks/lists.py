@@ -126,7 +126,9 @@ QUICK = frozenset(
 INTERVAL_TASKS = frozenset(
     {"mlp_digits", "autoencoder", "low_noise"} | {"deep_tanh", "friedman", "spirals"}
 )  # of the design list, those of 400 to 1,200 steps that take seconds
-HORIZON_TASKS = frozenset({"autoencoder", "patches", "deep_plain", "deep_tanh"})  # run 30 times as long by the horizon suite
+HORIZON_TASKS = frozenset(
+    {"autoencoder", "patches", "deep_plain", "deep_tanh"}
+)  # run 30 times as long by the horizon suite
 SHOCK_TASKS = frozenset(
     {"mlp_digits", "deep_plain", "deep_tanh", "spirals", "batch_4_adamw", "muon_digits"}
     | {"low_noise", "autoencoder", "friedman"}
