@@ -52,11 +52,20 @@ def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | Thr
         return None
     groups = [optimizer.param_groups[layer.group] for layer in pack.layers]
     states = [optimizer.state.get(layer.weight, {}) for layer in pack.layers]
-    if any("exp_avg_sq" not in state for state in states):
+    used = [place for place, state in enumerate(states) if "exp_avg_sq" in state]
+    if not used:
         return None
     keys = ["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq" for group in groups]
-    seconds = pack.gather([state[key] for state, key in zip(states, keys, strict=True)], fill=1.0)
-    corrections = [1.0 - float(g["betas"][1]) ** float(s["step"]) for g, s in zip(groups, states, strict=True)]
+    ones = [
+        None if key in state else torch.ones_like(layer.weight)
+        for key, state, layer in zip(keys, states, pack.layers, strict=True)
+    ]
+    seconds = pack.gather(
+        [state[key] if one is None else one for key, state, one in zip(keys, states, ones, strict=True)], fill=1.0
+    )
+    # A layer that has never had a gradient has no state, and what stands for it meets zeros alone.
+    counts = [float(state.get("step", states[used[0]]["step"])) for state in states]
+    corrections = [1.0 - float(g["betas"][1]) ** count for g, count in zip(groups, counts, strict=True)]
     if len(set(corrections)) == 1 and len({g["eps"] for g in groups}) == 1:
         inverse: Tensor = (seconds * (1.0 / corrections[0])).sqrt_().add_(groups[0]["eps"]).reciprocal_()
         return inverse

@@ -157,3 +157,24 @@ def test_known_classes_do_not_depend_on_their_updates() -> None:
     for k in range(6):
         step(model, optimizer, probe, k, 0.0, None)
     assert probe.noise.method == "samples"
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_layer_that_is_never_used_leaves_the_others_their_preconditioner(amsgrad: bool) -> None:
+    found = []
+    for idle in (False, True):
+        model = network().double()
+        if idle:
+            model.add_module("idle", nn.Linear(12, 11, bias=False).double())
+            model.forward = nn.Sequential(*list(model)[:-1]).forward
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, amsgrad=amsgrad)
+        probe = Probe(model, optimizer, interval=1)
+        for k in range(3):
+            terms = step(model, optimizer, probe, k, 0.0, None)
+        assert terms is not None
+        found.append(terms)
+        if idle:
+            assert terms.noise_LL[3, 3] == terms.noise_curvature_L[3] == terms.first_L[3] == 0.0
+    alone, beside = found
+    np.testing.assert_allclose(beside.noise_LL[:3, :3], alone.noise_LL, rtol=1e-9)
+    np.testing.assert_allclose(beside.noise_curvature_L[:3], alone.noise_curvature_L, rtol=1e-9)
