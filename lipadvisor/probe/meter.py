@@ -89,6 +89,7 @@ class NoiseMeter:
         self._closed: list[Tensor] | None = None
         self._measured = 0
         self._prepared: dict[int, tuple[Refreshed, Sketch | CompactKernel]] = {}
+        self._written: set[int] = set()  # layers whose weights somebody changes between two steps: not reduced early
 
     @property
     def pending(self) -> bool:
@@ -111,7 +112,9 @@ class NoiseMeter:
             for pack in self._packs:
                 state, operator = pack.new, pack.operator
                 plain = isinstance(operator, Conv2dOperator) and isinstance(pack.layers[0].source, Plain)
-                if state is None or operator is None or not plain or state.versions != pack.versions():
+                if state is None or operator is None or not plain or not self._written.isdisjoint(pack.indices):
+                    continue
+                if state.versions != pack.versions():
                     continue
                 for place, index in enumerate(pack.indices):
                     u_1M, v_1N = state.block.u_RM[place, :1], state.block.v_RN[place, :1]
@@ -240,7 +243,10 @@ class NoiseMeter:
     def _batch(self, index: int, pack: Pack) -> Any:
         """Return what a layer saw; None where it has been reduced for weights that are no longer those."""
         prepared = self._prepared.get(index)
-        return self._capture.batch(index) if prepared is None or prepared[0] is pack.old else None
+        if prepared is None or prepared[0] is pack.old:
+            return self._capture.batch(index)
+        self._written.add(index)
+        return None
 
     def _covariance(self, noises: Sequence[NoiseImages | None]) -> Tensor | None:
         scalars: list[Tensor | None] = [None] * sum(len(pack.layers) for pack in self._packs)

@@ -60,7 +60,7 @@ class Refreshed:
     kernel: Tensor
     block: TrackedBlock
     row_lC: Tensor
-    versions: tuple[int, ...]
+    versions: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Moved:
 
     kernel: Tensor
     image_RM: Tensor
-    versions: tuple[int, ...]
+    versions: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -146,8 +146,8 @@ class Pack:
         """Write a tensor of one parameter's shape into its layer's place of a stack."""
         stack[place][self._slots[place]] = self.layers[place].view(tensor).to(stack)
 
-    def versions(self) -> tuple[int, ...]:
-        """Return the version counters of the weights."""
+    def versions(self) -> tuple[float, ...]:
+        """Return what tells whether the weights have been written to."""
         return tuple(version for layer in self.layers for version in layer.source.versions())
 
     def settle(self, input_shape: tuple[int, ...] | None) -> bool:

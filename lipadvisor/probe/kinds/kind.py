@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lipadvisor.spectra import LayerOperator
 
-__all__ = ["Candidate", "Form", "Options", "Plain", "Skipped", "Source", "TrackedLayer", "Use", "wide"]
+__all__ = ["Candidate", "Form", "Options", "Plain", "Skipped", "Source", "TrackedLayer", "Use", "marks", "wide"]
 
 CONV_VIEWS = ("operator", "matrix")
 
@@ -36,7 +36,7 @@ class Source(Protocol):
         """Return the weight as it acts now, detached; the model is left as it is."""
         ...
 
-    def versions(self) -> tuple[int, ...]:
+    def versions(self) -> tuple[float, ...]:
         """Return numbers that stay the same as long as :meth:`value` does."""
         ...
 
@@ -111,10 +111,10 @@ class Plain:
         """Return the parameter, detached."""
         return self.weight.detach()
 
-    def versions(self) -> tuple[int, ...]:
-        """Return the parameter's version counter; that of what is here of it, too, where it is sharded."""
+    def versions(self) -> tuple[float, ...]:
+        """Return the parameter's marks; the version counter of what is here of it, too, where it is sharded."""
         share = getattr(self.weight, "_local_tensor", None)
-        return (self.weight._version,) if share is None else (self.weight._version, share._version)
+        return marks(self.weight) if share is None else (self.weight._version, share._version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +262,18 @@ class TrackedLayer:
             input_shape: shape of one batch of inputs, (B, C, ...) for a convolution.
         """
         return self.form.operator(input_shape)
+
+
+def marks(x: Tensor) -> tuple[float, ...]:
+    """Return numbers that change when ``x`` is written to: its version counter, and on a processor its sum.
+
+    What is written through ``.data`` (clipped weights, an average swapped in) moves no counter. On a device the sum
+    would have to be waited for, and there is the counter alone.
+    """
+    if x.device.type != "cpu":
+        return (x._version,)
+    with torch.no_grad():
+        return (x._version, float(x.sum(dtype=None if x.dtype == torch.float64 else torch.float32)))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lipadvisor.probe.kinds.kind import Candidate, Options, Plain, wide
+from lipadvisor.probe.kinds.kind import Candidate, Options, Plain, marks, wide
 from lipadvisor.spectra import DiagonalOperator
 
 __all__ = ["GainForm", "GainUse", "find_normalization"]
@@ -180,9 +180,9 @@ class GainSource(Plain):
 
     module: nn.Module
 
-    def versions(self) -> tuple[int, ...]:
-        """Return the version counters of the gains, and of the running variance while the layer normalises by it."""
+    def versions(self) -> tuple[float, ...]:
+        """Return the marks of the gains, and of the running variance while the layer normalises by it."""
         if isinstance(self.module, _NormBase) and not _by_its_batch(self.module):
             assert self.module.running_var is not None
-            return (self.weight._version, self.module.running_var._version)
-        return (self.weight._version, -1)
+            return (*marks(self.weight), self.module.running_var._version)
+        return (*marks(self.weight), -1)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from lipadvisor.probe.kinds.kind import marks
+
 __all__ = ["Computed", "ThroughParameters", "computed_source"]
 
 
@@ -47,9 +49,10 @@ class Computed:
         with torch.no_grad():
             return self._compute([p.detach() for p in self.parameters])
 
-    def versions(self) -> tuple[int, ...]:
-        """Return the version counters of all that the weight is computed from."""
-        return tuple(tensor._version for tensor in (*self.parameters, *self.recipe.buffers()))
+    def versions(self) -> tuple[float, ...]:
+        """Return the marks of all that the weight is computed from."""
+        own = tuple(mark for parameter in self.parameters for mark in marks(parameter))
+        return own + tuple(buffer._version for buffer in self.recipe.buffers())
 
     def keep(self) -> None:
         """Copy the parameters as they are before the step."""
