@@ -118,29 +118,37 @@ def raw_gradient(
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
     """Return ``U`` of ``W' = (1 - lr wd) W + lr U`` from the state after the step; None if it cannot be known.
 
-    Exact for SGD (momentum, Nesterov, maximize) without its own L2 term, and for Adam and AdamW.
+    Exact for SGD (momentum, Nesterov, L2 term) and for Adam and AdamW, maximizing or not.
     """
     options, state = optimizer.param_groups[group], optimizer.state.get(weight, {})
     name = optimizer_name(optimizer)
-    sign = 1.0 if options.get("maximize") else -1.0
     if name == "sgd":
-        if weight.grad is None or options["weight_decay"] != 0.0:
-            return None
-        buffer = state.get("momentum_buffer")
-        if options["momentum"] == 0.0 or buffer is None:
-            return weight.grad * sign
-        if options["nesterov"]:
-            foreach = options.get("foreach") or (options.get("foreach") is None and weight.is_cuda)
-            written = foreach and not options.get("maximize")  # torch's foreach loop writes the step over the gradient
-            ahead: Tensor = (weight.grad if written else weight.grad + buffer * options["momentum"]) * sign
-            return ahead
-        direction: Tensor = buffer * sign
-        return direction
+        return _sgd_direction(weight, options, state.get("momentum_buffer"))
     if name in ("adam", "adamw") and "exp_avg" in state:
         correction = 1.0 - float(options["betas"][0]) ** float(state["step"])
         adam: Tensor = state["exp_avg"] / _root(state, options) * (-1.0 / correction)
         return adam
     return None
+
+
+def _sgd_direction(weight: nn.Parameter, options: dict[str, Any], buffer: Tensor | None) -> Tensor | None:
+    """Return ``-(g + wd W)``, ``-buffer``, or ``-(g + wd W + b buffer)``, with ``-g`` for ``g`` where it maximizes."""
+    momentum, weight_decay = float(options["momentum"]), float(options["weight_decay"])
+    if momentum != 0.0 and buffer is not None and not options["nesterov"]:
+        return -buffer
+    if weight.grad is None:
+        return None
+    ahead = buffer is not None and momentum != 0.0
+    foreach = options.get("foreach") or (options.get("foreach") is None and weight.is_cuda)
+    if ahead and foreach and not options.get("maximize") and weight_decay == 0.0:
+        return -weight.grad  # torch's foreach loop writes the step over the gradient
+    step = -weight.grad if options.get("maximize") else weight.grad
+    if weight_decay != 0.0:
+        step = step + weight.detach() * weight_decay
+    if ahead:
+        assert buffer is not None
+        step = step + buffer * momentum
+    return -step
 
 
 def _root(state: dict[str, Any], options: dict[str, Any]) -> Tensor:

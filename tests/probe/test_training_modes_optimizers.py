@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,3 +179,36 @@ def test_a_layer_that_is_never_used_leaves_the_others_their_preconditioner(amsgr
     alone, beside = found
     np.testing.assert_allclose(beside.noise_LL[:3, :3], alone.noise_LL, rtol=1e-9)
     np.testing.assert_allclose(beside.noise_curvature_L[:3], alone.noise_curvature_L, rtol=1e-9)
+
+
+def truth(options: dict[str, Any], lr: float) -> list[float]:
+    """``u' U v / s`` of each layer in the third step, from the difference of weights in float64."""
+    model = network().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
+    for k in range(3):
+        before = [p.detach().clone() for p in model.parameters()]
+        step(model, optimizer, None, k, 0.0, None)
+    found = []
+    for W, p in zip(before, model.parameters(), strict=True):
+        U, s, Vh = torch.linalg.svd(W)
+        found.append(float(U[:, 0] @ ((p.detach() - W) / lr) @ Vh[0] / s[0]))
+    return found
+
+
+@pytest.mark.parametrize("loop", ["foreach", "fused", None])
+@pytest.mark.parametrize("momentum", [{}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True}])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_every_kind_of_sgd_tells_of_steps_that_are_lost_in_rounding(
+    loop: str | None, momentum: dict[str, Any], maximize: bool, weight_decay: float
+) -> None:
+    options = {"maximize": maximize, "weight_decay": weight_decay, "foreach": False, **momentum}
+    if loop is not None:
+        options |= {"foreach": loop == "foreach", loop: True}
+    lr, model = 1e-7, network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
+    probe = Probe(model, optimizer, interval=1)
+    for k in range(3):
+        terms = step(model, optimizer, probe, k, 0.0, None)
+    assert terms is not None
+    np.testing.assert_allclose(terms.first_L, truth(options, lr), rtol=1e-4)
