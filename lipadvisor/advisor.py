@@ -25,7 +25,7 @@ from lipadvisor.policies import (
     named_policy,
 )
 from lipadvisor.probe import NoiseReport, Probe
-from lipadvisor.probe.hook import Hook
+from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
 from lipadvisor.trajectory import Recorder, Sink, Trajectory
 
@@ -84,8 +84,8 @@ class Advisor:
         max_overhead: float = 0.03,
         interval: int | None = None,
         seed: int = 0,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
+        include: str | Sequence[str] = ("*",),
+        exclude: str | Sequence[str] = (),
         conv_view: Literal["operator", "matrix"] = "operator",
         gains: bool = False,
         parameters: bool = False,
@@ -123,8 +123,8 @@ class Advisor:
             optimizer,
             max_overhead=max_overhead,
             interval=interval,
-            include=tuple(include),
-            exclude=tuple(exclude),
+            include=include,
+            exclude=exclude,
             conv_view=conv_view,
             gains=gains,
             parameters=parameters,
@@ -365,7 +365,7 @@ class Advisor:
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():  # a compiler is tracing: the advisor starts outside of the graph
+        if transformed():  # a compiler is tracing, or torch.func: the advisor starts outside
             return
         if not self._line.started and module.training and torch.is_grad_enabled():
             self._errors.guard(self._line.start, args, kwargs)

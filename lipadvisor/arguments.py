@@ -118,6 +118,10 @@ def check_inspection(loss_fn: Any, every: Any) -> None:
 
 def _check_knobs(optimizer: torch.optim.Optimizer) -> None:
     for index, group in enumerate(optimizer.param_groups):
+        if "lr" not in group:
+            raise ValueError(
+                f"Advisor(optimizer=...) must have a learning rate in every group, group {index} has none."
+            )
         for knob in ("lr", "weight_decay"):
             value = float(group.get(knob, 0.0))
             if not (math.isfinite(value) and value >= 0.0):

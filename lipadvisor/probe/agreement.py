@@ -27,6 +27,7 @@ __all__ = ["CHECK_PAIRS", "DISAGREE", "Differences", "Spread", "common_factor"]
 OFF = 0.05  # of a sum's size, the root of the sum of squares: mismatch that half precision may leave
 UNITY = 1e-3  # a factor this close to 1 is 1
 ROUGH_UNITY = 1e-2  # the same of samples that are known to half the digits
+NOTHING = 1e-5  # of the largest layer's sum: what is left of one that vanishes, in float32
 CANDIDATES = 64  # ratios that are tried
 HORIZON = 20  # pairs over which covariances of differences are averaged
 MIN_PAIRS = 4  # pairs from which on their average is used
@@ -41,7 +42,9 @@ def common_factor(
     """Return the factor between captured sums and the gradient, and which layers agree with it.
 
     Of the layers' own ratios of gradient to sum, the factor is the one that most layers agree with; among equals,
-    those whose sum stands out of its parts. Without any captured layer, or any positive ratio, it is 1.
+    those whose sum stands out of its parts. Where most of them agree no better than half precision lets them, it is
+    their mean. A layer of whose gradient rounding is left (an orthogonal weight: no gradient changes its norm) has no
+    say and no fault. Without any captured layer, or any positive ratio, it is 1.
 
     Args:
         shares_L: ``sum_i u' x_i v`` over the captured samples.
@@ -55,14 +58,17 @@ def common_factor(
     with np.errstate(invalid="ignore"):
         off_L = np.abs(gradient_L - shares_L) > unity * (np.abs(gradient_L) + size_L)
     known_L = np.isfinite(gradient_L) & np.isfinite(shares_L)
-    if known_L.any() and not off_L[known_L].any():
+    void_L = (
+        known_L & (size_L <= NOTHING * _largest(size_L)) & (np.abs(gradient_L) <= 10.0 * NOTHING * _largest(gradient_L))
+    )
+    if known_L.any() and not off_L[known_L & ~void_L].any():
         return 1.0, known_L
     with np.errstate(all="ignore"):
         ratio_L = gradient_L / shares_L
         weight_L = np.abs(shares_L) / size_L
-    usable_L = np.isfinite(ratio_L) & np.isfinite(weight_L) & (weight_L > 0)
+    usable_L = np.isfinite(ratio_L) & np.isfinite(weight_L) & (weight_L > 0) & ~void_L
     if not usable_L.any():
-        return 1.0, np.isfinite(shares_L) & (np.abs(gradient_L) <= OFF * np.abs(size_L))
+        return 1.0, void_L | (np.isfinite(shares_L) & (np.abs(gradient_L) <= OFF * np.abs(size_L)))
     candidates = ratio_L[usable_L & (ratio_L > 0.0)]
     if len(candidates) > CANDIDATES:
         candidates = np.quantile(candidates, np.linspace(0.0, 1.0, CANDIDATES), method="nearest")
@@ -73,10 +79,19 @@ def common_factor(
         standing = (int(own_L.sum()), float(weight_L[own_L & usable_L].sum()))
         if standing > most:
             best, most, agreed_L = factor, standing, own_L
-    if rough and (own_L := agreed_L & usable_L).any():
+    own_L = agreed_L & usable_L
+    close_L = np.abs(gradient_L - best * shares_L) <= UNITY * (np.abs(gradient_L) + best * size_L)
+    if 2 * int((close_L & own_L).sum()) <= int(own_L.sum()):  # passes in half precision: no layer's own ratio is right
+        rough, unity = True, ROUGH_UNITY
+    if rough and own_L.any():
         weights_L = weight_L[own_L] ** 2
         best = float((ratio_L[own_L] * weights_L).sum() / weights_L.sum())
-    return (1.0 if abs(best - 1.0) < unity else best), agreed_L
+    return (1.0 if abs(best - 1.0) < unity else best), agreed_L | void_L
+
+
+def _largest(values_L: Array) -> float:
+    """Return the largest size of the finite values; 0 without any."""
+    return float(np.max(np.abs(values_L), initial=0.0, where=np.isfinite(values_L)))
 
 
 @dataclass(slots=True)
@@ -109,8 +124,11 @@ class Differences:
             curved: whether the forms are asked for.
         """
         known_L = np.isfinite(half_L) & (np.isfinite(form_L) | (not curved))
-        if not known_L.any() or (self.noise_LL is not None and (np.isfinite(np.diag(self.noise_LL)) & ~known_L).any()):
+        before_L = np.zeros_like(known_L) if self.noise_LL is None else np.isfinite(np.diag(self.noise_LL))
+        if not known_L.any() or (before_L & ~known_L).any():
             return
+        if (known_L & ~before_L).any():  # layers that were not ready before (convolutions of unknown size): start anew
+            self.pairs, self.noise_LL, self.curvature_L = 0, None, None
         outer_LL = np.outer(half_L, half_L)
         self.pairs += 1
         if self.noise_LL is None or self.curvature_L is None:

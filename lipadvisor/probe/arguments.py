@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from lipadvisor.probe.population import population_of
 
-__all__ = ["LEVELS", "check_arguments", "check_noise_arguments"]
+__all__ = ["LEVELS", "check_arguments", "check_noise_arguments", "globs"]
 
 LEVELS = ("norms", "drift", "noise", "full")
 
@@ -40,3 +41,15 @@ def check_noise_arguments(independent_samples: object, population: int | DataLoa
     if population is not None and (isinstance(population, bool) or not isinstance(population, int) or population < 1):
         raise ValueError(f"Probe(population=...) must be an integer >= 1, a DataLoader or None, got {population!r}.")
     return population
+
+
+def globs(argument: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return globs over names; a string is one of them, and not many of a letter each.
+
+    Raises:
+        ValueError: one of them is no string.
+    """
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(glob, str) for glob in found):
+        raise ValueError(f"Probe({argument}=...) must be globs over the names of layers, got {value!r}.")
+    return found

@@ -5,7 +5,8 @@ it computes without them. A compiler that traces them sees functions that do not
 is, and nothing is captured there.
 
 Calls belong to *rounds*, from one backward pass to the next: accumulated batches are rounds of other samples. A layer
-that activation checkpointing runs again during the backward pass is still in its round, and is counted once.
+that activation checkpointing runs again during the backward pass is still in its round, and is counted once. Rounds
+that left nothing in ``.grad`` do not count: :mod:`lipadvisor.probe.rounds`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lipadvisor.probe.hook import Hook
+from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
 from lipadvisor.probe.kinds.parametrized import Computed
+from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
 from lipadvisor.spectra.compact import CompactKernel, Sketch
 
@@ -59,6 +61,9 @@ class Capture:
     _graded: bool = False  # a gradient has come in this round
     _sizes: dict[int, int] = field(default_factory=dict)  # samples of the model's first input, by round
     _handles: list[RemovableHandle] = field(default_factory=list)
+    _marks: list[list[tuple[int, GradMark]]] = field(
+        default_factory=list
+    )  # of each layer: .grad as its rounds found it
 
     def attach(self, layers: bool = True, root: bool = True) -> None:
         """Put the hooks in, with nothing recorded yet.
@@ -87,7 +92,8 @@ class Capture:
 
     def finish(self) -> None:
         """Work out what hangs on the weights, while these are still the ones that the calls saw."""
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            self._drop(index)
             if isinstance(layer.source, Computed):
                 layer.source.keep()
         for calls in self.calls:
@@ -99,13 +105,20 @@ class Capture:
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
         self.calls = [[] for _ in self.layers]
+        self._marks = [[] for _ in self.layers]
         self._sizes.clear()
         self._round, self._graded = 0, False
 
     @property
     def samples(self) -> int:
         """Samples that went into the model, as the first dimension of its first tensor says; 0 if that is not seen."""
-        return sum(self._sizes.values())
+        seen = {
+            call.round
+            for calls in self.calls
+            for call in calls
+            if call.grad_B is not None or call.projected is not None
+        }
+        return sum(size for turn, size in self._sizes.items() if not seen or turn in seen)
 
     @property
     def empty(self) -> bool:
@@ -151,7 +164,7 @@ class Capture:
         return pairs[0] if len(pairs) == 1 else _join([_padded(pair, longest) for pair in pairs], 0)
 
     def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or self.asleep or not torch.is_grad_enabled():
+        if transformed() or self.asleep or not torch.is_grad_enabled():
             return
         first = next((x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor) and x.dim() > 0), None)
         if first is not None:
@@ -167,14 +180,14 @@ class Capture:
 
     def _entering(self, enter: Callable[[], None]) -> Any:
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if not torch.compiler.is_compiling() and not self.asleep:
+            if not transformed() and not self.asleep:
                 enter()
 
         return before
 
     def _hook(self, index: int, use: Use) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if torch.compiler.is_compiling() or self.asleep:
+            if transformed() or self.asleep:
                 return
             started = time.perf_counter()
             kept = use.read(arguments, keywords)
@@ -199,9 +212,9 @@ class Capture:
             return
         call = _Call(use, kept, turn, again, by=self.reduce_by.get(index))
         calls.append(call)
-        self._watch(call, output)
+        self._watch(index, call, output)
 
-    def _watch(self, call: _Call, output: Tensor) -> None:
+    def _watch(self, index: int, call: _Call, output: Tensor) -> None:
         """Have the gradient at ``output`` added to the call.
 
         A view that is written to in place (an activation behind a layer over sequences) loses its own history, and
@@ -209,9 +222,9 @@ class Capture:
         """
         base = output._base
         if base is None or base.grad_fn is None or base.numel() != output.numel() or not base.is_contiguous():
-            output.register_hook(self._receiver(call))
+            output.register_hook(self._receiver(index, call))
             return
-        receive, place, layout = self._receiver(call), base.output_nr, (output.shape, output.stride())
+        receive, place, layout = self._receiver(index, call), base.output_nr, (output.shape, output.stride())
 
         def arrive(grads: tuple[Tensor | None, ...]) -> None:
             grad = grads[place]
@@ -220,9 +233,10 @@ class Capture:
 
         base.grad_fn.register_prehook(arrive)
 
-    def _receiver(self, call: _Call) -> Any:
+    def _receiver(self, index: int, call: _Call) -> Any:
         def backward(grad: Tensor) -> None:
             self._graded = True
+            self._arrived(index, call.round)
             if call.by is not None:
                 self._reduce(call, grad.detach())
                 return
@@ -234,6 +248,28 @@ class Capture:
                 self.spent_s += time.perf_counter() - started
 
         return backward
+
+    def _arrived(self, index: int, turn: int) -> None:
+        """Take down how a round finds a layer's gradient, before anything is added to it."""
+        marks = self._marks[index]
+        if all(turn != known for known, _ in marks):
+            self._drop(index)
+            marks.append((turn, GradMark.of(self.layers[index])))
+
+    def _drop(self, index: int) -> None:
+        """Forget the last round of a layer if it left nothing in ``.grad``, and all of them if that has been zeroed."""
+        layer, marks = self.layers[index], self._marks[index]
+        if not marks:
+            return
+        turn, found = marks[-1]
+        gone: set[int] = set()
+        if found.unchanged(layer):
+            gone = {turn}
+        elif found.zeroed(layer):
+            gone = {known for known, _ in marks}
+        if gone:
+            marks[:] = [mark for mark in marks if mark[0] not in gone]
+            self.calls[index] = [call for call in self.calls[index] if call.round not in gone]
 
     def _reduce(self, call: _Call, grad: Tensor) -> None:
         """Take what is asked of a call while its input and gradient are at hand, and let go of both."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-__all__ = ["Hook"]
+import torch
+
+__all__ = ["Hook", "transformed"]
+
+
+def transformed() -> bool:
+    """Return whether the model is being run for a transformation of it: a compiler's trace, or ``torch.func``'s.
+
+    What a hook would see there are stand-ins for tensors, which must not be kept.
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -120,7 +120,7 @@ class NoiseJudge:
         if sound_L.any() and (self.captured or self.looked):
             self.usable = bool((known_L | ~sound_L | self._beside_L).all())
             self.gaps = bool((sound_L & ~known_L & self._beside_L).any())
-            if self.captured and not self.coupled:
+            if self.captured and not self.coupled and not self.by_updates:
                 self._count(sound_L & ~agreed_L & np.isfinite(columns["share"]))
         self._opened_variance_L = np.diag(noise_LL).copy() if self.captured and self.usable else None
         doubts: list[Status | None] = [None] * len(gradient_L)
@@ -191,8 +191,11 @@ class NoiseJudge:
         elif self.coupled:
             text = "%s couples the samples of a batch (%d such layers): noise is measured from successive steps"
             self._say("coupled", logging.INFO, text, self.coupled[0], len(self.coupled))
-        elif not self.captured:
-            text = "no sample could be seen at the layers (a compiled model?): noise is measured from successive steps"
+        elif self.looked and not self.captured:
+            text = (
+                "no sample could be seen at the layers (a compiled model, passes within the optimizer's step, batches "
+                "of several sizes in one loss?): noise is measured from successive steps"
+            )
             self._say("captured", logging.INFO, text)
 
     def _say(self, topic: str, level: int, text: str, *values: Any) -> None:

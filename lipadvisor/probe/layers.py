@@ -56,9 +56,16 @@ def find_layers(
         options: what is measured, and how.
 
     Raises:
-        ValueError: the optimizer holds none of the model's trainable parameters (one is named), or no layer is left.
+        ValueError: a lazy layer has no shape yet, the optimizer holds none of the model's trainable parameters (one is
+            named), or no layer is left.
     """
     put_shares_back(model)
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"Probe(model=...) must know its shapes, and {lazy[0]!r} has none yet (a lazy layer): call the model on "
+            f"one batch first."
+        )
     groups = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and not any(id(p) in groups for _, p in trainable):
@@ -167,8 +174,10 @@ class _Search:
     def _obstacle(self, label: str, weight: nn.Parameter) -> str | None:
         if not _matches(label, self.include) or _matches(label, self.exclude):
             return "excluded by name"
-        if isinstance(weight, nn.parameter.UninitializedParameter) or weight.numel() == 0:
+        if weight.numel() == 0:
             return "its weight is empty"
+        if weight.is_complex():
+            return "its weight is complex"
         if not weight.requires_grad:
             return "its weight does not require a gradient"
         if id(weight) not in self.groups:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lipadvisor.policies import Status
-from lipadvisor.probe.arguments import check_arguments, check_noise_arguments
+from lipadvisor.probe.arguments import check_arguments, check_noise_arguments, globs
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
 from lipadvisor.probe.input_sizes import input_sizes
@@ -54,8 +54,8 @@ class Probe:
         level: str = "full",
         max_overhead: float = 0.03,
         interval: int | None = None,
-        include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (),
+        include: str | Iterable[str] = ("*",),
+        exclude: str | Iterable[str] = (),
         seed: int = 0,
         example_input: Any = None,
         independent_samples: bool | None = None,
@@ -98,7 +98,11 @@ class Probe:
         self.skipped: tuple[Skipped, ...]
         self._model, self.ranks = bare(model), ranks_of(model)
         self.layers, self.skipped = find_layers(
-            self._model, optimizer, tuple(include), tuple(exclude), Options(conv_view, gains, parameters)
+            self._model,
+            optimizer,
+            globs("include", include),
+            globs("exclude", exclude),
+            Options(conv_view, gains, parameters),
         )
         self._eager, self._blind = EagerStep(), False
         self._compiled, self._wrapped = is_compiled(model), self._model is not model

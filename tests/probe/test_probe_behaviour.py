@@ -184,6 +184,8 @@ def test_spectrum_of_a_convolution_needs_its_input_size() -> None:
         ({"interval": 0}, "interval"),
         ({"interval": True}, "interval"),
         ({"include": ("nothing",)}, "supported layer"),
+        ({"exclude": "*"}, "excluded by name"),
+        ({"include": (1,)}, "globs"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
@@ -195,6 +197,29 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], text: str) -> None
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.weight"):
         Probe(network(), torch.optim.SGD(network().parameters(), lr=0.1))
+
+
+def test_a_string_is_one_glob() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert Probe(model, optimizer, include="5*").layers == Probe(model, optimizer, include=("5*",)).layers
+    assert len(Probe(model, optimizer, include="5*").layers) == 1
+
+
+def test_a_lazy_model_is_refused_until_it_has_been_run() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"'1\.weight' has none yet"):
+        Probe(model, optimizer)
+    model(torch.zeros(1, 3))
+    assert len(Probe(model, optimizer).layers) == 2
+
+
+def test_complex_weights_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, dtype=torch.complex64), nn.Linear(4, 2))
+    probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [layer.name for layer in probe.layers] == ["1"]
+    assert ("0", "its weight is complex") in {(skip.name, skip.reason) for skip in probe.skipped}
 
 
 def test_a_model_without_layers_is_refused() -> None:

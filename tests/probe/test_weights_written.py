@@ -7,12 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from layer_twins import build, cross_entropy, take_step
 from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
 from lipadvisor.terms import Terms
-
-from layer_twins import build, cross_entropy, take_step
 
 
 def matrices() -> nn.Module:

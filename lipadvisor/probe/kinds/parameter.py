@@ -42,4 +42,4 @@ def find_parameters(module: nn.Module, options: Options) -> tuple[Candidate, ...
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.dim() >= 2
+    return parameter.dim() >= 2
