@@ -24,6 +24,7 @@ from lipadvisor.dynamics import expansion_factor
 from lipadvisor.fail_open import FailOpen
 from lipadvisor.modules.tracked_local import TrackedLipschitz
 from lipadvisor.policies import Status
+from lipadvisor.probe.gathered import gathered
 from lipadvisor.probe.noise_scale import NoiseScale, part_gradients
 from lipadvisor.probe.sharpness import LossHessian, Sharpness
 from lipadvisor.probe.untouched import untouched
@@ -136,20 +137,17 @@ class Inspector:
         self, loss_fn: Callable[..., Tensor], batch: Any, knobs: _ByGroup, wanted: frozenset[str]
     ) -> tuple[Reading, ...]:
         self._mark = time.perf_counter()
-        parameters = trained_parameters(self._optimizer)
-        if any(hasattr(parameter, "placements") for parameter in parameters):
-            raise NotImplementedError("parameters sharded over devices (DTensor) cannot be inspected yet")
 
         def loss_of(part: Any) -> Tensor:
             return loss_fn() if part is None else _call(loss_fn, part)
 
-        with untouched(self._model):
+        with gathered(self._model, trained_parameters(self._optimizer)) as parameters, untouched(self._model):
             readings: list[Reading] = []
             if wanted & _OF_CURVATURE:
                 hessian = self._errors.guard(lambda: LossHessian(loss_of(batch), parameters))
                 readings = self._curvature(hessian, knobs, wanted)
             if batch is not None and "noise_scale" in wanted:
-                readings.append(self._read("noise_scale", lambda: self._noises(loss_of, batch)))
+                readings.append(self._read("noise_scale", lambda: self._noises(loss_of, batch, parameters)))
             if batch is not None and "local_log_norm" in wanted:
                 inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
                 readings.append(self._read("local_log_norm", lambda: self._slope(inputs)))
@@ -200,8 +198,8 @@ class Inspector:
             readings.append(self._read("expansion", lambda: _expansion(linear, stiffest)))
         return readings
 
-    def _noises(self, loss_of: Callable[[Any], Tensor], batch: Any) -> _Found:
-        seen = part_gradients(loss_of, batch, trained_parameters(self._optimizer))
+    def _noises(self, loss_of: Callable[[Any], Tensor], batch: Any, parameters: Sequence[nn.Parameter]) -> _Found:
+        seen = part_gradients(loss_of, batch, parameters)
         if seen is None:
             return _NAN, _NAN, Status.NOT_MEASURED
         status = self._noise.update(seen)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from lipadvisor.policies import Status
 from lipadvisor.probe.arguments import check_arguments, check_noise_arguments, globs
 from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.changes import Changes
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
@@ -107,6 +109,7 @@ class Probe:
         self._eager, self._blind = EagerStep(), False
         self._compiled, self._wrapped = is_compiled(model), self._model is not model
         self._optimizer = optimizer
+        self._changes = Changes.since(self._model, optimizer, self.layers)
         self._generator = torch.Generator().manual_seed(seed)
         self._packs = make_packs(self.layers, self._generator)
         self._place_L = rows_of_layers(self._packs)
@@ -200,6 +203,7 @@ class Probe:
             self._eager.end()
             self._unsettled = self._begin()
             self._blind = any(self._unsettled)
+            self._unsettled = tuple(map(or_, self._unsettled, self._changes.look()))
             if self._updates and self._meter.judge.looked and self._capture.empty and EagerStep.possible():
                 self._compiled = True  # outside of the model, where it does not show
         self._spent_s += time.perf_counter() - started

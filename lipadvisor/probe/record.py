@@ -115,6 +115,8 @@ def read(values_LC: Tensor, noise_LL: Tensor | None, samples: int = 0, ranks: Ra
         for name in PER_NORM:
             named[name] /= named["s_1"]
         noise = noise / np.outer(named["s_1"], named["s_1"])
+    if samples < 2:  # one sample has no spread
+        named["noise_curvature"] = np.full(layers, np.nan)
     return Readings(named, noise, samples)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipadvisor.probe.gathered import whole
 from lipadvisor.probe.optimizers import first_moment, optimizer_name
 
 __all__ = ["UpdateMap", "trained_parameters", "update_map"]
@@ -86,13 +87,13 @@ def update_map(
 
 def _scale(state: Mapping[str, Any], options: Mapping[str, Any], parameter: nn.Parameter) -> Tensor:
     """Return ``1 / (sqrt(vhat) + eps)`` in float32 or better; ones without second moments, zeros before the first."""
-    like = parameter.detach()
-    like = like if like.dtype == torch.float64 else like.float()
+    dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+    ones = torch.ones(parameter.shape, dtype=dtype, device=parameter.device)
     if "betas" not in options:
-        return torch.ones_like(like)
+        return ones
     key = "max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"
     if key not in state:
-        return torch.zeros_like(like)
+        return ones.zero_()
     correction = 1.0 - float(options["betas"][1]) ** float(state["step"])
-    root: Tensor = (state[key].to(like.dtype) / correction).sqrt() + float(options["eps"])
+    root: Tensor = (whole(state[key]).to(dtype) / correction).sqrt() + float(options["eps"])
     return root.reciprocal()
