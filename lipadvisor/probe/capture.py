@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
+from lipadvisor.probe.kinds.attention import ProjectionUse
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
@@ -57,6 +58,7 @@ class Capture:
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     spent_s: float = 0.0
     asleep: bool = False  # hooks stay where they are and record nothing
+    _sequences_first: bool = False
     _round: int = 0
     _graded: bool = False  # a gradient has come in this round
     _sizes: dict[int, int] = field(default_factory=dict)  # samples of the model's first input, by round
@@ -64,6 +66,11 @@ class Capture:
     _marks: list[list[tuple[int, GradMark]]] = field(
         default_factory=list
     )  # of each layer: .grad as its rounds found it
+
+    def __post_init__(self) -> None:
+        """Look for attention over sequences that come first: what is around it may have the samples second."""
+        modules = {use.module for layer in self.layers for use in layer.uses}
+        self._sequences_first = any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in modules)
 
     def attach(self, layers: bool = True, root: bool = True) -> None:
         """Put the hooks in, with nothing recorded yet.
@@ -155,13 +162,28 @@ class Capture:
         if not rounds or any(len({seen.count for seen in calls}) > 1 for calls in rounds.values()):
             return None
         if not self.layers[index].flat:
-            return SeenSamples(tuple(tuple(calls) for calls in rounds.values()))
+            ordered = [[self._ordered(seen, turn) for seen in calls] for turn, calls in rounds.items()]
+            seen_samples = tuple(tuple(seen for seen in calls if seen is not None) for calls in ordered)
+            return None if any(None in calls for calls in ordered) else SeenSamples(seen_samples)
         pairs = []
         for turn, calls in rounds.items():
             one = [_samples_first(seen.use.pair(seen.kept, seen.grad), self._sizes.get(turn)) for seen in calls]
+            unsure = self._sequences_first and not isinstance(calls[0].use, ProjectionUse)
+            if unsure and any(_either_way(x, self._sizes.get(turn)) for x, _ in one):
+                return None
             pairs.append(one[0] if len(one) == 1 else _join(one, 1))
         longest = max(x.shape[1] for x, _ in pairs)
         return pairs[0] if len(pairs) == 1 else _join([_padded(pair, longest) for pair in pairs], 0)
+
+    def _ordered(self, seen: Seen, turn: int) -> Seen | None:
+        """Return a call with the samples first, where its kind takes any leading dimensions; None if unknown."""
+        if not getattr(seen.use, "leading", False) or not isinstance(seen.kept, Tensor) or seen.kept.dim() < 3:
+            return seen
+        samples = self._sizes.get(turn)
+        if self._sequences_first and _either_way(seen.kept, samples):
+            return None
+        kept, grad = _samples_first((seen.kept, seen.grad), samples)
+        return seen if kept is seen.kept else replace(seen, kept=kept, grad=grad)
 
     def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if transformed() or self.asleep or not torch.is_grad_enabled():
@@ -293,6 +315,11 @@ def _samples_first(pair: tuple[Tensor, Tensor], samples: int | None) -> tuple[Te
     if samples is None or x.shape[0] == samples or x.shape[1] != samples:
         return pair
     return x.transpose(0, 1), d.transpose(0, 1)
+
+
+def _either_way(x: Tensor, samples: int | None) -> bool:
+    """Return whether (B, T, ...) and (T, B, ...) cannot be told apart: there are as many places as samples."""
+    return samples is not None and samples > 1 and x.shape[0] == x.shape[1] == samples
 
 
 def _padded(pair: tuple[Tensor, Tensor], places: int) -> tuple[Tensor, Tensor]:

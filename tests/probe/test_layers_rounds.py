@@ -131,3 +131,48 @@ def test_accumulated_batches_give_the_noise_of_one_batch(parts: int) -> None:
     found, wanted = terms.noise_LL[np.ix_(plain, plain)], expected[np.ix_(plain, plain)]
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12 * np.abs(wanted).max())
     assert set(terms.status_L) <= {"ok", "gap_limited"}
+
+
+class EncoderOfSequences(nn.Module):
+    """torch's own encoder layer, which keeps sequences first, behind a table that keeps samples first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.head(self.encoder(self.table(tokens).transpose(0, 1)).mean(0))
+        return y
+
+
+@pytest.mark.parametrize("places", [3, 12, 6])
+def test_samples_that_come_second_are_found_or_not_made_up(places: int) -> None:
+    """Twelve places are twice the samples, six as many: then nothing tells which is which."""
+    model, generator = build(EncoderOfSequences), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = Probe(model, optimizer, interval=1, gains=True)
+    tokens = torch.randint(0, 9, (6, places), generator=generator)
+    weights = [layer.weight for layer in probe.layers]
+    grads = []
+    for row in tokens:
+        loss = nn.functional.cross_entropy(model(row[None]), row[:1])
+        grads.append([g.detach() for g in torch.autograd.grad(loss, weights)])
+    probe.arm(0)
+    nn.functional.cross_entropy(model(tokens), tokens[:, 0]).backward()
+    probe.before_update()
+    optimizer.step()
+    probe.after_update({0: 0.01}, {0: 0.0})
+    terms = probe.collect(0)
+    assert terms is not None
+    for index, layer in enumerate(probe.layers):
+        if places == 6 and layer.name in ("encoder.linear1", "encoder.linear2", "encoder.norm1", "encoder.norm2"):
+            assert np.isnan(terms.noise_LL[index, index]), layer.name
+            continue
+        u, s, v = top_pair(probe, index)
+        matrices = [layer.view(g[index]) for g in grads]
+        each = [u @ (m * v if m.dim() == 1 else m @ v) / s for m in matrices]
+        np.testing.assert_allclose(
+            terms.noise_LL[index, index], float(torch.stack(each).var()) / 6, rtol=1e-9, err_msg=layer.name
+        )
+    assert set(terms.status_L) <= {"ok", "gap_limited", "too_few_points"}

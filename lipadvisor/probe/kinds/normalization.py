@@ -119,6 +119,11 @@ class GainUse:
         """Whether a sample's gradient is a sum of few outer products: no."""
         return False
 
+    @property
+    def leading(self) -> bool:
+        """Whether it acts on the last dimensions, whatever those before them are."""
+        return isinstance(self.module, nn.LayerNorm | nn.RMSNorm)
+
     def read(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
         """Return the input."""
         x = arguments[0] if arguments else keywords.get("input")
