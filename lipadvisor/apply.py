@@ -99,18 +99,23 @@ class Applier:
             return [f"group {knobs.group}: no such parameter group"]
         if self.mode == "shadow":
             return []
-        refused = []
+        refused, before = [], self._lr.get(knobs.group, self._user_lr(knobs.group))
         if knobs.lr is not None:
             if math.isfinite(knobs.lr) and knobs.lr > 0:
                 self._lr[knobs.group] = knobs.lr
             else:
                 refused.append(f"group {knobs.group}: lr {knobs.lr} is not a positive number")
+        lr = self._lr.get(knobs.group, before)
         if knobs.weight_decay is not None and self.mode == "takeover":
-            lr = self._lr.get(knobs.group, self._user_lr(knobs.group))
             if math.isfinite(knobs.weight_decay) and 0 <= knobs.weight_decay * lr < 1:
                 self._weight_decay[knobs.group] = knobs.weight_decay
             else:
                 refused.append(f"group {knobs.group}: weight_decay {knobs.weight_decay} with lr {lr} is not in [0, 1)")
+        standing = self._weight_decay.get(knobs.group, 0.0)
+        if standing * lr >= 1:  # was right for the rate before: a step would turn the weights around
+            lowered = standing * before / lr
+            self._weight_decay[knobs.group] = lowered
+            refused.append(f"group {knobs.group}: weight_decay {standing:.6g} with lr {lr:.6g}: {lowered:.6g} is kept")
         return refused
 
     def _scale(self, scales: Sequence[tuple[str, float]], what: str, *, before_training: bool) -> list[str]:

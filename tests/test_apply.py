@@ -142,6 +142,20 @@ def test_impossible_answers_are_refused_by_name_and_change_nothing(answer: Decis
     assert 0 < optimizer.param_groups[0]["lr"] < 1
 
 
+@pytest.mark.parametrize("weight_decay", [None, 20.0])
+def test_a_decay_that_stands_never_turns_the_weights_around(weight_decay: float | None) -> None:
+    model, optimizer = parts()
+    applier = Applier(optimizer, {"": model.weight}, "takeover")
+    applier.apply(decision(1e-5, 100.0))
+    applied = applier.apply(decision(0.1, weight_decay))
+    lr, decay = applier.in_force()
+    assert lr[0] == 0.1 and lr[0] * decay[0] == pytest.approx(1e-3)  # the share a step, as it was
+    assert any("is kept" in told for told in applied.refused)
+    norm = float(model.weight.norm())
+    one_step(model, optimizer, applier)
+    assert float(model.weight.norm()) < 2.0 * norm
+
+
 def test_close_puts_the_users_weight_decay_back() -> None:
     model, optimizer = parts("adamw")
     applier = Applier(optimizer, {"": model.weight}, "takeover")
