@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,9 @@ FINAL_SHARE = 1e-3  # of the learning rate, at the end of a cooldown that was or
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max  # whole numbers in JSON may be beyond any float
 
 
 def _require(argument: str, value: object, good: bool, rule: str) -> None:
@@ -188,7 +191,7 @@ class Attended:
             return state
         try:
             orders = self.source.read()
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):  # brackets, thousands deep
             return replace(state, stamp=stamp, readable=False)
         state = replace(state, stamp=stamp, orders=orders, readable=True)
         if orders.cooldown is None or state.cooldown_step is not None:
@@ -219,6 +222,14 @@ def _pinned(observation: Observation, decision: Decision, orders: Orders) -> Dec
         wish = decision.knobs_for(present.group)
         lr = wish.lr if orders.lr is None else orders.lr
         decay = wish.weight_decay if orders.weight_decay is None else orders.weight_decay
+        if (
+            orders.weight_decay is None
+            and lr is not None
+            and wish.lr is not None
+            and decay is not None
+            and lr > wish.lr
+        ):
+            decay *= wish.lr / lr  # the decay per step stays what was decided
         if lr is not None and decay is not None and lr * decay > MOST_PER_STEP:
             decay = MOST_PER_STEP / lr
         knobs.append(Knobs(present.group, lr, decay))

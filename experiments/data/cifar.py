@@ -81,7 +81,7 @@ def read_cifar(kind: str, path: str | os.PathLike[str]) -> Cifar:
     if kind not in _LAYOUTS:
         raise ValueError(f"read_cifar(kind=...) must be one of {', '.join(_LAYOUTS)}, got {kind!r}.")
     layout = _LAYOUTS[kind]
-    folder, binary = _find(Path(path), layout)
+    folder, binary = _find(Path(path).expanduser(), layout)
     train_names, test_name = layout.binary if binary else layout.python
     missing = [name for name in (*train_names, test_name) if not (folder / name).is_file()]
     if missing:
@@ -127,10 +127,14 @@ def _read_python(path: Path, layout: _Layout) -> tuple[NDArray[np.uint8], NDArra
     for key in ("data", layout.label_key):
         if key not in named:
             raise ValueError(f"{path} has no {key!r}; it has {sorted(named)}.")
-    labels = np.asarray(named[layout.label_key])
+    raw, pixels = named[layout.label_key], named["data"]
+    flat = isinstance(raw, np.ndarray) or (isinstance(raw, list) and all(isinstance(label, int) for label in raw))
+    labels = np.asarray(raw) if flat else np.zeros(0)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{path} must hold whole numbers as {layout.label_key!r}.")
-    return _checked(path, layout, np.asarray(named["data"]), labels)
+    if not isinstance(pixels, np.ndarray):
+        raise ValueError(f"{path} must hold an array as 'data', got a {type(pixels).__name__}.")
+    return _checked(path, layout, pixels, labels)
 
 
 def _checked(

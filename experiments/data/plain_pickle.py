@@ -66,11 +66,14 @@ def load_plain_pickle(content: bytes) -> Any:
             machine.run(opcode.name, argument)
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise PickleError(f"not a whole pickle of plain data: {error}") from error
     if len(machine.stack) != 1:
         raise PickleError(f"not a whole pickle: {len(machine.stack)} values are left at its end.")
-    return _finished(machine.stack[0])
+    try:
+        return _finished(machine.stack[0], {})
+    except RecursionError as error:
+        raise PickleError("what holds itself, or is nested too deeply, is no plain data.") from error
 
 
 class _Machine:
@@ -121,7 +124,7 @@ class _Machine:
             self._top(list).extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            self._top(dict)[key] = value
+            self._top(dict).update(_pairs([key, value]))
         elif name == "SETITEMS":
             items = self._to_mark()
             self._top(dict).update(_pairs(items))
@@ -155,6 +158,9 @@ class _Machine:
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
+    for key in items[::2]:  # the hash of a tuple of tuples may take for ever
+        if not (key is None or isinstance(key, (str, bytes, int, float))):
+            raise PickleError(f"a {type(key).__name__} as a key is refused.")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -196,18 +202,31 @@ def _set_state(target: Any, state: Any) -> None:
     target.value = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _finished(value: Any) -> Any:
-    """Replace arrays in the making by arrays, all the way down."""
+def _finished(value: Any, seen: dict[int, Any]) -> Any:
+    """Replace arrays in the making by arrays, all the way down.
+
+    Args:
+        value: of the pickle.
+        seen: what has been finished, by the identity of what it was made from: shared parts are visited once, or a
+            file of a hundred bytes could stand for 2**30 of them.
+    """
+    if id(value) not in seen:
+        seen[id(value)] = _finish(value, seen)
+    return seen[id(value)]
+
+
+def _finish(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         if value.value is None:
             raise PickleError("an array has no content.")
         return value.value
     if isinstance(value, dict):
-        return {key: _finished(item) for key, item in value.items()}
+        return {key: _finished(item, seen) for key, item in value.items()}
     if isinstance(value, list):
-        return value if all(isinstance(item, (int, bytes, str)) for item in value) else [_finished(i) for i in value]
+        plain = all(isinstance(item, (int, bytes, str)) for item in value)
+        return value if plain else [_finished(item, seen) for item in value]
     if isinstance(value, tuple):
-        return tuple(_finished(item) for item in value)
+        return tuple([_finished(item, seen) for item in value])
     if isinstance(value, (_Name, _Type)):
         raise PickleError("a name or a type alone is not plain data.")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from pathlib import Path
 
@@ -110,3 +111,28 @@ def test_labels_out_of_range_and_empty_folders(tmp_path: Path) -> None:
     for bad in ("cifar10", "cifar10:", "mnist:here"):
         with pytest.raises(ValueError, match="--data must be"):
             load_images(bad)
+
+
+def test_the_home_folder_is_meant_and_an_archive_is_to_be_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "c", "cifar100", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_cifar("cifar100", "~/c").classes == 100  # no shell expands it after cifar100:
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"archive is to be unpacked.*cifar-100-python\.tar\.gz"):
+        read_cifar("cifar100", tmp_path / "cifar-100-python.tar.gz")
+
+
+def test_what_is_no_array_and_no_list_of_numbers_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write(folder, "cifar100", False)
+    images = np.zeros((2, 3072), np.uint8)
+    for content, told in (
+        ({"data": [[0] * 3072] * 2, "fine_labels": [1, 2]}, "an array as 'data', got a list"),
+        ({"data": images, "fine_labels": [[1], [2]]}, "whole numbers as 'fine_labels'"),
+        ({"data": images, "fine_labels": None}, "whole numbers as 'fine_labels'"),
+    ):
+        (folder / "train").write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(ValueError, match=told):
+            read_cifar("cifar100", folder)

@@ -67,3 +67,30 @@ def test_an_array_with_a_wrong_length_is_refused() -> None:
     content = pickle.dumps(np.zeros(7, np.uint8), 2)
     with pytest.raises(PickleError, match="bytes"):
         load_plain_pickle(content.replace(struct.pack("BB", ord("K"), 7) + b"\x85", b"K\x09\x85", 1))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]q\x00h\x00a.",  # a list in itself
+        b"\x80\x02}q\x00(K\x01h\x00u.",  # a dict in itself
+        b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
+        b"\x80\x04)" + b"\x85" * 100_000 + b".",
+        b"\x80\x02})" + b"q\x00h\x00\x86" * 40 + b"K\x01s.",  # a key of 2**40 parts
+    ],
+)
+def test_what_is_made_to_exhaust_the_reader_is_refused(content: bytes) -> None:
+    with pytest.raises(PickleError):
+        load_plain_pickle(content)
+
+
+def test_shared_parts_are_read_once() -> None:
+    doubled = b"\x80\x02]K\x01a"
+    for index in range(60):  # each list holds the one before twice: 2**60 numbers
+        doubled += bytes([ord("q"), index]) + b"0](" + bytes([ord("h"), index, ord("h"), index]) + b"e"
+    found = load_plain_pickle(doubled + b".")
+    for _ in range(60):
+        assert len(found) == 2
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == [1]

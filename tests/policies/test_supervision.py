@@ -144,6 +144,23 @@ def test_bad_orders_say_what_is_wrong(text, told):
         Orders.parse(text)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"lr": 1' + "0" * 400 + "}", '{"lr": 1e400}', '{"lr": NaN}'])
+def test_no_file_of_orders_ends_the_steering(tmp_path, text):
+    path = tmp_path / "orders.json"
+    path.write_text(text)
+    policy = attended(Constant(lr=0.3), path)
+    decision, _ = policy.decide(seen(1), policy.init())
+    assert decision.reason == "constant:stable+orders:unreadable"
+    assert decision.knobs[0].lr == 0.3
+
+
+def test_a_rate_pinned_higher_leaves_the_decay_per_step_as_it_was_decided():
+    policy = attended(Constant(lr=1e-5, weight_decay=100.0), OrderBox(Orders(lr=0.01)))
+    decision, _ = policy.decide(seen(1), policy.init())
+    assert decision.knobs[0].lr == 0.01
+    assert decision.knobs[0].weight_decay == pytest.approx(0.1)
+
+
 def test_a_policy_under_orders_resumes(tmp_path):
     from lipadvisor.policies import as_json, restore_state
 
