@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lipadvisor.policies.combine import bearable, with_lr
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 from lipadvisor.policies.freeze import HoldState
 from lipadvisor.policies.schedules import progress
@@ -217,26 +218,13 @@ def _pinned(observation: Observation, decision: Decision, orders: Orders) -> Dec
     """Return ``decision`` with the pinned knobs in every group, its decay kept in range."""
     if orders.lr is None and orders.weight_decay is None:
         return decision
-    knobs = []
-    for present in observation.knobs:
-        wish = decision.knobs_for(present.group)
-        lr = wish.lr if orders.lr is None else orders.lr
-        decay = wish.weight_decay if orders.weight_decay is None else orders.weight_decay
-        if (
-            orders.weight_decay is None
-            and lr is not None
-            and wish.lr is not None
-            and decay is not None
-            and lr > wish.lr
-        ):
-            decay *= wish.lr / lr  # the decay per step stays what was decided
-        if lr is not None and decay is not None and lr * decay > MOST_PER_STEP:
-            decay = MOST_PER_STEP / lr
-        knobs.append(Knobs(present.group, lr, decay))
-    return replace(decision, knobs=tuple(knobs), reason=f"{decision.reason}+pin", source="pinned")
-
-
-MOST_PER_STEP = 0.1  # share of a weight that a step's decay takes at most, whatever is pinned
+    wanted = [decision.knobs_for(present.group) for present in observation.knobs]
+    if orders.lr is not None:
+        wanted = [with_lr(knobs, orders.lr) for knobs in wanted]
+    if orders.weight_decay is not None:
+        wanted = [replace(knobs, weight_decay=orders.weight_decay) for knobs in wanted]
+    knobs = bearable(observation, wanted)
+    return replace(decision, knobs=knobs, reason=f"{decision.reason}+pin", source="pinned")
 
 
 def attended(policy: Policy[Any], orders: str | os.PathLike[str] | OrderSource) -> Attended:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,13 +71,16 @@ class Clamp:
     def decide(self, observation: Observation, state: Any) -> tuple[Decision, Any]:
         """Return the inner decision with its knobs in range."""
         decision, state = self.policy.decide(observation, state)
-        knobs = tuple(_with_lr(k, _within(k.lr, self.lr)) for k in decision.knobs)
+        knobs = tuple(with_lr(k, _within(k.lr, self.lr)) for k in decision.knobs)
         knobs = tuple(replace(k, weight_decay=_within(k.weight_decay, self.weight_decay)) for k in knobs)
+        knobs = bearable(observation, knobs)
         return _changed(decision, self.name, "clamp", knobs), state
 
 
 def clamp(policy: AnyPolicy, *, lr: Range | None = None, weight_decay: Range | None = None) -> Clamp:
     """Return ``policy`` with its learning rate and weight decay kept in ``(low, high)``.
+
+    A decay that would take more than a tenth of a weight in a step takes that tenth.
 
     Raises:
         ValueError: a range is negative or its ends are in the wrong order.
@@ -111,7 +115,7 @@ class RateLimit:
         decision, inner = self.policy.decide(observation, state.inner)
         steps = 1 if state.last_step is None else max(1, observation.step - state.last_step)
         earlier = {k.group: k.lr for k in state.knobs}
-        knobs = tuple(_with_lr(k, self._near(k.lr, earlier.get(k.group), steps)) for k in decision.knobs)
+        knobs = tuple(with_lr(k, self._near(k.lr, earlier.get(k.group), steps)) for k in decision.knobs)
         decision = _changed(decision, self.name, "rate_limit", knobs)
         kept = {**{k.group: k for k in state.knobs}, **{k.group: k for k in knobs if k.lr is not None}}
         return decision, Held(inner, observation.step, knobs=tuple(kept.values()))
@@ -322,15 +326,17 @@ class Pin:
             return replace(decision, policy=self.name), state
         wanted = [decision.knobs_for(present.group) for present in observation.knobs]
         if self.lr is not None:
-            wanted = [_with_lr(k, self.lr) for k in wanted]
+            wanted = [with_lr(k, self.lr) for k in wanted]
         if self.weight_decay is not None:
             wanted = [replace(k, weight_decay=self.weight_decay) for k in wanted]
-        knobs = tuple(wanted)
+        knobs = bearable(observation, wanted)
         return replace(decision, policy=self.name, reason=f"{decision.reason}+pin", knobs=knobs, source="pinned"), state
 
 
 def pin(policy: AnyPolicy, *, lr: float | None = None, weight_decay: float | None = None) -> Pin:
     """Return ``policy`` with the user's own learning rate or weight decay in every group.
+
+    A decay that would take more than a tenth of a weight in a step takes that tenth.
 
     Raises:
         ValueError: ``lr`` is not above zero, or ``weight_decay`` is negative.
@@ -342,11 +348,31 @@ def _within(value: float | None, limits: Range | None) -> float | None:
     return value if value is None or limits is None else min(max(value, limits[0]), limits[1])
 
 
-def _with_lr(knobs: Knobs, lr: float | None) -> Knobs:
+def with_lr(knobs: Knobs, lr: float | None) -> Knobs:
     """Return ``knobs`` with another learning rate; where it is higher, the decay per step stays what was decided."""
     if lr is None or knobs.lr is None or knobs.weight_decay is None or lr <= knobs.lr:
         return replace(knobs, lr=lr)
     return Knobs(knobs.group, lr, knobs.weight_decay * (knobs.lr / lr))
+
+
+MOST_PER_STEP = 0.1  # share of a weight that a step's decay takes at most, whatever is pinned
+
+
+def bearable(observation: Observation, wanted: Iterable[Knobs]) -> tuple[Knobs, ...]:
+    """Return knobs with the decay limited so that a step takes no more of a weight than it can bear.
+
+    Args:
+        observation: tells the learning rate in force, where none is wanted.
+        wanted: knobs.
+    """
+    in_force = {k.group: k.lr for k in observation.knobs}
+    knobs = []
+    for k in wanted:
+        lr = in_force.get(k.group) if k.lr is None else k.lr
+        if k.weight_decay is not None and lr is not None and math.isfinite(lr) and lr * k.weight_decay > MOST_PER_STEP:
+            k = replace(k, weight_decay=MOST_PER_STEP / lr)
+        knobs.append(k)
+    return tuple(knobs)
 
 
 def _changed(decision: Decision, name: str, reason: str, knobs: tuple[Knobs, ...]) -> Decision:

@@ -31,8 +31,8 @@ def random_observations(
         total_steps: the horizon that they name; it may be exceeded.
         layers: number of weights, >= 0.
         groups: number of parameter groups, >= 1.
-        broken: share of the observations in which numbers are replaced by nan, infinity, overflow and zero, or parts
-            are missing, in [0, 1].
+        broken: share of the observations in which numbers are replaced by nan, infinity, overflow, zero and a negative
+            loss, or parts are missing, in [0, 1].
         longest_gap: largest number of steps between two observations, >= 1.
 
     Raises:
@@ -120,7 +120,7 @@ def _break(source: random.Random, good: Observation) -> Observation:
     """Return ``good`` with some of its numbers spoiled or parts of it missing."""
     kind = source.randrange(7)
     if kind == 0:
-        return dataclasses.replace(good, loss=source.choice((None, math.nan, math.inf, -math.inf)))
+        return dataclasses.replace(good, loss=source.choice((None, math.nan, math.inf, -math.inf, 0.0, -0.5)))
     if kind == 1:
         return dataclasses.replace(good, layers=(), bands=())
     if kind == 2:

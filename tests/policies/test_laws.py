@@ -66,6 +66,9 @@ EVERY_POLICY = [
     shadow(Lipschitz()),
     pin(Lipschitz(), lr=1e-3),
     pin(shadow(Cosine()), weight_decay=0.1),
+    pin(Lipschitz(), weight_decay=1e6),
+    pin(shadow(Cosine()), weight_decay=1e6),
+    clamp(Lipschitz(), weight_decay=(1e4, 1e6)),
     guard(Cosine()),
     every(guard(clamp(chain(Cosine(), TotalDecay()), lr=(1e-5, 1.0))), 3),
 ]
@@ -157,6 +160,77 @@ def test_a_state_that_forgets_is_found_out():
 
     with pytest.raises((laws.LawBrokenError, ValueError)):
         laws.state_survives_json(Forgetful(), laws.random_observations(0, steps=3))
+
+
+@dataclass(frozen=True)
+class Count:
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers what ``made`` of the steady decision, the observation and the state gives."""
+
+    made: Any
+    name: str = "answers"
+
+    def init(self) -> Count:
+        return Count()
+
+    def decide(self, observation: Observation, state: Count) -> Any:
+        steady = tuple(Knobs(k.group, 0.1) for k in observation.knobs)
+        return self.made(Decision(observation.step, self.name, "steady", steady), observation, state)
+
+
+def spoil_the_observation(decision, observation, state):
+    object.__setattr__(observation, "loss", 0.5)
+    return decision, state
+
+
+def spoil_the_state(decision, observation, state):
+    object.__setattr__(state, "n", state.n + 1)
+    return replace(decision, knobs=tuple(Knobs(k.group, 0.1 / state.n) for k in decision.knobs)), state
+
+
+def shrink_twice(decision, observation, state):
+    return replace(decision, weight_scale=tuple((x.name, 0.9) for x in observation.layers[:1] * 2)), state
+
+
+def log_of_the_loss(decision, observation, state):
+    loss = observation.loss
+    math.log(1.0 if loss is None or not math.isfinite(loss) else loss)
+    return decision, state
+
+
+@pytest.mark.parametrize(
+    ("made", "law"),
+    [
+        (spoil_the_observation, "is_pure"),
+        (spoil_the_state, "is_pure"),
+        (lambda d, o, s: (None, s), "never_raises"),
+        (lambda d, o, s: d, "never_raises"),
+        (log_of_the_loss, "never_raises"),
+        (lambda d, o, s: (d, Count(math.nan)), "state_survives_json"),  # type: ignore[arg-type]
+        (lambda d, o, s: (replace(d, knobs=(Knobs(0, "0.1"),)), s), "decisions_are_in_range"),  # type: ignore[arg-type]
+        (lambda d, o, s: (replace(d, knobs=(Knobs(0, True),)), s), "decisions_are_in_range"),
+        (lambda d, o, s: (replace(d, knobs=(Knobs(0, None, 1e9),)), s), "decisions_are_in_range"),
+        (shrink_twice, "only_known_targets"),
+        (lambda d, o, s: (replace(d, policy="another"), s), "decisions_give_reasons"),
+        (lambda d, o, s: (replace(d, knobs=list(d.knobs)), s), "decisions_are_json"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_careless_policy_does_breaks_a_law_by_name(made, law):
+    with pytest.raises(laws.LawBrokenError, match=law):
+        laws.check(Answers(made), steps=25)
+    laws.check(Answers(lambda d, o, s: (d, Count(s.n + 1))), seeds=(0,), steps=25)
+
+
+@pytest.mark.parametrize("policy", ["lipschitz", None, Lipschitz, object()])
+def test_the_laws_are_for_policies(policy):
+    with pytest.raises(
+        ValueError, match=r"check\(policy=\.\.\.\) must be an object with name, init\(\) and decide\(\)"
+    ):
+        laws.check(policy)
 
 
 def test_random_observations_repeat_and_break():
