@@ -179,16 +179,21 @@ def replay(
     if as_json:
         click.echo(frame.to_json(orient="records", indent=1))
     elif out is None:
-        every = max(1, -(-len(frame) // _ROWS_SHOWN))
-        shown = frame.iloc[::every]
+        steps = frame["step"].unique()
+        shown = frame[frame["step"].isin(steps[:: max(1, -(-len(frame) // _ROWS_SHOWN))])]
         click.echo(shown.to_string(index=False, na_rep="held", float_format=lambda value: f"{value:.4g}"))
         if len(shown) < len(frame):
-            click.echo(f"{len(shown)} of {len(frame)} recorded steps; --out FILE.csv or --json for all.")
+            told = f"{shown['step'].nunique()} of {len(steps)} recorded steps"
+            click.echo(f"{told}; --out FILE.csv or --json for all.")
 
 
 @main.command()
 def policies() -> None:
-    """List the policies and their parameters."""
+    """List the policies and their parameters.
+
+    Each is for --policy of the other commands and for Advisor(policy=...); docs/policies.md describes them, and what
+    combines them.
+    """
     from lipadvisor.policies import POLICIES
 
     for name, kind in POLICIES.items():

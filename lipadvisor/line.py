@@ -272,6 +272,9 @@ class Line:
                 refused += self._go_back("rewind", self._snapshot.restore_validated())
             if decision.weight_scale and self.prediction is not None:
                 self.prediction.shift(dict(decision.weight_scale))
+        else:
+            wished = (("rollback", decision.rollback), ("rewind", decision.rewind))
+            refused += [f"{what}: not in {self._mode} mode" for what, asked in wished if asked]
         if self._applier.foreign_writes > self._foreign_seen:
             refused.append("foreign_write: overwritten")
             self._foreign_seen = self._applier.foreign_writes

@@ -48,4 +48,8 @@ def named_policy(name: str, **parameters: Any) -> Policy[Any]:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"policy {name!r} has no parameter {unknown[0]!r}; it has {known}.")
-    return kind(**parameters)
+    try:
+        return kind(**parameters)
+    except (TypeError, OverflowError) as error:  # of another type than its rule is about
+        told = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+        raise ValueError(f"policy {name!r} cannot be made with {told}: {error}.") from error

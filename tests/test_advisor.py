@@ -155,6 +155,23 @@ def test_a_loss_that_is_not_finite_is_rolled_back_and_training_goes_on(bad: floa
     assert losses[-1] < 0.9
 
 
+@pytest.mark.parametrize("mode", ["cap", "shadow"])
+def test_the_record_says_that_nothing_went_back_where_the_mode_does_not_allow_it(mode: str) -> None:
+    model = network()
+    optimizer = optimizer_of("sgd", model)
+    with advised(model, optimizer, mode=mode) as advisor:
+        train(model, optimizer, advisor, 3)
+        x, y = next(batches(1))
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        decision = advisor.step(math.nan)
+        assert decision is not None
+        assert decision.rollback
+        (told,) = advisor.trajectory.decisions.query("rollback").refused.unique()
+    assert told == f"rollback: not in {mode} mode"
+
+
 def test_a_step_that_a_gradient_scaler_skipped_is_not_a_step() -> None:
     model = network()
     optimizer = optimizer_of("sgd", model)

@@ -92,6 +92,8 @@ def test_policies_are_listed_with_their_parameters() -> None:
     assert "cosine" in output
     assert "warmup_fraction=0.0" in output
     assert "relative_step=" in output
+    assert "``" not in output
+    assert ":class:" not in output
 
 
 def test_policies_are_listed_in_plain_text() -> None:
@@ -113,6 +115,28 @@ def test_replay_shows_recorded_beside_proposed(recorded: Path, tmp_path: Path) -
     assert len(as_json) == 26
 
 
+def test_a_replay_of_two_groups_shows_both_at_the_steps_it_shows(tmp_path: Path) -> None:
+    import torch
+
+    from lipadvisor import Advisor
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD([{"params": list(part.parameters())} for part in (model[0], model[2])], lr=0.1)
+    with Advisor(model, optimizer, 60, policy="constant", interval=1, out=tmp_path / "run") as advisor:
+        for _ in range(60):
+            loss = model(torch.ones(4, 3)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+    for policy in ("constant", "initialization"):  # the second leaves both groups alone
+        output = _run("replay", tmp_path / "run", "--policy", policy).output
+        table = [line.split()[:2] for line in output.splitlines()[1:-1]]
+        assert {step for step, group in table if group == "0"} == {step for step, group in table if group == "1"}
+        assert f"{len(table) // 2} of 61 recorded steps" in output
+        assert len(table) <= 20
+
+
 def test_replaying_the_recorded_policy_proposes_what_was_recorded(recorded: Path, tmp_path: Path) -> None:
     table = tmp_path / "same.csv"
     assert _run("replay", recorded, "--policy", "cosine", "--out", table).exit_code == 0
@@ -126,6 +150,7 @@ def test_replaying_the_recorded_policy_proposes_what_was_recorded(recorded: Path
         (["--policy", "nosuch"], "nosuch"),
         (["--policy", "cosine", "--param", "lr=-1"], "lr"),
         (["--policy", "cosine", "--param", "speed=1"], "speed"),
+        (["--policy", "step", "--param", "milestones=0.5"], "milestones=0.5"),
         (["--policy", "cosine", "--param", "lr"], "KEY=VALUE"),
         (["--policy", "cosine", "--trial", "other"], "no trial 'other'"),
     ],
@@ -135,6 +160,20 @@ def test_bad_replay_input_is_one_line(recorded: Path, arguments: list[str], word
     assert result.exit_code == 2
     assert words in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("reproduce", "depth"), ("bars", "cost"), ("bench", "policies")])
+def test_a_file_is_no_folder_for_results_and_help_has_a_short_name(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    result = _run(*command, "--out", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+    assert "Usage: lipadvisor" in _run(*command, "-h").output
+
+
+def test_bars_are_listed_by_name() -> None:
+    output = " ".join(_run("bars", "--help").output.split())
+    assert all(name in output for name in ("branching", "what-if", "divergence"))
 
 
 def test_report_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ __all__ = ["bars"]
     show_default=True,
     help="Folder.",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A small version: seconds, too small to judge by.")
 def bars(name: str, out: Path, seed: int, quick: bool) -> None:
     """Measure a bar of the dynamics or the forecast: writes bar.json and table.txt.
@@ -43,7 +43,10 @@ def bars(name: str, out: Path, seed: int, quick: bool) -> None:
         def progress(line: str, one: str = one, begun: float = begun) -> None:
             click.echo(f"{one} {time.monotonic() - begun:5.0f} s  {line}")
 
-        result = bar(one)(BarSettings(folder, seed, quick, progress))
+        try:
+            result = bar(one)(BarSettings(folder, seed, quick, progress))
+        except KeyboardInterrupt:
+            raise click.ClickException(f"stopped; the same command goes on from what is in {folder}.") from None
         write_json(folder / "bar.json", {"seed": seed, "quick": quick, **asdict(result)})
         write_text(folder / "table.txt", result.table + "\n")
         click.echo(result.table)

@@ -24,8 +24,8 @@ __all__ = ["reproduce"]
     help="Folder.",
 )
 @click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH (a folder).")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes, too small to judge by.")
 @click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
 def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool) -> None:
     """Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
@@ -41,15 +41,18 @@ def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bo
     if data != "digits" and name in WITHOUT_DATA:
         raise click.UsageError(f"reproduce {name} makes its own inputs: --data does not apply, got {data!r}.")
     disagree = 0
+    small = " (--quick: too small to judge by)" if quick else ""
     for index, one in enumerate(names, 1):
-        verdict = _run_one(
-            one, out / one, "digits" if one in WITHOUT_DATA else data, seed, quick, fresh, f"[{index}/{len(names)}] "
-        )
+        prefix, given = f"[{index}/{len(names)}] ", "digits" if one in WITHOUT_DATA else data
+        try:
+            verdict = _run_one(one, out / one, given, seed, quick, fresh, prefix)
+        except KeyboardInterrupt:
+            raise click.ClickException(f"stopped; the same command goes on from what is in {out / one}.") from None
         disagree += not verdict.agrees
-        click.echo(f"{one}: {'agrees' if verdict.agrees else 'DISAGREES'}. {verdict.finding}")
+        click.echo(f"{one}: {'agrees' if verdict.agrees else 'DISAGREES'}{small}. {verdict.finding}")
         click.echo(f"  {out / one}")
     if disagree:
-        click.echo(f"{disagree} of {len(names)} disagree with the published claim; a finding, not an error.")
+        click.echo(f"{disagree} of {len(names)} disagree with the published claim{small}; a finding, not an error.")
 
 
 def _run_one(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool, prefix: str) -> Verdict:

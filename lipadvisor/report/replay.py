@@ -30,14 +30,16 @@ def replayed(run: Run, policy: Policy[Any]) -> pd.DataFrame:
     if run.observations.empty:
         raise ValueError(f"{run.path} has no recorded observation of this trial.")
     rows = []
-    for decision in replay(policy, observations_from_frame(run.observations, run.forecasts)):
-        for knobs in decision.knobs or (None,):
+    seen = observations_from_frame(run.observations, run.forecasts)
+    for observation, decision in zip(seen, replay(policy, seen), strict=True):
+        groups = dict.fromkeys(knobs.group for knobs in (*observation.knobs, *decision.knobs))
+        for knobs in map(decision.knobs_for, groups or (0,)):
             rows.append(
                 {
                     "step": decision.step,
-                    "group": 0 if knobs is None else knobs.group,
-                    "lr_proposed": None if knobs is None else knobs.lr,
-                    "weight_decay_proposed": None if knobs is None else knobs.weight_decay,
+                    "group": knobs.group,
+                    "lr_proposed": knobs.lr,
+                    "weight_decay_proposed": knobs.weight_decay,
                     "reason": decision.reason,
                 }
             )

@@ -13,9 +13,12 @@ from lipadvisor.policies import (
     Cosine,
     Knobs,
     Lipschitz,
+    LipschitzBudget,
     OrderBox,
     Orders,
+    Status,
     attended,
+    chain,
     freeze,
     guard,
     laws,
@@ -179,16 +182,55 @@ def test_each_group_has_its_own_policy_and_sees_its_own_layers():
     state, alone = policy.init(), Lipschitz().init()
     for observation in run:
         decision, state = policy.decide(observation, state)
+        layers = tuple(x for x in observation.layers if x.group == 1)
+        sums = {
+            name: sum(x.composition_weight * getattr(x, name) for x in layers)
+            for name in ("log_norm", "drift", "noise_curvature", "finite_step", "decay")
+        }
+        spread = math.sqrt(sum((x.composition_weight * x.diffusion) ** 2 for x in layers))
         own = replace(
             observation,
-            layers=tuple(x for x in observation.layers if x.group == 1),
+            layers=layers,
             knobs=tuple(k for k in observation.knobs if k.group == 1),
+            network=replace(observation.network, diffusion=spread, update_ratio=9.0, **sums),
+            bands=(),
         )
         wanted, alone = Lipschitz().decide(own, alone)
         assert decision.knobs_for(0).lr == 0.1
         assert decision.knobs_for(1) == wanted.knobs_for(1)
     with pytest.raises(ValueError, match="at least one group"):
         per_group({})
+
+
+def test_a_budget_for_each_layer_is_held_against_its_own_growth():
+    """Ten layers that grow alike, each in a group of its own: the same cut as for all ten in one."""
+    grown, all_in_one = [], replace(FIRST, total_steps=100)
+    for step in range(1, 60):
+        layer = replace(
+            FIRST.layers[0], composition_weight=1.0, log_gain=0.2, log_norm=0.01 * step, drift=0.3, status=Status.OK
+        )
+        layers = tuple(replace(layer, name=f"layer{i}", group=i) for i in range(10))
+        network = replace(FIRST.network, log_norm=0.1 * step, drift=3.0, diffusion=0.0, status=Status.OK)
+        knobs = tuple(Knobs(i, 0.03, 0.0) for i in range(10))
+        grown.append(
+            replace(all_in_one, step=step, measured_step=step - 1, layers=layers, network=network, knobs=knobs)
+        )
+    together, alone = chain(Constant(lr=0.03), LipschitzBudget()), None
+    alone = per_group(dict.fromkeys(range(10), together))
+    one, each = together.init(), alone.init()
+    for observation in grown:
+        wanted, one = together.decide(observation, one)
+        found, each = alone.decide(observation, each)
+        assert [k.lr for k in found.knobs] == pytest.approx([k.lr for k in wanted.knobs])
+    assert wanted.knobs[0].lr < 0.03
+
+
+def test_a_group_that_the_optimizer_lacks_is_told():
+    policy = per_group({0: Constant(lr=0.1), 7: Constant(lr=0.2)})
+    decision, _ = policy.decide(seen(3), policy.init())
+    assert decision.reason == "0:constant:stable+7:hold:no_such_group"
+    assert decision.knobs == (Knobs(0, 0.1, 0.0),)
+    assert decision.warmup_ended
 
 
 def test_the_guard_grows_back_and_is_slower_each_time():
