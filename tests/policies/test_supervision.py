@@ -207,7 +207,13 @@ def test_a_budget_for_each_layer_is_held_against_its_own_growth():
     grown, all_in_one = [], replace(FIRST, total_steps=100)
     for step in range(1, 60):
         layer = replace(
-            FIRST.layers[0], composition_weight=1.0, log_gain=0.2, log_norm=0.01 * step, drift=0.3, status=Status.OK
+            FIRST.layers[0],
+            kind="linear",
+            composition_weight=1.0,
+            log_gain=0.5,
+            log_norm=0.01 * step,
+            drift=0.3,
+            status=Status.OK,
         )
         layers = tuple(replace(layer, name=f"layer{i}", group=i) for i in range(10))
         network = replace(FIRST.network, log_norm=0.1 * step, drift=3.0, diffusion=0.0, status=Status.OK)
@@ -215,7 +221,7 @@ def test_a_budget_for_each_layer_is_held_against_its_own_growth():
         grown.append(
             replace(all_in_one, step=step, measured_step=step - 1, layers=layers, network=network, knobs=knobs)
         )
-    together, alone = chain(Constant(lr=0.03), LipschitzBudget()), None
+    together, alone = chain(Constant(lr=0.03), LipschitzBudget(budget=0.2, loss_room=0.0)), None
     alone = per_group(dict.fromkeys(range(10), together))
     one, each = together.init(), alone.init()
     for observation in grown:
