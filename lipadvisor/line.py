@@ -306,6 +306,8 @@ class Line:
     def rearm(self) -> None:
         """Begin the step under way anew: the optimizer was not asked to act after all."""
         self.calm = False
+        if not self.started:  # the model has not been run yet, and starting arms the first step
+            return
         self._probe.collect(self.step)
         self._probe.arm(self.step)
 

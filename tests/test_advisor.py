@@ -172,6 +172,15 @@ def test_the_record_says_that_nothing_went_back_where_the_mode_does_not_allow_it
     assert told == f"rollback: not in {mode} mode"
 
 
+def test_a_call_before_the_first_pass_is_no_step_and_does_no_harm() -> None:
+    model = network()
+    optimizer = optimizer_of("momentum", model)
+    with advised(model, optimizer) as advisor:
+        assert advisor.step(1.0) is None
+        train(model, optimizer, advisor, 3, (8,))
+        assert (advisor.steps, advisor.skipped_steps, advisor.errors) == (3, 1, 0)
+
+
 def test_a_step_that_a_gradient_scaler_skipped_is_not_a_step() -> None:
     model = network()
     optimizer = optimizer_of("sgd", model)
