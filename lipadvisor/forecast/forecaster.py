@@ -289,7 +289,12 @@ class Forecaster:
 
     def _track(self) -> None:
         """Judge the surplus over the trend; learn from the forecasts whose time has come, and make new ones."""
-        present, motion, displacement = self._present(), self._motion, self._displacement
+        motion, displacement = self._motion, self._displacement
+        if not self._tracker.is_due(motion.step):  # what comes between is learned from when the next ones are made
+            if self._tracker.is_ripe(motion.step):
+                self._tracker.mature(Present.standing(motion.step, motion.state_4S))
+            return
+        present = self._present()
         self._tracker.update(present, motion.lr_S)
         record_RS = present.record_RS
         self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)

@@ -46,6 +46,13 @@ class Present(NamedTuple):
         rows_RS = np.empty((_FIRST + AVERAGES, series))
         return cls(step, rows_RS[:_KEPT]), rows_RS[_FIRST:]
 
+    @classmethod
+    def standing(cls, step: int, state_4S: Array) -> Present:
+        """Return one to compare forecasts with, of whose drift nothing is said."""
+        record_RS = np.zeros((_KEPT, state_4S.shape[1]))
+        record_RS[:START] = state_4S
+        return cls(step, record_RS)
+
 
 class Learned(NamedTuple):
     """What the forecasts of each of ``H`` horizons are made with.

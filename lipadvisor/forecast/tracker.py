@@ -1,14 +1,16 @@
 """What is learned from outcomes, for every horizon: which experts to trust, how wide the band must be; and the scores.
 
 A forecast is scored with the clock and the decay that really came, not with those that were planned: the drift is on
-trial, not the guess of the schedule. Forecasts are made at most every ``horizon / 20`` steps: closer ones share their
-future and would teach nothing more. What outcomes teach is worked out for several steps' at once, in their order;
+trial, not the guess of the schedule. Forecasts are made at most every ``horizon / 20`` steps until 30 of them have been
+scored, then about every ``sqrt(horizon / 2)``, in multiples of five, those of all horizons together: closer ones share
+their future and would teach little more. What outcomes teach is worked out for several steps' at once, in their order;
 until then the experts' weights and the bands stay as they are.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from lipadvisor.forecast.cadence import AT_FIRST, Cadence
 from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, advance_integrals
+from lipadvisor.forecast.outcome_order import EARLY, GAIN, in_order, in_their_order
 from lipadvisor.forecast.outcomes import (
     NOISE,
     START,
@@ -36,19 +40,15 @@ from lipadvisor.terms import Array
 
 __all__ = ["Tracker"]
 
-_GAIN = 0.02  # forgetting of experts' errors and of the band's scale, per scored forecast ...
-_EARLY = 10.0  # ... and sooner at first, by 10 / (n + 10): the way off the initial plateau says little of what follows
 _PRIOR_SHARE, _PRIOR_SCORES = 0.1, 5.0  # the experts are equal but for the prior until about five are scored
 _QUANTILE_GAIN = 0.02  # per step
 _QUANTILE_RANGE = (1.2, 3.0)
 _QUANTILE_FROM_STEP = 20
 _MISS_RATE = 0.1
-_PEAK_DECAY = 0.98  # per scored forecast, of the largest error that caps the band
 _LOG_FLOOR = 0.01
 _LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
-_PATIENCE = 16
+_PATIENCE = 32  # steps that an outcome waits for others, once its horizon has had `AT_FIRST`; until then none
 _BY_POWER = (np.arange(len(POWERS))[:, None] == POWER_E).astype(np.float64)  # sums over the experts of one power
-_AT_FIRST = 30  # ... at once until it has had so many: at first each of them changes much
 
 
 class Tracker:
@@ -65,7 +65,7 @@ class Tracker:
         self._horizons = tuple(horizons)
         count = len(self._horizons)
         self._horizon_H1 = np.array(self._horizons, dtype=np.float64)[:, None]
-        self._stride_H = tuple(max(1, horizon // 20) for horizon in self._horizons)
+        self._cadence = Cadence(self._horizons)
         self._response = (optimizer, momentum)
         self.growth_H: Array = noise_growth(optimizer, momentum, self._horizon_H1[:, 0])
         self._growth = self.growth_H.tolist()
@@ -77,7 +77,8 @@ class Tracker:
         self._settled = False  # every horizon has had one
         self._uniform = True  # all series have had the same
         self._late = False  # the quantile learns from every outcome
-        self._last_made = [-stride for stride in self._stride_H]
+        self._hurry = False  # something has come that is to be learned from at once
+        self._next_ripe: float = math.inf  # step at which the time of a forecast comes
         self.dropped_H = [0] * count
         self._error_HES: Array = np.zeros((count, len(POWER_E), series))
         self._log_HS: Array = np.zeros((count, series))  # of the squared standardised errors
@@ -116,10 +117,12 @@ class Tracker:
             present: where the series stand.
             lr_S: in force.
         """
-        learns = self._mature(present)
+        self.mature(present)
+        matured = self._matured
+        learns = self._hurry or (bool(matured) and present.step - matured[0].now.step >= _PATIENCE - 1)
         if learns:
             self.learn()
-        if learns or (not self._settled and any(self._scored[place] == 0 for place in self._due(present.step))):
+        if learns or (not self._settled and any(self._scored[place] == 0 for place in self._cadence.due(present.step))):
             self._settle(present, lr_S)
 
     def make(self, present: Present, answer_HS: Array) -> None:
@@ -129,17 +132,26 @@ class Tracker:
             present: where the series stand.
             answer_HS: what the surplus over the trend is expected to become, nats.
         """
-        for place in self._due(present.step):
+        for place in self._cadence.due(present.step):
             self._waiting[place].append((present, self.learned, answer_HS[place]))
-            self._last_made[place] = present.step
+            self._cadence.note(place, present.step)
+        self._look_ahead()
 
-    def _due(self, step: int) -> list[int]:
-        return [place for place, last in enumerate(self._last_made) if step - last >= self._stride_H[place]]
+    def is_due(self, step: int) -> bool:
+        """Return whether there are forecasts to be made."""
+        return step >= self._cadence.next_step
 
-    def _mature(self, now: Present) -> bool:
-        """Find the forecasts whose time has come; return whether it is time to learn."""
+    def is_ripe(self, step: int) -> bool:
+        """Return whether the time of a forecast has come."""
+        return step >= self._next_ripe
+
+    def mature(self, now: Present) -> None:
+        """Find the forecasts whose time has come; nothing is learned from them yet.
+
+        Args:
+            now: where the series stand; only the rows before ``START`` are looked at.
+        """
         step, matured = now.step, self._matured
-        learns = False
         for place, (waiting, horizon) in enumerate(zip(self._waiting, self._horizons, strict=True)):
             while waiting and step - waiting[0][0].step >= horizon:
                 made, learned, answer_S = waiting.popleft()
@@ -147,8 +159,8 @@ class Tracker:
                     self.dropped_H[place] += 1
                 else:
                     matured.append(Matured(place, made, learned, answer_S, now))
-                    learns = learns or self._scored[place] < _AT_FIRST
-        return learns or (bool(matured) and step - matured[0].now.step >= _PATIENCE - 1)
+                    self._hurry = self._hurry or self._scored[place] < AT_FIRST
+        self._look_ahead()
 
     def learn(self) -> None:
         """Learn from all the outcomes that are there."""
@@ -176,10 +188,12 @@ class Tracker:
         else:
             self.n_HS += member_HN @ found.good_NS
         matured.clear()
+        self._hurry = False
         self._weigh(learned)
         self.learned = learned
         if not (found.whole and self._settled):
             self._look()
+        self._cadence.pace(self._scored)
 
     def _learn_errors(self, found: Outcomes, owns: Sequence[slice]) -> None:
         """Average the errors, in the order of the outcomes."""
@@ -199,9 +213,9 @@ class Tracker:
             if own.start == own.stop:
                 continue
             if width == 1:
-                order = _in_order(min(self._scored[place], _EARLY / _GAIN), own.stop - own.start)
+                order = in_order(min(self._scored[place], EARLY / GAIN), own.stop - own.start)
             else:
-                order = _in_their_order(self.n_HS[place], found.good_NS[own])
+                order = in_their_order(self.n_HS[place], found.good_NS[own])
             share_HNS[place, own], keep_HS[place], fade_HNS[place, own], last_HS[place] = order
         self._peak_HS *= last_HS
         np.maximum(self._peak_HS, np.maximum.reduce(fade_HNS * error_NS, axis=1), out=self._peak_HS)
@@ -222,7 +236,7 @@ class Tracker:
             miss_NS *= found.good_NS
         move_HN = np.zeros((len(owns), len(miss_NS)))
         for place, own in enumerate(owns):
-            move_HN[place, own] = _QUANTILE_GAIN * self._stride_H[place]
+            move_HN[place, own] = _QUANTILE_GAIN * self._cadence.early_H[place]
         if not self._late:
             late_N = [one.now.step >= _QUANTILE_FROM_STEP for one in self._matured]
             move_HN *= late_N
@@ -296,7 +310,8 @@ class Tracker:
         self.learn()
         for waiting in self._waiting:
             waiting.clear()
-        self._last_made = [-stride for stride in self._stride_H]
+        self._cadence.restart()
+        self._look_ahead()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned and waiting, as numbers and arrays."""
@@ -304,7 +319,7 @@ class Tracker:
         state |= {
             "learned": self.learned.rows_HRS.copy(),
             "dropped_H": list(self.dropped_H),
-            "last_made": list(self._last_made),
+            "last_made": list(self._cadence.last_H),
         }
         return state | {"waiting": dump(self._waiting, self._matured)}
 
@@ -313,10 +328,18 @@ class Tracker:
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self.learned = Learned(np.array(state["learned"], dtype=np.float64))
-        self.dropped_H, self._last_made = list(state["dropped_H"]), list(state["last_made"])
+        self.dropped_H = list(state["dropped_H"])
         waiting, self._matured = load(state["waiting"], len(self._horizons))
         self._waiting = tuple(deque(own) for own in waiting)
         self._look()
+        self._cadence.load(state["last_made"], self._scored)
+        self._hurry = any(self._scored[one.place] < AT_FIRST for one in self._matured)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Note when the time of the next forecast comes."""
+        ends = [own[0][0].step + h for own, h in zip(self._waiting, self._horizons, strict=True) if own]
+        self._next_ripe = min(ends, default=math.inf)
 
     def _compared(self) -> Outcomes:
         growth_N = []
@@ -358,33 +381,6 @@ def _place(one: Matured) -> int:
 @lru_cache(maxsize=256)
 def _growth(optimizer: str, momentum: float, steps: int) -> float:
     return float(noise_growth(optimizer, momentum, np.asarray(float(steps))))
-
-
-def _left(factor_NS: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> tuple[Array, Array]:
-    """Return the product of all factors, shape ``(S,)``, and for each entry that of the later ones, ``(N, S)``."""
-    products_NS = np.ones((len(factor_NS) + 1, factor_NS.shape[1]))
-    products_NS[:-1] = np.multiply.accumulate(factor_NS[::-1])[::-1]
-    return products_NS[0], products_NS[1:]
-
-
-def _in_their_order(n_S: Array, good_NS: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[Array, Array, Array, Array]:
-    """Return what outcomes count that come one after the other, ``n`` before them.
-
-    Returns:
-        Each one's share in the averages, ``(N, S)``, and what is left of what was there, ``(S,)``; the same for the
-        largest error.
-    """
-    before_NS = n_S + np.add.accumulate(good_NS, axis=0) - good_NS
-    gain_NS = np.maximum(_GAIN, _EARLY / (before_NS + _EARLY)) * good_NS
-    keep_S, left_NS = _left(1.0 - gain_NS)
-    last_S, fade_NS = _left(1.0 - (1.0 - _PEAK_DECAY) * good_NS)
-    return gain_NS * left_NS, keep_S, fade_NS, last_S
-
-
-@lru_cache(maxsize=1024)
-def _in_order(n: float, count: int) -> tuple[Array, Array, Array, Array]:
-    """Return :func:`_in_their_order` of good outcomes, which are the same for all series: ``S`` is 1."""
-    return _in_their_order(np.array([n]), np.ones((count, 1), bool))
 
 
 _ARRAYS = ("n_HS", "_error_HES", "_log_HS", "_peak_HS", "_score_CHS")

@@ -128,7 +128,7 @@ def test_measuring_now_and_then_costs_little(run_of: RunOf, every: int) -> None:
 
 
 def test_a_later_start_bridges_the_steps_since_the_measurement(run_of: RunOf) -> None:
-    forecaster = _fed(run_of(lambda tau: 0.3, [0.1] * 60))
+    forecaster = _fed(run_of(lambda tau: 0.3, [0.1] * 60, sigma=0.05))  # noise: bands widen from the first step on
     late, whole = forecaster.forecast(5, step=67), forecaster.forecast(12)
     assert late.start_step == 67
     np.testing.assert_allclose(late.network.mean, whole.network.mean[7:])
@@ -154,7 +154,7 @@ def test_coverage_and_crps_on_simulated_paths(run_of: RunOf) -> None:
 
 def test_scores_are_what_a_plain_loop_gets(run_of: RunOf) -> None:
     run = run_of(_log_law, [0.05] * 260, sigma=0.3)
-    forecaster, made, errors, still, hits = None, {}, [], [], []
+    forecaster, made, errors, still, hits, last = None, {}, [], [], [], 0
     for terms in run:
         if forecaster is None:
             forecaster = Forecaster(terms.names, terms.composition_L)
@@ -165,14 +165,16 @@ def test_scores_are_what_a_plain_loop_gets(run_of: RunOf) -> None:
             errors.append(abs(level - mean))
             still.append(abs(level - start))
             hits.append(lower <= level <= upper)
-        if forecaster.updates >= 5:
+        stride = 1 if len(errors) < 30 else 5
+        if forecaster.updates >= 5 and forecaster.step // stride > last // stride:
+            last = forecaster.step
             band = forecaster.forecast(10).network
             made[terms.step] = (level, band.mean[9], band.lower[9], band.upper[9])
     score = forecaster.scores()[10]  # type: ignore[union-attr]
-    assert score.n == len(errors)
+    assert score.n == len(errors) > 60
     assert score.mae == pytest.approx(np.mean(errors), rel=1e-9)
     assert score.mae_persistence == pytest.approx(np.mean(still), rel=1e-9)
-    assert abs(score.coverage - np.mean(hits)) < 0.03  # a band here may not be narrower than at shorter horizons
+    assert abs(score.coverage - np.mean(hits)) < 0.05  # a band here may not be narrower than at shorter horizons
 
 
 def test_statuses_from_too_few_to_ok(run_of: RunOf) -> None:
@@ -221,8 +223,8 @@ def test_what_is_not_finite_is_marked_and_the_rest_goes_on(run_of: RunOf) -> Non
     ]
     got = _fed(holes).forecast(5)
     assert got.status is not Status.NON_FINITE
-    np.testing.assert_allclose(got["layer0"].mean, 0.03 * (60 + np.arange(1, 6)), rtol=1e-6)
-    np.testing.assert_allclose(got["*"].mean, 0.09 * (60 + np.arange(1, 6)), rtol=1e-6)
+    np.testing.assert_allclose(got["layer0"].mean, 0.03 * (60 + np.arange(1, 6)), rtol=3e-6)
+    np.testing.assert_allclose(got["*"].mean, 0.09 * (60 + np.arange(1, 6)), rtol=3e-6)
     never = [replace(t, log_norm_L=t.log_norm_L * [np.nan, 1.0], network_log_norm=float("nan")) for t in run]
     got = _fed(never).forecast(5)
     assert got.status is Status.NON_FINITE
@@ -234,12 +236,12 @@ def test_norms_alone_are_enough_for_a_drift_and_a_band(run_of: RunOf) -> None:
     nan_L = np.full(2, np.nan)
     run = [
         replace(t, level="norms", change_L=nan_L, first_L=nan_L, curvature_L=nan_L, noise_LL=np.full((2, 2), np.nan))
-        for t in run_of(lambda tau: 0.3, [0.1] * 300, sigma=0.2)
+        for t in run_of(lambda tau: 0.3, [0.1] * 600, sigma=0.2)
     ]
     forecaster = _fed(run)
     got = forecaster.forecast(10)
     assert got.status is Status.OK
-    assert got.start_step == 299
+    assert got.start_step == 599
     assert np.isfinite(got.network.std).all()
     assert 0.8 < forecaster.scores()[10].coverage <= 0.97
 
@@ -249,7 +251,7 @@ def test_adam_s_first_step_without_noise_spoils_nothing(run_of: RunOf) -> None:
     forecaster = _fed(run, optimizer="adamw", momentum=0.9)
     assert np.isnan(coefficients(run[0]).diffusion)
     assert np.isfinite(forecaster.forecast(20).network.std).all()
-    assert forecaster.scores()[10].n > 150
+    assert forecaster.scores()[10].n > 60
 
 
 def test_norms_after_the_step_are_believed_before_predictions(run_of: RunOf) -> None:

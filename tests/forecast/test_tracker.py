@@ -18,7 +18,8 @@ from lipadvisor.terms import Array
 
 HORIZONS = (1, 10, 50)
 PRIOR_E = np.linspace(1.0, 2.0, len(POWER_E)) / np.linspace(1.0, 2.0, len(POWER_E)).sum()
-PATIENCE, AT_FIRST = 16, 30
+PATIENCE, AT_FIRST = 32, 30
+EARLY, LATE = (1, 1, 2), (5, 5, 5)  # steps between forecasts, before and after that many outcomes
 
 
 class PlainTracker:
@@ -29,7 +30,7 @@ class PlainTracker:
         count = len(HORIZONS)
         self.waiting: list[deque[dict[str, Any]]] = [deque() for _ in HORIZONS]
         self.ready: list[tuple[int, dict[str, Any], int, list[float]]] = []
-        self.last_made = [-max(1, h // 20) for h in HORIZONS]
+        self.last_made = [-stride for stride in EARLY]
         self.error = [[0.0] * len(POWER_E) for _ in HORIZONS]
         self.log, self.peak, self.n = [0.0] * count, [0.0] * count, [0] * count
         self.scale, self.quantile = [1.0] * count, [1.6448536269514722] * count
@@ -38,7 +39,6 @@ class PlainTracker:
         self.weight = [self.weights(place) for place in range(count)]
 
     def update(self, step: int, record: list[float], lr: float, network_n: list[int], learns: bool) -> None:
-        due = [place for place, h in enumerate(HORIZONS) if step - self.last_made[place] >= max(1, h // 20)]
         if learns:
             for place, made, at, outcome in self.ready:
                 self.learn(place, made, at, outcome)
@@ -46,6 +46,8 @@ class PlainTracker:
             # Kept in its range once for all outcomes that are learned from together.
             self.quantile = [min(max(one, 1.2), 3.0) for one in self.quantile]
             self.weight = [self.weights(place) for place in range(len(HORIZONS))]
+        strides = [EARLY[place] if network_n[place] < AT_FIRST else LATE[place] for place in range(len(HORIZONS))]
+        due = [place for place, n in enumerate(strides) if step // n > self.last_made[place] // n]
         if learns or any(network_n[place] == 0 for place in due):
             self.settle(record, lr, network_n)
         for place in due:
@@ -92,7 +94,7 @@ class PlainTracker:
         std = made["scale"] * raw
         hit = error <= made["quantile"] * std
         if step >= 20:
-            move = 0.02 * max(1, HORIZONS[place] // 20) * ((not hit) - 0.1)
+            move = 0.02 * EARLY[place] * ((not hit) - 0.1)
             self.quantile[place] += move
         z = error / std
         density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
