@@ -4,10 +4,11 @@ A batch's noise moves the weights along stiff directions too, and the gradient b
 what a log-norm gained beyond its trend of late it loses again. An optimizer with memory first goes on: its buffer
 still holds the last direction. Both look alike in all networks that were tried (``docs/science.md``, section 6)::
 
-    answer(h) = trust (-A n / (n + n_0) (d + e) + B b d n / (h + 1))
+    answer = trust (-A n / (n + n_0) (d + e) + b n / (1 + q + q^2 / 5) d)        q = (1 - b) n
 
 ``e`` is the surplus of the steps before the last one, forgotten by ``exp(-1 / 8)`` a step, ``d`` that of the last one,
-``b`` the momentum, ``n`` the ``h`` steps to come in units of the learning rate in force: ``n = sum_j lr_j / lr``.
+``b`` the momentum, ``n`` the steps to come in units of the learning rate in force: ``n = sum_j lr_j / lr``. What the
+buffer holds goes on by ``b n`` at first, fades as the buffer forgets, and is taken back in the end: the gradient turns.
 Before its noise settles a log-norm runs ahead of its trend instead of going back to it: ``trust`` is what regression
 on the outcomes of late says.
 """
@@ -28,8 +29,8 @@ __all__ = ["Displacement"]
 
 _KEEP = math.exp(-1.0 / 8.0)  # of the surplus, per step
 _KEEP_0 = np.array(_KEEP)  # numpy takes an array of no dimension in half the time of a number
-_RETURNED, _HALF_WAY = 1.4, 12.0  # A: above 1, as part of the surplus has gone into the trend; n_0, steps
-_CARRIED = 1.7  # B
+_RETURNED, _HALF_WAY = 2.2, 12.0  # A: above 1, as part of the surplus has gone into the trend; n_0, steps
+_TAKEN_BACK = 0.2
 _AHEAD, _STRIDE = 10, 5  # steps after which an answer is judged; steps between those that are
 _GAIN, _EARLY = 0.03, 5.0  # of what is learned, per judged answer: 5 / (n + 5) at first
 _SPREAD = 1.5  # standard deviation over the exponential of the mean logarithm: of a normal, 1.9
@@ -48,7 +49,7 @@ class Displacement:
 
     def __init__(self, series: int, momentum: float) -> None:
         self._momentum = momentum
-        self._returned, self._carried = self.factors(float(_AHEAD), float(_AHEAD))
+        self._returned, self._carried = self.factors(float(_AHEAD))
         self._last_S: Array = np.zeros(series)
         self._before_S: Array = np.zeros(series)
         self._waiting: deque[Array] = deque()  # rows: step, free level, tau, rate, answer
@@ -101,18 +102,23 @@ class Displacement:
             row_5S[4] += self._last_S * self._carried
             self._waiting.append(row_5S)
 
-    def answer(self, progress_hS: Array, steps_h1: Array | float) -> Array:
+    def answer(self, progress_hS: Array) -> Array:
         """Return what becomes of the surplus, nats, shape of ``progress_hS``.
 
         Args:
             progress_hS: steps to come in units of the learning rate in force; 0 where that is 0.
-            steps_h1: steps to come.
         """
-        return np.asarray(self.trust_S * self._plain(progress_hS, steps_h1))
+        returned_hS, carried_hS = self.factors(progress_hS)
+        answer_hS = returned_hS * (self._before_S + self._last_S)
+        answer_hS += carried_hS * self._last_S
+        answer_hS *= self.trust_S
+        return np.asarray(answer_hS)
 
-    def factors(self, progress: Array | float, steps: Array | float) -> tuple[Array | float, Array | float]:
+    def factors(self, progress: Array | float) -> tuple[Array | float, Array | float]:
         """Return what an answer is of the whole surplus, and of that of the last step; see :meth:`answer`."""
-        return -_RETURNED * progress / (progress + _HALF_WAY), _CARRIED * self._momentum * progress / (steps + 1.0)
+        forgotten = (1.0 - self._momentum) * progress
+        carried = self._momentum * progress / (1.0 + forgotten + _TAKEN_BACK * forgotten * forgotten)
+        return -_RETURNED * progress / (progress + _HALF_WAY), carried
 
     def answer_by(self, factors_H2: Array) -> Array:
         """Return :meth:`answer` by its :meth:`factors`, side by side, nats, shape ``(H, S)``."""
@@ -144,12 +150,6 @@ class Displacement:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._judged = int(state["judged"])
         self._waiting = deque(np.array(row, dtype=np.float64) for row in state["waiting"])
-
-    def _plain(self, progress: Array | float, steps: Array | float) -> Array:
-        returned, carried = self.factors(progress, steps)
-        answer = returned * (self._before_S + self._last_S)
-        answer += carried * self._last_S
-        return np.asarray(answer)
 
     def _learn(self, error_S: Array, answer_S: Array) -> None:
         gain = max(_GAIN, _EARLY / (self._judged + _EARLY))

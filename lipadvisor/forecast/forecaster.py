@@ -85,7 +85,7 @@ class Forecaster:
         self._share = StepShare()
         self._displacement = Displacement(series, momentum)
         steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
-        self._factors_H2 = np.hstack(self._displacement.factors(steps_H1, steps_H1))
+        self._factors_H2 = np.hstack(self._displacement.factors(steps_H1))
         self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         near = [abs(math.log(horizon / _TREND_HORIZON)) for horizon in self.horizons]
         self._trend_place = near.index(min(near))
@@ -159,7 +159,7 @@ class Forecaster:
             gap * lr_S**2 + np.cumsum(future.lr_hS**2, axis=0),
         )
         progress_hS = (gap * lr_S + np.cumsum(future.lr_hS, axis=0)) / np.where(lr_S > 0.0, lr_S, np.inf)
-        mean_hS = mean_hS + self._displacement.answer(progress_hS, steps_h[:, None])
+        mean_hS = mean_hS + self._displacement.answer(progress_hS)
         clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
         mean_hS = mean_hS + rebound(log_decay_S - future.log_decay_hS, self._motion.clock + clock_h)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
@@ -189,7 +189,7 @@ class Forecaster:
         half_H = np.maximum.accumulate(std_H * learned.quantile_HS[:, -1])
         mean_H = record_R[LEVEL] + steps_H * motion.log_decay_S[-1] + free_H
         moving = float(motion.lr_S[-1] > 0.0)
-        mean_H += self._displacement.answer((steps_H * moving)[:, None], steps_H[:, None])[:, -1]
+        mean_H += self._displacement.answer((steps_H * moving)[:, None])[:, -1]
         load = float(np.max(self._ratio.load_L(self._lr_L, self._lr_L)))
         return tuple(
             Band(horizon, mean, std, mean - half, mean + half, self._judge(load, horizon, math.isfinite(mean)))
