@@ -1,12 +1,13 @@
 """Runs that branch: from one checkpoint, many replicas go on under each of several plans, with batches of their own.
 
 What a plan does is a distribution; one path shows it through its own noise, which at ten steps is as large as the
-effect. The replicas' spread is what no forecast could do better than.
+effect. The replicas' spread is what no forecast could do better than. Many more replicas go to the first horizon than
+beyond: there the noise of their mean weighs most, and a step costs the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,26 @@ from lipadvisor.probe import Probe, TrackedLayer
 from lipadvisor.terms import Array
 from lipadvisor.trajectory import read_json, write_json
 
-__all__ = ["Branch", "Outcome", "branch"]
+__all__ = ["Branch", "Outcome", "Walk", "branch"]
+
+_OTHER_SEED = 10**6  # batches of the replicas that stop at the first horizon
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Replicas that are sent on together.
+
+    Attributes:
+        count: how many.
+        horizons: steps after the branching at which they are looked at, ascending; they stop at the last.
+        plans: names of those they go under.
+        suffix: of the files they are kept in; of two walks of a branching at most one has none.
+    """
+
+    count: int
+    horizons: tuple[int, ...]
+    plans: tuple[str, ...]
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +55,7 @@ class Outcome:
     """Where ``R`` replicas came to under one plan."""
 
     level_hR: dict[int, Array]  # horizon -> network's log-norm of each replica, nats; not finite where it blew up
-    loss_R: Array  # on the training set, after the longest horizon
+    loss_R: Array  # on the training set, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +74,7 @@ def branch(
     optimizer: OptimizerKind,
     steps: int,
     plans: Mapping[str, tuple[float, float]],
-    horizons: tuple[int, ...],
-    count: int,
+    walks: Sequence[Walk],
 ) -> Branch:
     """Return the branches of one checkpoint, from disk where they are there.
 
@@ -66,29 +85,40 @@ def branch(
         optimizer: of the run.
         steps: before the branching: one more than a multiple of ``INTERVAL``, so that the last step is measured.
         plans: name -> (factor on the learning rate, what decay takes off a weight per step).
-        horizons: steps after the branching at which the replicas are looked at, ascending.
-        count: number of replicas.
+        walks: at least one; each of its plans is walked, with batches of its own.
     """
     recipe = Recipe(optimizer, steps, interval=INTERVAL, seed=settings.seed)
     stem = settings.out / "branches" / f"{network}-{optimizer}-{steps}-seed{settings.seed}"
     path = stem.with_suffix(".npz")
-    files = {plan: stem.with_name(f"{stem.name}-{_slug(plan)}.json") for plan in plans}
-    if not path.exists() or not all(file.exists() for file in files.values()):
+    files = {
+        (plan, walk): stem.with_name(f"{stem.name}-{_slug(plan)}{walk.suffix}.json")
+        for walk in walks
+        for plan in walk.plans
+    }
+    missing = [key for key, file in files.items() if not file.exists()]
+    if missing or not path.exists():
         log = RunLog(recipe.identity)
 
         def on_step(step: int, loss: float, terms: Any) -> None:
             log.add(loss, terms)
 
         done = train(recipe, images, NETWORKS[network], on_step)
-        for plan, (factor, shrink) in plans.items():
+        for plan, walk in missing:
+            seed = steps + (_OTHER_SEED if walk.suffix else 0)
             replicas = Replicas(
-                done.model, done.optimizer, count, images.train_inputs, images.train_targets, images.classes, steps
+                done.model, done.optimizer, walk.count, images.train_inputs, images.train_targets, images.classes, seed
             )
-            found = _walked(replicas, done, images, recipe.batch_size, recipe.base_lr * factor, shrink, horizons)
-            write_json(files[plan], found)
-        log.save(path)
+            factor, shrink = plans[plan]
+            lr = recipe.base_lr * factor
+            found = _walked(replicas, done, images, recipe.batch_size, lr, shrink, walk.horizons)
+            write_json(files[plan, walk], found)
+        if not path.exists():
+            log.save(path)
         settings.progress(f"{stem.name}: branched")
-    outcomes = {plan: _outcome(read_json(file)) for plan, file in files.items()}
+    outcomes: dict[str, Outcome] = {}
+    for (plan, _), file in files.items():
+        own = _outcome(read_json(file))
+        outcomes[plan] = _joined(outcomes[plan], own) if plan in outcomes else own
     return Branch(RunLog.load(path), recipe.base_lr, outcomes)
 
 
@@ -139,6 +169,13 @@ def _outcome(kept: dict[str, Any]) -> Outcome:
 
     levels = {int(horizon): numbers(values) for horizon, values in kept["levels"].items()}
     return Outcome(levels, numbers(kept["losses"]))
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    """Return all replicas' levels, and the loss of those which went furthest: the first."""
+    none_R = np.zeros(0)
+    levels = {h: np.concatenate((level_R, second.level_hR.get(h, none_R))) for h, level_R in first.level_hR.items()}
+    return Outcome(levels, first.loss_R)
 
 
 def _slug(plan: str) -> str:
