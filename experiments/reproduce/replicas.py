@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lipadvisor.dynamics import finite_population
 from lipadvisor.experiments.reproduce.full_batch import gradient_variance
-from lipadvisor.experiments.reproduce.linear_response import Update, response_variance
+from lipadvisor.experiments.reproduce.linear_response import SecondMoment, Update, response_variance
 from lipadvisor.experiments.reproduce.norms import bound_covector, top_block
 from lipadvisor.experiments.reproduce.regularizers import soft_cross_entropy
 from lipadvisor.probe import TrackedLayer
@@ -140,12 +140,13 @@ class Replicas:
                 part = 1 - momentum
                 squares = {name: (g[0].square() + share * noise[name]).sqrt() for name, g in gradients.items()}
                 scales = {name: self._answer(name, square) / part for name, square in squares.items()}
-            path.append(Update(weights, lr, momentum, part, scales))
             self._step += 1
             for name, gradient in gradients.items():
                 self._update(name, gradient, lr)
                 if self._adam:
                     self._second[name] += (1 - self._options["betas"][1]) * share * noise[name]
+            second = self._second_moment(gradients) if self._adam else None
+            path.append(Update(weights, lr, momentum, part, scales, second))
         return path
 
     def _answer(self, name: str, gradient: Tensor) -> Tensor:
@@ -158,6 +159,21 @@ class Replicas:
         root = (second / (1 - b_2**step)).sqrt() + self._options["eps"]
         answer: Tensor = (1 - b_1) / (1 - b_1**step) / root
         return answer
+
+    def _second_moment(self, gradients: dict[str, Tensor]) -> SecondMoment:
+        """Return how the second moment answered to the gradient of the step just taken, of the first replica."""
+        b_1, b_2 = self._options["betas"]
+        correction = 1 - b_2**self._step
+        gain, bend = {}, {}
+        for name, gradient in gradients.items():
+            second = self._second[name][0]
+            root = (second / correction).sqrt()
+            first = self._first[name][0] / (1 - b_1**self._step)
+            gain[name] = 2 * (1 - b_2) * gradient[0]
+            # Where nothing has come yet there is no root to bend.
+            slope = 0.5 / (root * correction).clamp_min(1e-300)
+            bend[name] = torch.where(second > 0.0, first * slope / (root + self._options["eps"]) ** 2, 0.0)
+        return SecondMoment(b_2, gain, bend)
 
     def kernels(self, layer: TrackedLayer, model: nn.Module) -> Tensor:
         """Return the replicas' weights (R, ...) of ``layer``, a layer of ``model``."""

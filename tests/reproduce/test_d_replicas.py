@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lipadvisor.experiments.reproduce.convnet import conv_net
 from lipadvisor.experiments.reproduce.full_batch import full_batch_terms, gradient_variance
-from lipadvisor.experiments.reproduce.linear_response import Update, response_variance
+from lipadvisor.experiments.reproduce.linear_response import SecondMoment, Update, response_variance
 from lipadvisor.experiments.reproduce.norms import bound_covector, input_shapes, log_norms
 from lipadvisor.experiments.reproduce.replicas import Replicas
 from lipadvisor.experiments.reproduce.sharpness import sharpness
@@ -107,8 +107,9 @@ def test_full_batch_terms_know_the_checkpoint_and_leave_it_alone() -> None:
     np.testing.assert_allclose(terms.log_norm_L, np.log(norms), rtol=1e-10)
 
 
+@pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
-def test_the_response_is_that_of_dense_matrices(momentum: float) -> None:
+def test_the_response_is_that_of_dense_matrices(momentum: float, second: bool) -> None:
     """Push each step's noise forward through the linearised update map, entry by entry."""
     model, inputs, targets = problem()
     model, inputs = model.double(), inputs.double()
@@ -135,22 +136,51 @@ def test_the_response_is_that_of_dense_matrices(momentum: float) -> None:
     for _ in range(steps):
         flat = flat + 0.05 * torch.randn(flat.shape, generator=generator, dtype=torch.float64)
         scale = torch.rand(flat.shape, generator=generator, dtype=torch.float64) + 0.5
-        path.append(Update(unflat(flat), lr, momentum, share, unflat(scale)))
+        gain, bend = 0.2 * torch.randn(2, len(flat), generator=generator, dtype=torch.float64) * float(second)
+        moment = SecondMoment(0.9, unflat(gain), unflat(bend)) if second else None
+        path.append(Update(unflat(flat), lr, momentum, share, unflat(scale), moment))
         hessian = torch.func.hessian(lambda at: losses(at).mean())(flat)
         noise = torch.cov(torch.func.jacrev(losses)(flat).T)
-        states.append((hessian, noise, scale))
+        states.append((hessian, noise, scale, gain, bend))
     size = len(flat)
-    covariance = torch.zeros(2 * size, 2 * size, dtype=torch.float64)
-    for hessian, noise, scale in states:
-        first = torch.cat([share * hessian, momentum * torch.eye(size, dtype=torch.float64)], 1)  # m' of (W, m)
-        weights = torch.cat([torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)], 1)
-        step = torch.cat([weights - lr * scale[:, None] * first, first])
-        push = torch.cat(
-            [-lr * scale[:, None] * torch.eye(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)]
-        )
-        covariance = step @ covariance @ step.T + share**2 * push @ noise @ push.T
+    covariance = torch.zeros(3 * size, 3 * size, dtype=torch.float64)
+    one, none = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for hessian, noise, scale, gain, bend in states:
+        first = torch.cat([share * hessian, momentum * one, none], 1)  # m' of (W, m, v)
+        later = torch.cat([gain[:, None] * hessian, none, 0.9 * one], 1)  # v'
+        weights = torch.cat([one, none, none], 1) - lr * scale[:, None] * first + lr * bend[:, None] * later
+        step = torch.cat([weights, first, later])
+        push = torch.cat([torch.diag(-lr * share * scale + lr * bend * gain), share * one, torch.diag(gain)])
+        covariance = step @ covariance @ step.T + push @ noise @ push.T
     expected = float(end @ covariance[:size, :size] @ end)
     assert response_variance(model, covector, path, inputs, target) == pytest.approx(expected, rel=1e-8)
+
+
+def test_adam_s_step_answers_to_its_gradient_as_autograd_says() -> None:
+    """To first order, through both moments."""
+    model, inputs, targets = problem()
+    model = model.double()
+    optimizer = make_optimizer(model, "adamw", 0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs.double()), targets).backward()
+        optimizer.step()
+    states = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in model.named_parameters()}
+    replica = Replicas(model, optimizer, 1, inputs, targets, 3, 0)
+    gradients = {name: value[0] for name, value in replica._gradients(torch.arange(24).expand(1, -1), 1).items()}
+    (update,) = replica.rehearse(1, 0.01, 0.0)
+    assert update.second is not None
+    assert update.scales is not None
+    for name, gradient in gradients.items():
+        state = states[name]
+
+        def step(g: Tensor, state: dict[str, Tensor] = state) -> Tensor:
+            first, second = 0.9 * state["exp_avg"] + 0.1 * g, 0.999 * state["exp_avg_sq"] + 0.001 * g**2
+            return -0.01 * first / (1 - 0.9**5) / ((second / (1 - 0.999**5)).sqrt() + 1e-8)
+
+        slope = torch.autograd.functional.jacobian(lambda g: step(g).sum(), gradient)
+        own = -update.lr * (update.share * update.scales[name] - update.second.gain[name] * update.second.bend[name])
+        torch.testing.assert_close(own, slope, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
