@@ -33,7 +33,7 @@ def test_without_noise_every_figure_is_the_ratio_of_the_errors() -> None:
 def test_the_halves_take_the_noise_of_the_mean_out() -> None:
     found = _ratios(_rows(0.1, 1.0, 0.6, 16, 400), "10")  # the mean's own noise is .15
     assert found["rms"] > 0.16
-    assert found["clean"] == pytest.approx(0.1, abs=0.01)
+    assert found["clean"] == pytest.approx(0.1, abs=0.03)
     assert found["noise"] == pytest.approx(0.15, rel=0.1)
 
 
