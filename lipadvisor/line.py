@@ -232,7 +232,7 @@ class Line:
 
     def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
         assert self.prediction is not None
-        rates, bands = self.prediction.update(terms)
+        rates, bands = self.prediction.update(terms, loss)
         seen = observation(
             terms,
             rates,

@@ -31,12 +31,12 @@ class Prediction:
         )
         self.measurements = 0
 
-    def update(self, terms: Terms) -> tuple[Coefficients, tuple[Band, ...]]:
+    def update(self, terms: Terms, loss: float | None = None) -> tuple[Coefficients, tuple[Band, ...]]:
         """Take in a measurement; return its rates, and the network's bands under the present knobs."""
         with np.errstate(all="ignore"):  # of a run that diverges: what is not finite is marked, not printed
             rates = coefficients(terms)
             self.reconstruction.update(terms, rates)
-            self.forecaster.update(terms, rates)
+            self.forecaster.update(terms, rates, loss)
             self.measurements += 1
             return rates, self.forecaster.bands()
 

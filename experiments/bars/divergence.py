@@ -73,7 +73,7 @@ def _alarms(log: RunLog) -> dict[str, Any]:
         forecaster = forecaster or Forecaster(terms.names, terms.composition_L, terms.optimizer, terms.momentum)
         forecaster.update(terms, coefficients(terms))
         band = forecaster.forecast(2 * INTERVAL - 1).network
-        loss = float(np.mean(log.loss_T[max(0, terms.step - INTERVAL + 1) : terms.step + 1]))
+        loss = log.recent_loss(terms.step, INTERVAL)
         ratio = float(np.max(terms.update_ratio_L * terms.lr_L))
         made = (terms.step + 2 * INTERVAL, float(band.mean[-1]), float(band.std[-1]))
         alarm = warning.update(terms.step, loss, terms.network_log_norm, ratio, made)
@@ -113,7 +113,7 @@ def _jump(log: RunLog, factor: float, curved: float) -> dict[str, Any]:
         if terms.step >= _START:
             break
         forecaster = forecaster or Forecaster(terms.names, terms.composition_L, terms.optimizer, terms.momentum)
-        forecaster.update(terms, coefficients(terms))
+        forecaster.update(terms, coefficients(terms), log.recent_loss(terms.step, INTERVAL))
     assert forecaster is not None
     lr = float(log.columns["lr_L"][0][0]) * factor
     by_update = forecaster.forecast(10, {"lr": lr}).status == Status.UNSTABLE

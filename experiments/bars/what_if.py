@@ -90,7 +90,7 @@ def _learned(log: RunLog, horizons: tuple[int, ...]) -> tuple[Forecaster, float,
     error_hG = {horizon: np.zeros(len(SMOOTHINGS)) for horizon in horizons}
     for terms in log.terms():
         forecaster = forecaster or Forecaster(terms.names, terms.composition_L, terms.optimizer, terms.momentum)
-        forecaster.update(terms, coefficients(terms))
+        forecaster.update(terms, coefficients(terms), log.recent_loss(terms.step, INTERVAL))
         now = terms.network_log_norm + float(terms.composition_L @ terms.change_L)
         if np.isfinite(before):
             slope_G += gain_G * ((now - before) / INTERVAL - slope_G)

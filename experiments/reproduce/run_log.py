@@ -80,6 +80,10 @@ class RunLog:
         """Return one field of all measurements, float64, first axis time."""
         return np.asarray(self.columns[name], dtype=np.float64)
 
+    def recent_loss(self, step: int, count: int) -> float:
+        """Return the mean loss of the last ``count`` steps up to and with ``step``."""
+        return float(np.mean(self.loss_T[max(0, step - count + 1) : step + 1]))
+
     def __len__(self) -> int:
         """Return the number of measurements."""
         return len(self.status_TL)

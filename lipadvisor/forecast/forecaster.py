@@ -16,7 +16,7 @@ import numpy as np
 from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.displacement import Displacement
 from lipadvisor.forecast.experts import POWER_E, Averages, power_integrals
-from lipadvisor.forecast.guard import WARN_LOAD, UpdateRatio
+from lipadvisor.forecast.guard import WARN_LOAD, LossLevel, UpdateRatio
 from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
@@ -83,6 +83,7 @@ class Forecaster:
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
         self._ratio = UpdateRatio(count)
         self._share = StepShare()
+        self._loss = LossLevel()
         self._displacement = Displacement(series, momentum)
         steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
         self._factors_H2 = np.hstack(self._displacement.factors(steps_H1))
@@ -101,11 +102,16 @@ class Forecaster:
         """Optimizer steps taken at the last known log-norms: where a forecast starts."""
         return self._motion.step
 
-    def update(self, terms: Terms, coefficients: Coefficients) -> None:
+    def update(self, terms: Terms, coefficients: Coefficients, loss: float | None = None) -> None:
         """Take in a measurement: learn the drift, score the forecasts whose time has come, make new ones.
 
         A measurement of an earlier step than the last (weights were put back) starts the series afresh and keeps what
         was learned.
+
+        Args:
+            terms: the measurement.
+            coefficients: of it.
+            loss: training loss, nats or any other measure of it that falls to 0; the guard on plans knows more by it.
 
         Raises:
             ValueError: the layers are not those of the constructor.
@@ -127,6 +133,7 @@ class Forecaster:
         steps = max(1.0, interval.steps)
         self._ratio.update(terms.update_ratio_L, steps)
         self._share.update(coefficients, steps)
+        self._loss.update(loss, steps)
         self.updates += int(interval.whole or interval.valid_S.any())
         if self.updates >= _FEW_POINTS:
             self._track()
@@ -238,6 +245,7 @@ class Forecaster:
         state["displacement"] = self._displacement.state_dict()
         state["averages"] = self._averages.state_dict()
         state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
+        state["loss"] = self._loss.state_dict()
         state["tracker"] = self._tracker.state_dict()
         return state
 
@@ -258,6 +266,7 @@ class Forecaster:
         self._averages.load_state_dict(state["averages"])
         self._ratio.load_state_dict(state["ratio"])
         self._share.load_state_dict(state["share"])
+        self._loss.load_state_dict(state["loss"])
         self._tracker.load_state_dict(state["tracker"])
 
     def _noise_of(self, interval: Interval, coefficients: Coefficients) -> Array:
@@ -345,9 +354,11 @@ class Forecaster:
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
         planned_L = future.lr_hS[:, :-1].max(axis=0)
-        load_L = self._ratio.load_L(self._lr_L, planned_L)
+        shrunk = self._loss.shrunk
+        load_L = self._ratio.load_L(self._lr_L, planned_L, shrunk)
         worst = int(np.argmax(load_L))
-        moves, edge = float(load_L[worst]), self._share.load(self._lr_L, planned_L)
+        # What the loss says of a rise, the share of finite steps says worse.
+        moves, edge = float(load_L[worst]), self._share.load(self._lr_L, planned_L) if shrunk is None else 0.0
         load = max(moves, edge)
         status = self._judge(load, horizon, finite)
         if not load > WARN_LOAD:

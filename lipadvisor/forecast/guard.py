@@ -2,7 +2,8 @@
 
 A layer that one step moves by a good part of its own norm is about to break. For a rate above the present one the
 average relative update of some hundred steps counts: what one batch does says little of what the batches after a jump
-will do.
+will do. Where the loss is told, that average counts by the square root of the loss over the first one: gradients shrink
+about so, and come back with the loss.
 
 The relative update sees a jump to an unstable rate late when gradients are small. The largest eigenvalue of ``P H``
 (preconditioner times Hessian) sees it before: the update map expands where ``lr * eigenvalue`` passes the optimizer's
@@ -20,7 +21,7 @@ import numpy as np
 from lipadvisor.dynamics import stability_limit
 from lipadvisor.terms import Array
 
-__all__ = ["REFUSE_LOAD", "WARN_LOAD", "UpdateRatio", "is_refused", "stability_load"]
+__all__ = ["REFUSE_LOAD", "WARN_LOAD", "LossLevel", "UpdateRatio", "is_refused", "stability_load"]
 
 REFUSE_LOAD = 0.7  # of the limit: the eigenvalue goes on rising after the change
 
@@ -28,6 +29,8 @@ _GAIN = 0.005  # per step, of the average relative update
 _LIMIT = 0.15  # of the relative update s_1(lr U) / s_1(W) of the last step, at the present rate or a lower one ...
 _RISE_LIMIT = 0.20  # ... and of the average one, at a rate that rises
 WARN_LOAD = 0.53  # of a limit: worth a word
+_TOLD_LIMIT = 0.5  # ... where the loss is told: of the average over the root of the loss over the first one
+_LOSS_GAIN = 0.02  # per step, of the average loss
 _ONE = np.array(1.0)
 
 
@@ -54,15 +57,17 @@ class UpdateRatio:
         self._mean_L += gain_L * (self.last_L - self._mean_L)
         self._mass_L += gain_L * (1.0 - self._mass_L)
 
-    def load_L(self, lr_L: Array, planned_L: Array) -> Array:
+    def load_L(self, lr_L: Array, planned_L: Array, shrunk: float | None = None) -> Array:
         """Return the relative update to expect at planned learning rates, over its limit: above 1 is too much.
 
         Args:
             lr_L: in force.
             planned_L: the largest of the plan.
+            shrunk: by how much gradients have shrunk (:attr:`LossLevel.shrunk`); ``None`` where that is not known.
         """
         mean_L = self._mean_L / np.maximum(self._mass_L, 1e-300)
-        risen_L = np.maximum(mean_L * planned_L / _RISE_LIMIT, self.last_L * lr_L / _LIMIT)
+        limit = _RISE_LIMIT if shrunk is None else _TOLD_LIMIT * shrunk
+        risen_L = np.maximum(mean_L * planned_L / limit, self.last_L * lr_L / _LIMIT)
         return np.where(planned_L > lr_L, risen_L, self.last_L * planned_L / _LIMIT)
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,6 +78,39 @@ class UpdateRatio:
         """Continue from :meth:`state_dict`."""
         for name in vars(self):
             setattr(self, name, np.array(state[name], dtype=np.float64))
+
+
+class LossLevel:
+    """The training loss of some fifty steps, over the first one that was told."""
+
+    def __init__(self) -> None:
+        self._first = 0.0
+        self._mean = 0.0
+        self._mass = 0.0
+
+    def update(self, loss: float | None, steps: float) -> None:
+        """Take in the loss at a measurement that stands for ``steps`` steps, if it is a positive number."""
+        if loss is None or not (math.isfinite(loss) and loss > 0.0):
+            return
+        self._first = self._first or loss
+        gain = 1.0 - (1.0 - _LOSS_GAIN) ** steps
+        self._mean += gain * (loss - self._mean)
+        self._mass += gain * (1.0 - self._mass)
+
+    @property
+    def shrunk(self) -> float | None:
+        """Square root of the loss over the first one, in (0, 1]; ``None`` before any was told."""
+        if self._mass == 0.0:
+            return None
+        return math.sqrt(min(1.0, self._mean / self._mass / self._first))
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the averages."""
+        return {"first": self._first, "mean": self._mean, "mass": self._mass}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._first, self._mean, self._mass = float(state["first"]), float(state["mean"]), float(state["mass"])
 
 
 def stability_load(optimizer: str, momentum: float, lr: float, eigenvalue: float) -> float:

@@ -352,3 +352,20 @@ def test_other_layers_and_states_are_refused(run_of: RunOf) -> None:
         other.load_state_dict(_fed(run).state_dict())
     with pytest.raises(KeyError, match="no layer 'c'"):
         other.scores("c")
+
+
+def test_a_plan_is_refused_by_what_the_loss_says_of_it(run_of: RunOf) -> None:
+    run = [replace(t, update_ratio_L=np.full(2, 0.2)) for t in run_of(lambda tau: 0.3, [0.1] * 100, sigma=0.05)]
+    told, quiet = Forecaster(run[0].names, run[0].composition_L), Forecaster(run[0].names, run[0].composition_L)
+    for terms in run:
+        told.update(terms, coefficients(terms), 2.0 if terms.step == 0 else 0.02)
+        quiet.update(terms, coefficients(terms))
+    # The average relative update at four times the rate is .08: far from .2, but not from half of a tenth.
+    assert quiet.forecast(10, {"lr": 0.4}).status is Status.OK
+    refused = told.forecast(10, {"lr": 0.4})
+    assert refused.status is Status.UNSTABLE
+    assert "refused" in refused.warnings[0]
+    assert told.forecast(10, {"lr": 0.05}).status is Status.OK
+    again = Forecaster(run[0].names, run[0].composition_L)
+    again.load_state_dict(told.state_dict())
+    assert again.forecast(10, {"lr": 0.4}).warnings == refused.warnings

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lipadvisor.forecast.guard import REFUSE_LOAD, UpdateRatio, is_refused, stability_load
+from lipadvisor.forecast.guard import REFUSE_LOAD, LossLevel, UpdateRatio, is_refused, stability_load
 
 
 @pytest.mark.parametrize(("momentum", "lr"), [(0.0, 0.19), (0.0, 0.21), (0.9, 0.37), (0.9, 0.39)])
@@ -50,3 +50,31 @@ def test_a_measurement_of_many_steps_weighs_as_many() -> None:
         for _ in range(5):
             one.update(np.array([value]), 1.0)
     np.testing.assert_allclose(one.load_L(lr_L, 2.0 * lr_L), many.load_L(lr_L, 2.0 * lr_L))
+
+
+def test_where_the_loss_is_told_a_rise_counts_by_its_root() -> None:
+    ratio, level, lr_L = UpdateRatio(1), LossLevel(), np.array([0.01])
+    assert level.shrunk is None
+    for step in range(1000):
+        ratio.update(np.array([1.0]), 1.0)
+        level.update(4.0 if step == 0 else 0.04, 1.0)
+    assert level.shrunk == pytest.approx(0.1, rel=0.01)
+    quiet, told = ratio.load_L(lr_L, 5.0 * lr_L), ratio.load_L(lr_L, 5.0 * lr_L, level.shrunk)
+    assert quiet[0] == pytest.approx(0.05 / 0.20)
+    assert told[0] == pytest.approx(0.05 / (0.5 * 0.1), rel=0.01)
+    np.testing.assert_array_equal(ratio.load_L(lr_L, lr_L, level.shrunk), ratio.load_L(lr_L, lr_L))
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf, 0.0, -1.0])
+def test_a_loss_that_says_nothing_is_left_out(loss: float | None) -> None:
+    level = LossLevel()
+    level.update(loss, 1.0)
+    assert level.shrunk is None
+    level.update(2.0, 1.0)
+    level.update(loss, 1.0)
+    assert level.shrunk == pytest.approx(1.0)
+    level.update(1e9, 1.0)  # above the first one nothing has shrunk
+    assert level.shrunk == 1.0
+    again = LossLevel()
+    again.load_state_dict(level.state_dict())
+    assert again.state_dict() == level.state_dict()
