@@ -12,13 +12,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lipadvisor.dynamics.coefficients import log_decay
+from lipadvisor.dynamics.response import own_response
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["PARTS", "Attribution", "attribute"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PARTS", "Attribution", "attribute", "attribute_recorded"]
 
 PARTS = ("drift", "noise_curvature", "diffusion", "finite_step", "decay", "remainder")
 
@@ -59,10 +64,12 @@ def attribute(measured: Iterable[Terms]) -> Attribution:
     count = len(series[0].names)
     parts_L = {name: np.zeros(count) for name in PARTS}
     for terms, after in itertools.pairwise(series):
-        steps = after.step - terms.step
+        steps = max(0, after.step - terms.step)  # below 0 weights were put back
         square_L = terms.lr_L**2
-        kappa_L = np.nan_to_num(0.5 * square_L * terms.noise_curvature_L)
-        ito_L = np.nan_to_num(-0.5 * square_L * np.diagonal(terms.noise_LL))
+        # Of its own batch's noise a step takes the share that the optimizer lets in at once.
+        noise_L = square_L * own_response(terms.optimizer, terms.momentum, terms.optimizer_step) ** 2
+        kappa_L = np.nan_to_num(0.5 * noise_L * terms.noise_curvature_L)
+        ito_L = np.nan_to_num(-0.5 * noise_L * np.diagonal(terms.noise_LL))
         second_L = np.nan_to_num(0.5 * square_L * (terms.curvature_L - terms.first_L**2))
         parts_L["drift"] += steps * np.nan_to_num(terms.lr_L * terms.first_L)
         parts_L["noise_curvature"] += steps * kappa_L
@@ -70,11 +77,66 @@ def attribute(measured: Iterable[Terms]) -> Attribution:
         parts_L["finite_step"] += steps * (second_L - kappa_L - ito_L)
         parts_L["decay"] += steps * log_decay(terms.lr_L, terms.weight_decay_L)
     growth_L = series[-1].log_norm_L - series[0].log_norm_L
-    known_L = np.sum([parts_L[name] for name in PARTS if name != "remainder"], axis=0)
-    parts_L["remainder"] = growth_L - known_L
-    # The network's parts: with the composition weights of the last measurement; what these leave is remainder.
-    weight_L = series[-1].composition_L
     growth = series[-1].network_log_norm - series[0].network_log_norm
+    return _closed(parts_L, growth_L, growth, series[-1].composition_L)
+
+
+def attribute_recorded(observations: pd.DataFrame) -> Attribution:
+    """Split the growth of the log-norms over a recorded run: ``attribute_recorded(advisor.trajectory.observations)``.
+
+    A recorded row holds the log-norms after its last step, and that step's rates; steps between two rows are taken to
+    be like those of the earlier one (of the later one, where the earlier is the start). What is not finite, and what
+    weights that were put back or rescaled have lost, is in the remainder.
+
+    Args:
+        observations: of one trial, as ``Advisor.trajectory`` or ``load_run(...)`` has them; two observations at least.
+
+    Raises:
+        ValueError: there are fewer than two observations, or several trials.
+    """
+    if "trial" in observations and observations["trial"].nunique() > 1:
+        raise ValueError("attribute_recorded(observations) must be of one trial; see Run.trial(name).")
+    network = observations[observations["layer"] == "*"]
+    if len(network) < 2:
+        raise ValueError(f"attribute_recorded(observations) must have at least 2 observations, got {len(network)}.")
+    names = observations.loc[observations["layer"] != "*", "layer"].unique()
+
+    def table(column: str) -> Array:
+        wide = observations.pivot(index="step", columns="layer", values=column)[names]
+        return np.asarray(wide.to_numpy(dtype=np.float64))
+
+    step_T = np.sort(network["step"].to_numpy(dtype=np.int64))
+    lr_TL, kappa_TL, ito_TL = table("lr"), table("noise_curvature"), -0.5 * table("diffusion") ** 2
+    kappa_TL, ito_TL = np.nan_to_num(kappa_TL), np.nan_to_num(ito_TL)
+    rates_TL = {
+        "drift": table("drift"),
+        "noise_curvature": kappa_TL,
+        "diffusion": ito_TL,
+        "finite_step": table("finite_step") - kappa_TL - ito_TL,
+        "decay": table("decay"),
+    }
+    between_T1 = (np.diff(step_T) - 1.0)[:, None]  # steps of which nothing was measured
+    parts_L = {}
+    for name, rate_TL in rates_TL.items():
+        change_TL = np.nan_to_num(lr_TL * rate_TL, posinf=0.0, neginf=0.0)
+        earlier_TL = change_TL[:-1].copy()
+        if step_T[0] == 0:
+            earlier_TL[0] = change_TL[1]
+        parts_L[name] = (change_TL[1:] + between_T1 * earlier_TL).sum(axis=0)
+    parts_L["remainder"] = np.zeros(len(names))
+    log_norm_TL = table("log_norm")
+    level_T = network.sort_values("step")["log_norm"].to_numpy(dtype=np.float64)
+    return _closed(
+        parts_L, log_norm_TL[-1] - log_norm_TL[0], float(level_T[-1] - level_T[0]), table("composition_weight")[-1]
+    )
+
+
+def _closed(parts_L: dict[str, Array], growth_L: Array, growth: float, weight_L: Array) -> Attribution:
+    """Return the parts with what they leave as remainder.
+
+    The network's parts take the composition weights ``weight_L`` of the last measurement.
+    """
+    parts_L["remainder"] = growth_L - np.sum([parts_L[name] for name in PARTS if name != "remainder"], axis=0)
     parts = {name: float(weight_L @ parts_L[name]) for name in PARTS}
     parts["remainder"] += growth - float(weight_L @ growth_L)
     return Attribution(growth, parts, growth_L, parts_L)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lipadvisor.dynamics import PARTS, attribute
+from lipadvisor.dynamics import PARTS, attribute, attribute_recorded, coefficients
+from lipadvisor.policies import Constant, per_group
 from lipadvisor.terms import Terms
 
 
@@ -107,3 +108,56 @@ def test_what_is_not_finite_goes_to_the_remainder() -> None:
 def test_one_measurement_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         attribute([made(0, np.zeros(1))])
+
+
+def test_adam_lets_a_tenth_of_its_own_noise_in_at_once() -> None:
+    given = {"noise_curvature_L": np.array([3.0]), "noise_LL": np.array([[2.0]])}
+    adam = {"optimizer": "adamw", "momentum": 0.9, "optimizer_step": 10_000}
+    series = [made(0, np.zeros(1), **given, **adam), made(1, np.zeros(1), **given, **adam)]
+    parts, rates = attribute(series).parts, coefficients(series[0])
+    assert parts["noise_curvature"] == pytest.approx(0.1 * rates.noise_curvature) == pytest.approx(1.5e-4)
+    assert parts["diffusion"] == pytest.approx(-0.1 * rates.ito) == pytest.approx(-1e-4)
+
+
+def test_weights_that_were_put_back_are_in_the_remainder() -> None:
+    given = {"first_L": np.array([2.0])}
+    found = attribute([made(step, np.zeros(1), **given) for step in (0, 5, 3, 4)])
+    assert found.parts["drift"] == pytest.approx(6 * 0.1 * 2.0)
+    assert sum(found.parts.values()) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
+def test_a_recorded_run_is_split_and_little_is_left(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from lipadvisor import Advisor
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 8, generator=generator)
+    targets = inputs[:, :3].argmax(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
+    momentum = 0.9 if kind == "momentum" else 0.0
+    optimizer = torch.optim.AdamW(groups) if kind == "adamw" else torch.optim.SGD(groups, momentum=momentum)
+    first, second = (3e-3, 1e-3) if kind == "adamw" else (0.05, 0.02)
+    policy = per_group({0: Constant(lr=first, weight_decay=0.1), 1: Constant(lr=second, weight_decay=0.1)})
+    with Advisor(model, optimizer, 60, policy=policy, interval=1) as advisor:
+        for step in range(60):
+            rows = slice(16 * (step % 16), 16 * (step % 16) + 16)
+            loss = torch.nn.functional.cross_entropy(model(inputs[rows]), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            advisor.step(loss)
+        recorded = advisor.trajectory.observations
+    found = attribute_recorded(recorded)
+    levels = recorded[recorded.layer == "*"].log_norm
+    assert found.growth == pytest.approx(levels.iloc[-1] - levels.iloc[0])
+    assert sum(found.shares().values()) == pytest.approx(1.0)
+    assert found.parts["decay"] == pytest.approx(60 * (np.log1p(-0.1 * first) + np.log1p(-0.1 * second)), rel=1e-6)
+    assert abs(found.parts["drift"]) > 0.01
+    moved = sum(abs(value) for value in found.parts.values())
+    assert abs(found.parts["remainder"]) < 0.02 * moved
+    with pytest.raises(ValueError, match="at least 2 observations, got 1"):
+        attribute_recorded(recorded[recorded.step == 0])
