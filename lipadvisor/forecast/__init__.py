@@ -2,6 +2,7 @@
 
 from lipadvisor.forecast.forecaster import Forecaster
 from lipadvisor.forecast.guard import is_refused, stability_load
+from lipadvisor.forecast.recorded import recorded_alarms
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.warning import Alarm, DivergenceWarning
 
@@ -13,5 +14,6 @@ __all__ = [
     "Forecaster",
     "Score",
     "is_refused",
+    "recorded_alarms",
     "stability_load",
 ]
