@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from lipadvisor.policies.combine import bearable, with_lr
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 from lipadvisor.policies.freeze import HoldState
+from lipadvisor.policies.members import member
 from lipadvisor.policies.schedules import progress
 
 __all__ = ["Attended", "AttendedState", "OrderBox", "OrderFile", "Orders", "attended"]
@@ -235,4 +236,6 @@ def attended(policy: Policy[Any], orders: str | os.PathLike[str] | OrderSource) 
         orders: path of a JSON file, which need not exist yet; or an :class:`OrderBox`; or anything with ``stamp`` and
             ``read``.
     """
-    return Attended(policy, OrderFile(os.fspath(orders)) if isinstance(orders, (str, os.PathLike)) else orders)
+    return Attended(
+        member("attended", policy), OrderFile(os.fspath(orders)) if isinstance(orders, (str, os.PathLike)) else orders
+    )

@@ -22,6 +22,7 @@ from typing import Any
 from lipadvisor.policies.chain import Chain, chain
 from lipadvisor.policies.checks import require_at_least_one, require_non_negative, require_positive
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy, Status, hold
+from lipadvisor.policies.members import member
 
 __all__ = ["Chain", "chain", "clamp", "cooldown", "every", "hold_when", "pin", "rate_limit", "shadow"]
 
@@ -85,7 +86,7 @@ def clamp(policy: AnyPolicy, *, lr: Range | None = None, weight_decay: Range | N
     Raises:
         ValueError: a range is negative or its ends are in the wrong order.
     """
-    return Clamp(policy, lr, weight_decay)
+    return Clamp(member("clamp", policy), lr, weight_decay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def rate_limit(policy: AnyPolicy, *, rise: float = 2.0, fall: float = math.inf) 
     Raises:
         ValueError: a factor is not above 1.
     """
-    return RateLimit(policy, rise, fall)
+    return RateLimit(member("rate_limit", policy), rise, fall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def every(policy: AnyPolicy, steps: int) -> Every:
     Raises:
         ValueError: ``steps`` is below 1.
     """
-    return Every(policy, steps)
+    return Every(member("every", policy), steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def hold_when(policy: AnyPolicy, *statuses: Status) -> HoldWhen:
     Raises:
         ValueError: no status is given, or something else than a status.
     """
-    return HoldWhen(policy, statuses)
+    return HoldWhen(member("hold_when", policy), statuses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ def cooldown(policy: AnyPolicy, steps: int) -> Cooldown:
     Raises:
         ValueError: ``steps`` is below 1.
     """
-    return Cooldown(policy, steps)
+    return Cooldown(member("cooldown", policy), steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +294,7 @@ class Shadow:
 
 def shadow(policy: AnyPolicy) -> Shadow:
     """Return ``policy`` made harmless: it reads, decides and records, and nothing is applied."""
-    return Shadow(policy)
+    return Shadow(member("shadow", policy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +342,7 @@ def pin(policy: AnyPolicy, *, lr: float | None = None, weight_decay: float | Non
     Raises:
         ValueError: ``lr`` is not above zero, or ``weight_decay`` is negative.
     """
-    return Pin(policy, lr, weight_decay)
+    return Pin(member("pin", policy), lr, weight_decay)
 
 
 def _within(value: float | None, limits: Range | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lipadvisor.policies.checks import require_non_negative
 from lipadvisor.policies.contract import Decision, Observation, Policy, hold
+from lipadvisor.policies.members import member
 
 __all__ = ["Freeze", "HoldState", "Veto", "freeze", "veto"]
 
@@ -71,7 +72,7 @@ def freeze(policy: Policy[Any], *, start: float = 0.0, stop: float = math.inf) -
     Raises:
         ValueError: ``start`` is negative, or ``stop`` not above it.
     """
-    return Freeze(policy, start, stop)
+    return Freeze(member("freeze", policy), start, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def veto(policy: Policy[Any], refuses: Refuses) -> Veto:
     Raises:
         ValueError: ``refuses`` cannot be called.
     """
-    return Veto(policy, refuses)
+    return Veto(member("veto", policy), refuses)
 
 
 def _title(function: Refuses) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lipadvisor.policies.chain import merge
 from lipadvisor.policies.contract import Decision, Layer, Observation, Policy, hold
+from lipadvisor.policies.members import member
 
 __all__ = ["PerGroup", "PerGroupState", "per_group"]
 
@@ -75,7 +76,7 @@ def per_group(policies: Mapping[int, Policy[Any]]) -> PerGroup:
     Raises:
         ValueError: no group is named, or something else than a group.
     """
-    return PerGroup(tuple(policies.items()))
+    return PerGroup(tuple([(group, member("per_group", policy)) for group, policy in policies.items()]))
 
 
 def _of_group(observation: Observation, group: int) -> Observation:

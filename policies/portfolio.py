@@ -16,6 +16,7 @@ from typing import Any
 
 from lipadvisor.policies.checks import require_at_least_one, require_fraction
 from lipadvisor.policies.contract import Decision, Observation, Policy
+from lipadvisor.policies.members import member
 
 __all__ = ["Portfolio", "PortfolioState", "portfolio"]
 
@@ -148,4 +149,6 @@ def portfolio(
     Raises:
         ValueError: there are fewer than two policies, or an argument is out of its range.
     """
-    return Portfolio(tuple(policies), trial_steps, drive_steps, last_share, smoothing)
+    return Portfolio(
+        tuple([member("portfolio", policy) for policy in policies]), trial_steps, drive_steps, last_share, smoothing
+    )

@@ -14,15 +14,20 @@ from lipadvisor.policies import (
     Knobs,
     Linear,
     Lipschitz,
+    ShockNotice,
     Status,
+    attended,
     chain,
     clamp,
     cooldown,
     every,
+    freeze,
     guard,
     hold_when,
     laws,
+    per_group,
     pin,
+    portfolio,
     rate_limit,
     replay,
     shadow,
@@ -196,3 +201,12 @@ def test_names_say_what_is_wrapped():
     wrapped = every(clamp(rate_limit(Cosine()), lr=(0.0, 1.0)), 3)
     assert wrapped.name == "every(3, clamp(rate_limit(cosine)))"
     assert hold_when(Cosine(), Status.NON_FINITE, Status.UNSTABLE).name == "hold_when(non_finite|unstable, cosine)"
+
+
+@pytest.mark.parametrize("bad", ["lipschitz", None, Constant, ShockNotice()])
+def test_a_combinator_is_for_policies(bad):
+    makers = (clamp, rate_limit, shadow, pin, freeze, lambda p: every(p, 3), lambda p: cooldown(p, 3))
+    more = (lambda p: attended(p, "x"), lambda p: per_group({0: p}), lambda p: portfolio(Constant(), p))
+    for make in makers + more:
+        with pytest.raises(ValueError, match=r"\(policy=\.\.\.\) must be an object with init\(\) and decide\(\)"):
+            make(bad)
