@@ -21,7 +21,7 @@ from lipadvisor.probe import Probe
 __all__ = ["LEVELS", "default_share", "interleaved", "peak_bytes", "scaling"]
 
 LEVELS = ("drift", "noise", "full")
-_WARM = 3  # rounds that are not counted: cold starts, first touch of memory
+_WARM = 9  # rounds that are not counted: cold starts, long first steps, first touch of memory
 _SYNCS = ("item", "tolist", "cpu", "__float__", "__int__", "__bool__", "__index__", "nonzero")
 
 

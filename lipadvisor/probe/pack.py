@@ -32,6 +32,7 @@ from lipadvisor.spectra import (
     refresh,
     start_vectors,
 )
+from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
@@ -262,7 +263,7 @@ class Pack:
                 return ShardedGram.build(self.operator, kernel, block)
             return GramResolvent.build(kernel, block)
         iterations = EXACT_CG_ITERATIONS if kernel.dtype == torch.float64 else CG_ITERATIONS
-        return CgResolvent(self.operator, kernel, block, iterations)
+        return CgResolvent(roughly(self.operator, kernel), kernel, block, iterations)
 
     def standing(self) -> list[Tensor] | None:
         """Return the refresh that the next step may start from, as plain tensors; None if there is none."""
@@ -271,8 +272,20 @@ class Pack:
         block = self.new.block
         return [tensor.clone() for tensor in (block.u_RM, block.s_R, block.v_RN, self.new.row_lC)]
 
-    def stand(self, tensors: Sequence[Tensor] | None) -> None:
-        """Take back what :meth:`standing` gave, for the weights as they are now."""
+    def load(
+        self,
+        input_shape: tuple[int, ...] | None,
+        start_RN: Tensor | None,
+        update_KN: Tensor | None,
+        standing: Sequence[Tensor] | None,
+    ) -> None:
+        """Go on from saved vectors and from what :meth:`standing` gave, for the weights as they are now."""
+        self.operator, like = self.make_operator(input_shape), self.kernel()
+        self.start_RN = None if start_RN is None else start_RN.to(like, copy=True)
+        self.update_KN = None if update_KN is None else update_KN.to(like, copy=True)
+        self._stand(standing)
+
+    def _stand(self, tensors: Sequence[Tensor] | None) -> None:
         self.old = self.new = None
         if tensors is None or self.operator is None:
             return

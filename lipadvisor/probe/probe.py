@@ -248,11 +248,9 @@ class Probe:
         if readings is None:
             return None
         self._note(readings.columns)
-        samples, wait = readings.samples, max(wait, 1)
+        times = measure_s, step_s, max(wait, 1)
         knobs, unsettled = self._strides.knobs, self._unsettled
-        measured = Measured(
-            step, self.level, knobs, samples, unsettled, measure_s, step_s, wait, doubts, self._population
-        )
+        measured = Measured(step, self.level, knobs, readings.samples, unsettled, *times, doubts, self._population)
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
@@ -353,9 +351,7 @@ class Probe:
     def _row(self, pack: Pack, before: bool) -> Tensor:
         """Return the spectrum of a pack's weights before or after the step (l, 5)."""
         state = pack.old if before else pack.new
-        if state is None:
-            return torch.cat([bound_row(layer) for layer in pack.layers])
-        return state.row_lC
+        return torch.cat([bound_row(layer) for layer in pack.layers]) if state is None else state.row_lC
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
@@ -388,8 +384,7 @@ class Probe:
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` if ``state`` is of other layers."""
         names = [layer.name for layer in self.layers]
-        given = list(state.get("names", ()))
-        if given != names:
+        if (given := list(state.get("names", ()))) != names:
             raise ValueError(f"load_state_dict(state) must be of the layers {names}, got {given}.")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -402,12 +397,8 @@ class Probe:
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
         self._regroup(pack_up(self.layers, state["packs"], self._generator))
         for number, pack in enumerate(self._packs):
-            pack.operator = pack.make_operator(self._capture.input_shapes.get(pack.indices[0]))
-            like = pack.kernel()
-            start, update = state["vectors"][number], state["update_vectors"][number]
-            pack.start_RN = None if start is None else start.to(like, copy=True)
-            pack.update_KN = None if update is None else update.to(like, copy=True)
-            pack.stand(state["blocks"][number])
+            vectors = [state[name][number] for name in ("vectors", "update_vectors", "blocks")]
+            pack.load(self._capture.input_shapes.get(pack.indices[0]), *vectors)
         self._strides.load_state_dict(state)
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())

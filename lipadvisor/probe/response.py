@@ -18,9 +18,18 @@ from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
-from lipadvisor.spectra import Conv2dOperator, LayerOperator, Resolvent, TrackedBlock, curvature_form, refresh
+from lipadvisor.spectra import (
+    CgResolvent,
+    Conv2dOperator,
+    LayerOperator,
+    Resolvent,
+    TrackedBlock,
+    curvature_form,
+    refresh,
+)
 from lipadvisor.spectra.change import TINY, moved_norm, turned_pair
-from lipadvisor.spectra.curvature import outside, split_change
+from lipadvisor.spectra.conv2d import roughly
+from lipadvisor.spectra.curvature import Split, outside, split_change
 from lipadvisor.spectra.sharded import ShardedOperator
 from lipadvisor.spectra.wave import wave_vectors
 
@@ -88,19 +97,20 @@ def respond(
     assert pack.operator is not None
     assert pack.update_KN is not None
     block, moved = pack.old.block, pack.moved
-    image_1M, coimage_1N, size_l, pack.update_KN = update_norm(
-        pack.operator, direction, block.u_RM[:, :1], block.v_RN[:, :1], pack.update_KN
+    corner_RR = block.u_RM @ moved.image_RM.mT / kept
+    pairs = _Pairs.of(block, corner_RR, pace.turned)
+    images_JM, coimages_JN, size_l, pack.update_KN = update_norm(
+        pack.operator, direction, pairs.left_JM, pairs.right_JN, pack.update_KN
     )
-    first_l = (block.u_RM[:, 0] * image_1M[:, 0]).sum(-1)
+    first_l = (block.u_RM[:, 0] * images_JM[:, 0]).sum(-1)
     alike = None if isinstance(pack.operator, ShardedOperator) else size_l  # by what all processes know alike
     stretches = pace.stretches(alike, block.s_R[:, 0])
     if stretches == 1:
-        corner_RR = block.u_RM @ moved.image_RM.mT / kept
         step = _Step(block, corner_RR, direction, length, moved.kernel, kept)
-        top_l, q_l, ahead_RM = _stretch(pack, resolvent, step, image_1M, coimage_1N, pace.turned)
+        top_l, q_l, ahead_RM = _stretch(pack.operator, resolvent, step, pairs, images_JM, coimages_JN)
         ratio_l, ahead_RM = top_l / block.s_R[:, 0], moved.image_RM + ahead_RM
     else:
-        ratio_l, q_l = _stretches(pack, resolvent, direction, length / stretches, stretches, image_1M, coimage_1N)
+        ratio_l, q_l = _stretches(pack, resolvent, direction, length / stretches, stretches)
         ahead_RM = moved.image_RM
     columns_l4 = torch.stack([first_l, q_l, ratio_l.log(), size_l], dim=1)
     return Response(torch.cat([columns_l4, relative_sizes(pack.operator, direction, pack.old.kernel)], 1), ahead_RM)
@@ -128,35 +138,37 @@ def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
 
 
 def update_norm(
-    operator: LayerOperator, direction: Tensor, u_1M: Tensor, v_1N: Tensor, start_KN: Tensor
+    operator: LayerOperator, direction: Tensor, left_JM: Tensor, right_JN: Tensor, start_KN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``U v`` (l, 1, M), ``U' u`` (l, 1, N), ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
+    """Return images of given vectors, ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
 
-    The size is a Ritz value: never above the true one. A convolution's starts from the last step's top vector and from
-    the wave at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
+    The size is a lower bound but for rounding. A convolution's starts from the last step's top vector and from the wave
+    at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
+
+    Args:
+        operator: geometry of the layer.
+        direction: U (l, *kernel shape).
+        left_JM: vectors whose images ``U'u`` (l, J, N) come second.
+        right_JN: vectors whose images ``U v`` (l, J, M) come first.
+        start_KN: right vectors of the last update.
     """
     geometry, shared = _geometry(operator)
-    waves = geometry is not None
     if geometry is not None:
+        images_JM, coimages_JN = operator.apply(direction, right_JN), operator.adjoint(direction, left_JM)
         start_KN = torch.cat([start_KN[:, :1], wave_vectors(geometry, direction, *shared)], 1)
-    image_KM = operator.apply(direction, torch.cat([v_1N, start_KN], 1))
-    q_KM = image_KM[:, 1:] if waves else torch.linalg.qr(image_KM[:, 1:].mT)[0].mT
-    coimage_KN = operator.adjoint(direction, torch.cat([u_1M, q_KM], 1))
-    if waves:
-        next_1N = _climb(operator, direction, start_KN, image_KM[:, 1:], coimage_KN[:, 1:])
-    else:
-        basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, 1:].mT)
-        turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
-        start_KN = turn_KK.mT @ basis_NK.mT
-        next_1N = start_KN[:, :1]
+        return images_JM, coimages_JN, *_climb(roughly(operator, direction), direction, start_KN)
+    count = right_JN.shape[1]
+    image_KM = operator.apply(direction, torch.cat([right_JN, start_KN], 1))
+    q_KM = torch.linalg.qr(image_KM[:, count:].mT)[0].mT
+    coimage_KN = operator.adjoint(direction, torch.cat([left_JM, q_KM], 1))
+    basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, count:].mT)
+    turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
+    start_KN = turn_KK.mT @ basis_NK.mT
     # The top one goes once more there and back: a step's direction may be all new.
-    again_1M = operator.apply(direction, next_1N)
-    size_l1 = torch.linalg.vector_norm(again_1M, dim=-1)
-    if not waves:
-        unit_1M = again_1M / size_l1.unsqueeze(-1).clamp_min(TINY)
-        size_l1 = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1)
-        next_1N = start_KN
-    return image_KM[:, :1], coimage_KN[:, :1], size_l1.squeeze(1), next_1N
+    again_1M = operator.apply(direction, start_KN[:, :1])
+    unit_1M = again_1M / torch.linalg.vector_norm(again_1M, dim=-1, keepdim=True).clamp_min(TINY)
+    size_l1 = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1)
+    return image_KM[:, :count], coimage_KN[:, :count], size_l1.squeeze(1), start_KN
 
 
 def _geometry(operator: LayerOperator) -> tuple[Conv2dOperator | None, tuple[Callable[[Tensor], Tensor], ...]]:
@@ -166,16 +178,16 @@ def _geometry(operator: LayerOperator) -> tuple[Conv2dOperator | None, tuple[Cal
     return (part if isinstance(part, Conv2dOperator) and part.groups == 1 else None), shared
 
 
-def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_KM: Tensor, next_KN: Tensor) -> Tensor:
-    """Return the top right vector (l, 1, N) between the vectors of a start and those after one power.
+def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the size (l,) and the top right vector (l, 1, N) between those of a start and of one power more.
 
     Args:
         operator: geometry of the layer.
         direction: U.
         start_KN: unit rows.
-        image_KM: their images.
-        next_KN: the images under the adjoint.
     """
+    image_KM = operator.apply(direction, start_KN)
+    next_KN = operator.adjoint(direction, image_KM)
     next_KN = next_KN / torch.linalg.vector_norm(next_KN, dim=-1, keepdim=True).clamp_min(TINY)
     image_JM, basis_JN = torch.cat([image_KM, operator.apply(direction, next_KN)], 1), torch.cat([start_KN, next_KN], 1)
     overlap_JJ, height_JJ = (basis_JN @ basis_JN.mT).double(), (image_JM @ image_JM.mT).double()
@@ -187,8 +199,27 @@ def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor, image_K
     mix_J1 = torch.linalg.svd(torch.nan_to_num(height_JJ, 0.0, 0.0, 0.0))[0][..., :1]
     mix_J1 = torch.linalg.solve_triangular(lower_JJ.mT, mix_J1, upper=True)
     right_1N = operator.adjoint(direction, mix_J1.mT.to(image_JM) @ image_JM)
-    size: Tensor = torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True)
-    return right_1N / size.clamp_min(TINY)
+    right_1N = right_1N / torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True).clamp_min(TINY)
+    # The root of |U'U x| would save this application, and loses half a percent.
+    return torch.linalg.vector_norm(operator.apply(direction, right_1N), dim=-1).squeeze(1), right_1N
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The vectors that U has to meet: the block's top pair, and what it turns into within the block."""
+
+    left_JM: Tensor  # the second is the turned one, where there is one
+    right_JN: Tensor
+    turn_1R: Tensor  # its place in the block
+
+    @classmethod
+    def of(cls, block: TrackedBlock, corner_RR: Tensor, turned: bool) -> _Pairs:
+        left_JM, right_JN = block.u_RM[:, :1], block.v_RN[:, :1]
+        if turned:
+            pair = turned_pair(block, corner_RR)
+            return cls(torch.cat([left_JM, pair.left_1M], 1), torch.cat([right_JN, pair.right_1N], 1), pair.turn_1R)
+        turn_1R = torch.eye(1, block.s_R.shape[-1], dtype=left_JM.dtype, device=left_JM.device)
+        return cls(left_JM, right_JN, turn_1R.expand(len(left_JM), 1, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,53 +235,44 @@ class _Step:
 
 
 def _stretch(
-    pack: Pack, resolvent: Resolvent, step: _Step, image_1M: Tensor, coimage_1N: Tensor, turned: bool
+    operator: LayerOperator, resolvent: Resolvent, step: _Step, pairs: _Pairs, images_JM: Tensor, coimages_JN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return s_1 (l,) after the stretch as predicted, the form q (l,), and what the turn adds to the block's images."""
-    assert pack.operator is not None
-    block, operator = step.block, pack.operator
-    split = split_change(block, image_1M, coimage_1N)
-    turning = None
-    if turned:
-        pair = turned_pair(block, step.corner_RR)
-        turn_1R = pair.turn_1R
-        image_1M = operator.apply(step.direction, pair.right_1N)
-        coimage_1N = operator.adjoint(step.direction, pair.left_1M)
+    block = step.block
+    split = split_change(block, images_JM[:, :1], coimages_JN[:, :1])
+    image_1M, coimage_1N, turning = images_JM[:, -1:], coimages_JN[:, -1:], None
+    if images_JM.shape[1] > 1:
         turning = outside(image_1M, block.u_RM), outside(coimage_1N, block.v_RN)
-    else:
-        turn_1R = torch.eye(1, block.s_R.shape[-1], dtype=image_1M.dtype, device=image_1M.device)
-        turn_1R = turn_1R.expand(len(image_1M), 1, -1)
+        if isinstance(resolvent, CgResolvent) and step.direction.dtype != torch.float64:
+            # One solve for both: the complement's part of q as the turned pair has it.
+            split, turning = Split(split.block_K, *turning), None
     z_1N, forms_l1 = resolvent.both(turning, split.p_KM, split.y_KN)
     z_1N = outside(z_1N, block.v_RN)
-    image_z_1M = operator.apply(step.moved, z_1N)
-    top_l = moved_norm(block, step.corner_RR, turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept)
-    return top_l, (split.block_K + forms_l1)[:, 0], turn_1R.mT @ (image_z_1M * step.length)
+    image_z_1M = roughly(operator, step.moved).apply(step.moved, z_1N)
+    top_l = moved_norm(
+        block, step.corner_RR, pairs.turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept
+    )
+    return top_l, (split.block_K + forms_l1)[:, 0], pairs.turn_1R.mT @ (image_z_1M * step.length)
 
 
 def _stretches(
-    pack: Pack,
-    resolvent: Resolvent,
-    direction: Tensor,
-    length: float | Tensor,
-    stretches: int,
-    image_1M: Tensor,
-    coimage_1N: Tensor,
+    pack: Pack, resolvent: Resolvent, direction: Tensor, length: float | Tensor, stretches: int
 ) -> tuple[Tensor, Tensor]:
     """Return the predicted ratio of s_1 (l,) after a long step of several stretches, and the form q of the first."""
     assert pack.old is not None
     assert pack.operator is not None
-    now, start = pack.old.block, pack.old.kernel
+    operator, now, start = pack.operator, pack.old.block, pack.old.kernel
     ratio_l, first_q_l = torch.ones_like(now.s_R[:, 0]), None
     for index in range(stretches):
         if index:
-            now = refresh(pack.operator, start, now.v_RN, 2)
-            image_1M = pack.operator.apply(direction, now.v_RN[:, :1])
-            coimage_1N = pack.operator.adjoint(direction, now.u_RM[:, :1])
+            now = refresh(operator, start, now.v_RN, 2)
             resolvent = pack.resolvent(start, now)
         moved = start + direction * length
-        corner_RR = now.u_RM @ pack.operator.apply(moved, now.v_RN).mT
+        corner_RR = now.u_RM @ operator.apply(moved, now.v_RN).mT
+        pairs = _Pairs.of(now, corner_RR, True)
+        images_JM, coimages_JN = operator.apply(direction, pairs.right_JN), operator.adjoint(direction, pairs.left_JM)
         step = _Step(now, corner_RR, direction, length, moved, 1.0)
-        top_l, q_l, _ = _stretch(pack, resolvent, step, image_1M, coimage_1N, True)
+        top_l, q_l, _ = _stretch(operator, resolvent, step, pairs, images_JM, coimages_JN)
         ratio_l = ratio_l * (top_l / now.s_R[:, 0])
         first_q_l = q_l if first_q_l is None else first_q_l
         start = moved

@@ -27,7 +27,6 @@ __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors
 MIN_CUTOFF = 0.02
 COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
 CACHED = 262_144  # entries of the vectors of so many layers are brought to converge at a time
-LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +91,15 @@ def refresh(
     """
     count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
-    steep = complete or degree > 0 or image_RM is None
+    near = image_RM is not None and not complete and (degree == 0 or (degree <= 2 and kernel.dtype == torch.float32))
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
         u_RM, s_R, v_RN = direct(kernel, count)
         return TrackedBlock(u_RM, s_R, v_RN, complete)
+    if near and image_RM is not None:
+        if degree > 0:
+            image_RM = operator.apply(kernel, _filter(operator, kernel, v_RN, degree, image_RM))
+        return _between_images(image_RM, operator.adjoint(kernel, image_RM))
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
         q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
     else:
@@ -104,13 +107,30 @@ def refresh(
             v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
         elif degree > 0:
             v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
-        if steep or image_RM is None:
-            image_RM = operator.apply(kernel, v_RN)
-        q_RM = _orthonormal(image_RM, steep)[0]
-    basis_RN, upper_RR = _orthonormal(operator.adjoint(kernel, q_RM), steep)
+        q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
+    basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
     # Q'W = upper' basis, and upper' = x diag(s) z
     x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))
-    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_RN, complete)
+    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_NR.mT, complete)
+
+
+def _between_images(image_RM: Tensor, coimage_RN: Tensor) -> TrackedBlock:
+    """Return the block between left vectors that were orthogonal a small step ago and their images under the adjoint.
+
+    Gram matrices in float64 stand for the factorisations: each vector is read four times in all, and this is as good
+    as long as the rows, once they are of one length, are nearly orthogonal.
+    """
+    gram_RR = (image_RM @ image_RM.mT).double()
+    inverse_R1 = gram_RR.diagonal(dim1=-2, dim2=-1).clamp_min(1e-60).rsqrt().unsqueeze(-1)
+    lower_RR = torch.linalg.cholesky_ex(gram_RR * inverse_R1 * inverse_R1.mT)[0]
+    # q = white image is orthonormal, and W'q = white coimage
+    white_RR = torch.linalg.solve_triangular(lower_RR, torch.diag_embed(inverse_R1.squeeze(-1)), upper=False)
+    squared_RR = white_RR @ (coimage_RN @ coimage_RN.mT).double() @ white_RR.mT
+    power_R, x_RR = torch.linalg.eigh(torch.nan_to_num(squared_RR, 0.0, 0.0, 0.0))
+    s_R, turn_RR = power_R.flip(-1).clamp_min(0.0).sqrt(), x_RR.flip(-1).mT @ white_RR
+    u_RM = turn_RR.to(image_RM) @ image_RM
+    v_RN = (turn_RR / s_R.clamp_min(1e-30).unsqueeze(-1)).to(image_RM) @ coimage_RN
+    return TrackedBlock(u_RM, s_R.to(image_RM), v_RN, False)
 
 
 def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-5) -> TrackedBlock:
@@ -157,26 +177,6 @@ def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance:
 def _height(block: TrackedBlock) -> Tensor:
     """Return s_1 and the block's sum (..., 2)."""
     return torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
-
-
-def _orthonormal(x_RM: Tensor, steep: bool) -> tuple[Tensor, Tensor]:
-    """Return orthonormal rows ``q`` (R, M) of the same span, and ``upper`` (R, R) of ``x' = q' upper``.
-
-    Long rows that were orthogonal a small step ago are made so again by the Cholesky factor of their Gram matrix, once
-    they are of one length: a third of the work, and as good as long as that matrix is near the identity.
-
-    Args:
-        x_RM: rows.
-        steep: the rows may be anything.
-    """
-    if steep or x_RM.shape[-1] < LONG:
-        q_MR, upper_RR = torch.linalg.qr(x_RM.mT)
-        return q_MR.mT, upper_RR
-    length_R1 = torch.linalg.vector_norm(x_RM, dim=-1, keepdim=True).clamp_min(1e-30)
-    unit_RM = x_RM / length_R1
-    lower_RR = torch.linalg.cholesky_ex(unit_RM @ unit_RM.mT)[0]
-    q_RM = torch.linalg.solve_triangular(lower_RR, unit_RM, upper=False)
-    return q_RM, lower_RR.mT * length_R1.mT
 
 
 def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int, image_RM: Tensor | None) -> Tensor:

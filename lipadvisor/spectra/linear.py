@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["LinearOperator", "has_bfloat16", "projected"]
+__all__ = ["MANY", "LinearOperator", "has_bfloat16", "projected"]
 
 MANY = 65_536  # entries of all places from which half the digits are worth the change of type
 
