@@ -149,7 +149,10 @@ class Pack:
 
     def versions(self) -> tuple[float, ...]:
         """Return what tells whether the weights have been written to."""
-        return tuple(version for layer in self.layers for version in layer.source.versions())
+        found = [version for layer in self.layers for version in layer.source.versions()]
+        sums = [version for version in found if isinstance(version, Tensor)]
+        read = iter(torch.stack(sums).tolist() if sums else ())  # all at once
+        return tuple(next(read) if isinstance(version, Tensor) else version for version in found)
 
     def settle(self, input_shape: tuple[int, ...] | None) -> bool:
         """Fix the operator and cold-start the block, once it can be; return whether the pack can be measured."""

@@ -36,8 +36,8 @@ class Source(Protocol):
         """Return the weight as it acts now, detached; the model is left as it is."""
         ...
 
-    def versions(self) -> tuple[float, ...]:
-        """Return numbers that stay the same as long as :meth:`value` does."""
+    def versions(self) -> tuple[float | Tensor, ...]:
+        """Return numbers that stay the same as long as :meth:`value` does; those yet to be read have no dimension."""
         ...
 
 
@@ -111,7 +111,7 @@ class Plain:
         """Return the parameter, detached."""
         return self.weight.detach()
 
-    def versions(self) -> tuple[float, ...]:
+    def versions(self) -> tuple[float | Tensor, ...]:
         """Return the parameter's marks; the version counter of what is here of it, too, where it is sharded."""
         share = getattr(self.weight, "_local_tensor", None)
         return marks(self.weight) if share is None else (self.weight._version, share._version)
@@ -264,7 +264,7 @@ class TrackedLayer:
         return self.form.operator(input_shape)
 
 
-def marks(x: Tensor) -> tuple[float, ...]:
+def marks(x: Tensor) -> tuple[float | Tensor, ...]:
     """Return numbers that change when ``x`` is written to: its version counter, and on a processor its sum.
 
     What is written through ``.data`` (clipped weights, an average swapped in) moves no counter. On a device the sum
@@ -273,7 +273,7 @@ def marks(x: Tensor) -> tuple[float, ...]:
     if x.device.type != "cpu":
         return (x._version,)
     with torch.no_grad():
-        return (x._version, float(x.sum(dtype=None if x.dtype == torch.float64 else torch.float32)))
+        return (x._version, x.sum(dtype=None if x.dtype == torch.float64 else torch.float32))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class GainSource(Plain):
 
     module: nn.Module
 
-    def versions(self) -> tuple[float, ...]:
+    def versions(self) -> tuple[float | Tensor, ...]:
         """Return the marks of the gains, and of the running variance while the layer normalises by it."""
         if isinstance(self.module, _NormBase) and not _by_its_batch(self.module):
             assert self.module.running_var is not None

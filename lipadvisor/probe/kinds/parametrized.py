@@ -49,7 +49,7 @@ class Computed:
         with torch.no_grad():
             return self._compute([p.detach() for p in self.parameters])
 
-    def versions(self) -> tuple[float, ...]:
+    def versions(self) -> tuple[float | Tensor, ...]:
         """Return the marks of all that the weight is computed from."""
         own = tuple(mark for parameter in self.parameters for mark in marks(parameter))
         return own + tuple(buffer._version for buffer in self.recipe.buffers())
