@@ -154,6 +154,10 @@ class Pack:
         read = iter(torch.stack(sums).tolist() if sums else ())  # all at once
         return tuple(next(read) if isinstance(version, Tensor) else version for version in found)
 
+    def spectrum(self, state: Refreshed | None) -> Tensor:
+        """Return the spectrum of the layers' weights (l, 5) at ``state``; None: a bound, the operator is not known."""
+        return torch.cat([bound_row(layer) for layer in self.layers]) if state is None else state.row_lC
+
     def settle(self, input_shape: tuple[int, ...] | None) -> bool:
         """Fix the operator and cold-start the block, once it can be; return whether the pack can be measured."""
         if self.operator is None:

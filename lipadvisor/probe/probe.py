@@ -29,10 +29,10 @@ from lipadvisor.probe.changes import Changes
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
-from lipadvisor.probe.layers import Skipped, TrackedLayer, find_layers
+from lipadvisor.probe.layers import find_layers
 from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise_report import NoiseReport
-from lipadvisor.probe.pack import Pack, bound_row, make_packs, pack_up, rows_of_layers
+from lipadvisor.probe.pack import Pack, make_packs, pack_up, rows_of_layers
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form, respond
@@ -96,8 +96,6 @@ class Probe:
         check_arguments(level, max_overhead, interval)
         self._population = check_noise_arguments(independent_samples, population)
         self.level = level
-        self.layers: tuple[TrackedLayer, ...]
-        self.skipped: tuple[Skipped, ...]
         self._model, self.ranks = bare(model), ranks_of(model)
         self.layers, self.skipped = find_layers(
             self._model,
@@ -145,7 +143,7 @@ class Probe:
             pack.new = None
         unsettled = self._begin()
         with torch.no_grad():
-            values_LC = in_order([self._row(pack, before=True) for pack in self._packs], self._place_L)
+            values_LC = in_order([pack.spectrum(pack.old) for pack in self._packs], self._place_L)
         readings = read(values_LC, None, ranks=self.ranks)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
@@ -319,7 +317,7 @@ class Probe:
         for pack in self._packs:
             steps, resolvent = self._move(pack)
             resolvents.append(resolvent)
-            tables.append([self._row(pack, before=True), self._row(pack, before=False), *steps])
+            tables.append([pack.spectrum(pack.old), pack.spectrum(pack.new), *steps])
         if self.level in NOISY:
             self._meter.judge.curved = self.level == "full"
             noises, sums_by_pack = self._meter.measure()
@@ -335,7 +333,7 @@ class Probe:
     def _move(self, pack: Pack) -> tuple[list[Tensor], Resolvent | None]:
         """Bring a pack to the weights after the step; return what the step did (l, 6), and the resolvent before it."""
         if pack.old is None:
-            row_l5 = self._row(pack, before=True)
+            row_l5 = pack.spectrum(pack.old)
             return ([] if self.level == "norms" else [row_l5.new_full((len(row_l5), 6), float("nan"))]), None
         pack.move()
         strides = self._strides
@@ -347,11 +345,6 @@ class Probe:
         response = respond(pack, resolvent, direction, length, kept, strides.pace(pack))
         pack.follow(strides.degree(pack), response.ahead_RM)
         return [response.columns_l6], resolvent
-
-    def _row(self, pack: Pack, before: bool) -> Tensor:
-        """Return the spectrum of a pack's weights before or after the step (l, 5)."""
-        state = pack.old if before else pack.new
-        return torch.cat([bound_row(layer) for layer in pack.layers]) if state is None else state.row_lC
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
