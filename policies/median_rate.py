@@ -59,10 +59,10 @@ class MedianRate:
         """Return the learning rate of step ``observation.step``."""
         rate = self.rate
         if observation.step <= 0:
-            return rate.listen(observation, state)
+            return self._own(*rate.listen(observation, state))
         counted = counted_layers(observation.layers)
         if not counted:
-            return rate.repeat(observation, state)
+            return self._own(*rate.repeat(observation, state))
         ratios = [layer.update_ratio for layer in counted]
         largest = max(ratios)
         spectral = log_size(ratios)
@@ -80,7 +80,10 @@ class MedianRate:
             (f"ratio[{counted[ratios.index(largest)].name}]", largest),
             ("median_over_spectral", math.exp(max(-700.0, min(voted - spectral, 700.0)))),
         )
-        return rate.follow(observation, state, voted, read)
+        return self._own(*rate.follow(observation, state, voted, read))
+
+    def _own(self, made: Decision, after: SpectralRateState) -> tuple[Decision, SpectralRateState]:
+        return Decision(made.step, self.name, made.reason, made.knobs, read=made.read), after
 
 
 def median(votes: list[float]) -> float:

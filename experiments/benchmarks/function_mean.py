@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lipadvisor.policies import Decision, Knobs, Lipschitz, Observation, Policy, chain, guard
+from lipadvisor.policies import Decision, Guard, Knobs, Lipschitz, Observation, Policy, chain
 from lipadvisor.policies.chain import NOTHING, PASS
 
 __all__ = ["FunctionMean", "FunctionStep"]
@@ -79,7 +79,7 @@ class FunctionMean:
 
     def __post_init__(self) -> None:
         first, *others = self.base.line().members
-        object.__setattr__(self, "_line", guard(chain(first, self.step, *others, name=self.name)))
+        object.__setattr__(self, "_line", Guard(chain(first, self.step, *others, name=self.name), title=self.name))
 
     @property
     def name(self) -> str:

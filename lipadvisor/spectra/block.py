@@ -27,6 +27,7 @@ __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors
 MIN_CUTOFF = 0.02
 COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
 CACHED = 262_144  # entries of the vectors of so many layers are brought to converge at a time
+LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ def refresh(
     """
     count = v_RN.shape[-2]
     complete = count == min(operator.inputs, operator.outputs)
-    near = image_RM is not None and not complete and (degree == 0 or (degree <= 2 and kernel.dtype == torch.float32))
+    # Of short vectors some may be all zero: small matrices share a pack with larger ones, filled up with zeros.
+    near = image_RM is not None and min(operator.inputs, operator.outputs) >= LONG
+    near = near and not complete and (degree == 0 or (degree <= 2 and kernel.dtype == torch.float32))
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
         u_RM, s_R, v_RN = direct(kernel, count)
@@ -107,7 +110,9 @@ def refresh(
             v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
         elif degree > 0:
             v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
-        q_RM = torch.linalg.qr(operator.apply(kernel, v_RN).mT)[0].mT
+        if complete or degree > 0 or image_RM is None:
+            image_RM = operator.apply(kernel, v_RN)
+        q_RM = torch.linalg.qr(image_RM.mT)[0].mT
     basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
     # Q'W = upper' basis, and upper' = x diag(s) z
     x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))

@@ -121,3 +121,30 @@ def test_steps_that_are_long_for_the_norm_are_predicted_too(network: str, relati
     assert 0.5 * relative < run.relative < 2 * relative
     assert run.drift < 0.01
     assert run.tracking < 1e-4
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 4, 9])
+def test_a_small_matrix_that_shares_a_pack_with_larger_ones_is_exact_at_every_step(outputs: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, outputs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    probe = Probe(model, optimizer, interval=1)
+    generator = torch.Generator().manual_seed(0)
+    weights = [module.weight for module in model if isinstance(module, nn.Linear)]
+    for step in range(40):
+        probe.arm(step)
+        loss = model(torch.randn(64, 16, generator=generator)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        before = [weight.detach().double() for weight in weights]
+        probe.before_update()
+        optimizer.step()
+        update = [(old - weight.detach().double()) / 0.02 for old, weight in zip(before, weights, strict=True)]
+        probe.after_update({0: 0.02}, {0: 0.0})
+        terms = probe.collect(step)
+        assert terms is not None
+        sizes = [torch.linalg.matrix_norm(matrix, 2) for matrix in before]
+        ratios = [torch.linalg.matrix_norm(u, 2) / size for u, size in zip(update, sizes, strict=True)]
+        np.testing.assert_allclose(terms.log_norm_L, [float(size.log()) for size in sizes], atol=1e-4)
+        assert float(terms.update_ratio_L[-1]) == pytest.approx(float(ratios[-1]), rel=0.02)
