@@ -176,8 +176,7 @@ class NoiseMeter:
                 tables.append(nothing[:, :1].expand(-1, 5))
                 continue
             scale = optimizers.preconditioner(self._optimizer, pack)
-            halved = isinstance(scale, Tensor) if pack.flat else isinstance(pack.operator, Conv2dOperator)
-            self.judge.rough = self.judge.rough or (halved and has_bfloat16(pack.old.kernel))
+            self.judge.rough = self.judge.rough or (pack.flat and isinstance(scale, Tensor) and has_bfloat16(scale))
             rows = closed[number] if closed else empty_rows(pack)
             seen: list[View] = []
             if thorough or number == watched:

@@ -148,3 +148,33 @@ def test_a_small_matrix_that_shares_a_pack_with_larger_ones_is_exact_at_every_st
         ratios = [torch.linalg.matrix_norm(u, 2) / size for u, size in zip(update, sizes, strict=True)]
         np.testing.assert_allclose(terms.log_norm_L, [float(size.log()) for size in sizes], atol=1e-4)
         assert float(terms.update_ratio_L[-1]) == pytest.approx(float(ratios[-1]), rel=0.02)
+
+
+def test_samples_of_a_convolution_with_few_living_filters_add_up(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        )
+    with torch.no_grad():
+        model[2].weight[3:] = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    probe = Probe(model, optimizer, interval=1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(15):
+        probe.arm(step)
+        inputs, labels = torch.randn(8, 3, 16, 16, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 0.05}, {0: 0.0})
+        assert probe.collect(step) is not None
+        assert probe.noise.factor == pytest.approx(1.0, abs=5e-3)
+    assert "do not add up" not in caplog.text

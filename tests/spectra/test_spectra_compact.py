@@ -16,7 +16,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("channels", "side", "outputs", "stride", "allowed"),
-    [(3, 16, 24, 1, 0.02), (16, 16, 24, 1, 0.03), (16, 16, 40, 2, 0.02), (64, 8, 64, 1, 0.02)],
+    [(3, 16, 24, 1, 3e-3), (16, 16, 24, 1, 3e-3), (16, 16, 40, 2, 0.02), (64, 8, 64, 1, 0.02)],
 )
 def test_a_top_pair_projects_the_samples_as_its_whole_jacobian_does(
     channels: int, side: int, outputs: int, stride: int, allowed: float
