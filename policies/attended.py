@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lipadvisor.policies.checks import told
 from lipadvisor.policies.combine import bearable, with_lr
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 from lipadvisor.policies.freeze import HoldState
@@ -42,7 +43,7 @@ def _number(value: object) -> bool:
 
 def _require(argument: str, value: object, good: bool, rule: str) -> None:
     if not good:
-        raise ValueError(f"Orders({argument}=...) must be {rule}, got {value!r}.")
+        raise ValueError(f"Orders({argument}=...) must be {rule}, got {told(value)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Orders:
         _require("veto", self.veto, isinstance(self.veto, bool), "true or false")
         steps = self.cooldown
         whole = isinstance(steps, int) and not isinstance(steps, bool)
-        _require("cooldown", steps, steps is None or (whole and steps >= 1), "a whole number of steps >= 1")
+        _require("cooldown", steps, steps is None or (whole and 1 <= steps < 2**63), "a whole number of steps >= 1")
 
     @classmethod
     def parse(cls, text: str) -> Orders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from lipadvisor.policies.checks import require_tuple
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
 
 __all__ = ["NOTHING", "PASS", "Chain", "ChainState", "Refiner", "chain", "merge"]
@@ -55,7 +56,7 @@ class Chain:
     title: str = ""
 
     def __post_init__(self) -> None:
-        if not self.members:
+        if not require_tuple("chain", "members", self.members):
             raise ValueError("chain(...) must be given at least one policy, got none.")
         if not hasattr(self.members[0], "decide"):
             raise ValueError(f"chain(...) must begin with a policy that decides, got {self.members[0]!r}.")

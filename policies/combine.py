@@ -20,7 +20,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lipadvisor.policies.chain import Chain, chain
-from lipadvisor.policies.checks import require_at_least_one, require_non_negative, require_positive
+from lipadvisor.policies.checks import (
+    require_above,
+    require_at_least_one,
+    require_non_negative,
+    require_positive,
+    require_tuple,
+    told,
+)
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy, Status, hold
 from lipadvisor.policies.members import member
 
@@ -53,10 +60,11 @@ class Clamp:
         for argument, limits in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if limits is None:
                 continue
-            for limit in limits:
+            ends = require_tuple("clamp", argument, limits)
+            for limit in ends:
                 require_non_negative("clamp", argument, limit)
-            if limits[0] > limits[1]:
-                raise ValueError(f"clamp({argument}=...) must be (low, high) with low <= high, got {limits!r}.")
+            if len(ends) != 2 or ends[0] > ends[1]:
+                raise ValueError(f"clamp({argument}=...) must be (low, high) with low <= high, got {told(limits)}.")
         if self.lr is not None:
             require_positive("clamp", "lr", self.lr[1])
 
@@ -99,8 +107,8 @@ class RateLimit:
 
     def __post_init__(self) -> None:
         for argument, value in (("rise", self.rise), ("fall", self.fall)):
-            if not value > 1.0:
-                raise ValueError(f"rate_limit({argument}=...) must be > 1, got {value!r}.")
+            if value != math.inf:  # no limit
+                require_above("rate_limit", argument, value, 1.0)
 
     @property
     def name(self) -> str:
@@ -189,7 +197,7 @@ class HoldWhen:
     statuses: tuple[Status, ...]
 
     def __post_init__(self) -> None:
-        if not self.statuses:
+        if not require_tuple("hold_when", "statuses", self.statuses):
             raise ValueError("hold_when(statuses=...) must name at least one status, got none.")
         for status in self.statuses:
             if not isinstance(status, Status):

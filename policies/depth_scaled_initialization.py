@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipadvisor.policies.checks import require_at_least_one
+from lipadvisor.policies.checks import require_at_least_one, require_pairs
 from lipadvisor.policies.contract import Observation
 from lipadvisor.policies.initial_scale import Factors, InitialScale, named_once
 
@@ -35,7 +35,7 @@ class DepthScaledInitialization(InitialScale):
     reason: ClassVar[str] = "init:depth_scaled"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "branches", tuple((name, joins) for name, joins in self.branches))
+        object.__setattr__(self, "branches", require_pairs("DepthScaledInitialization", "branches", self.branches))
         named_once("DepthScaledInitialization", "branches", (name for name, _ in self.branches))
         for _, joins in self.branches:
             require_at_least_one("DepthScaledInitialization", "branches", joins)

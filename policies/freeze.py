@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lipadvisor.policies.checks import require_non_negative
+from lipadvisor.policies.checks import require_above, require_non_negative
 from lipadvisor.policies.contract import Decision, Observation, Policy, hold
 from lipadvisor.policies.members import member
 
@@ -44,8 +44,8 @@ class Freeze:
 
     def __post_init__(self) -> None:
         require_non_negative("freeze", "start", self.start)
-        if not self.stop > self.start:
-            raise ValueError(f"freeze(stop=...) must be above start = {self.start!r}, got {self.stop!r}.")
+        if self.stop != math.inf:
+            require_above("freeze", "stop", self.stop, self.start)
 
     @property
     def name(self) -> str:
@@ -59,7 +59,8 @@ class Freeze:
     def decide(self, observation: Observation, state: HoldState) -> tuple[Decision, HoldState]:
         """Return the inner decision; inside the window hold, unless the weights must go back."""
         decision, inner = self.policy.decide(observation, state.inner)
-        if self.start <= observation.step < self.stop and not decision.rollback:
+        frozen = self.start <= observation.step < self.stop
+        if frozen and not (decision.rollback or decision.rewind):
             return state.hold(observation, self.name, "freeze"), replace(state, inner=inner)
         return replace(decision, policy=self.name), state.after(inner, decision)
 
@@ -67,7 +68,9 @@ class Freeze:
 def freeze(policy: Policy[Any], *, start: float = 0.0, stop: float = math.inf) -> Freeze:
     """Return ``policy`` that changes nothing from step ``start`` to the one before ``stop``.
 
-    The policy goes on watching; a rollback is let through, because a run that is lost must not wait.
+    The policy goes on watching. Where it takes the weights back, by a rollback or a rewind, that is let through with
+    the knobs that belong to it: a run that is lost must not wait, and the weights that validated best would be gone if
+    the window reached the end of the run; the policy would go on as if it had them.
 
     Raises:
         ValueError: ``start`` is negative, or ``stop`` not above it.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lipadvisor.policies.chain import merge
+from lipadvisor.policies.checks import require_pairs, told
 from lipadvisor.policies.contract import Decision, Layer, Observation, Policy, hold
 from lipadvisor.policies.members import member
 
@@ -33,9 +34,10 @@ class PerGroup:
     members: tuple[tuple[int, Policy[Any]], ...]
 
     def __post_init__(self) -> None:
-        if not self.members:
+        members = require_pairs("per_group", "policies", self.members)
+        if not members:
             raise ValueError("per_group(policies=...) must name at least one group, got none.")
-        for group, _ in self.members:
+        for group, _ in members:
             if not isinstance(group, int) or isinstance(group, bool) or group < 0:
                 raise ValueError(f"per_group(policies=...) must be keyed by group numbers >= 0, got {group!r}.")
 
@@ -76,6 +78,8 @@ def per_group(policies: Mapping[int, Policy[Any]]) -> PerGroup:
     Raises:
         ValueError: no group is named, or something else than a group.
     """
+    if not isinstance(policies, Mapping):
+        raise ValueError(f"per_group(policies=...) must be a mapping from groups to policies, got {told(policies)}.")
     return PerGroup(tuple([(group, member("per_group", policy)) for group, policy in policies.items()]))
 
 

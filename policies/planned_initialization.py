@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipadvisor.policies.checks import require_positive
+from lipadvisor.policies.checks import require_pairs, require_positive
 from lipadvisor.policies.contract import Observation
 from lipadvisor.policies.initial_scale import Factors, InitialScale, named_once
 
@@ -40,7 +40,7 @@ class PlannedInitialization(InitialScale):
     reason: ClassVar[str] = "init:planned"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", tuple((name, factor) for name, factor in self.factors))
+        object.__setattr__(self, "factors", require_pairs("PlannedInitialization", "factors", self.factors))
         named_once("PlannedInitialization", "factors", (name for name, _ in self.factors))
         for _, factor in self.factors:
             require_positive("PlannedInitialization", "factors", factor)

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lipadvisor.policies.checks import require_at_least_one, require_fraction
+from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_tuple
 from lipadvisor.policies.contract import Decision, Observation, Policy
 from lipadvisor.policies.members import member
 
@@ -48,7 +48,7 @@ class Portfolio:
     smoothing: int
 
     def __post_init__(self) -> None:
-        if len(self.policies) < 2:
+        if len(require_tuple("portfolio", "policies", self.policies)) < 2:
             raise ValueError(f"portfolio(...) must be given at least two policies, got {len(self.policies)}.")
         for argument in ("trial_steps", "drive_steps", "smoothing"):
             require_at_least_one("portfolio", argument, getattr(self, argument))

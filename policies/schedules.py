@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipadvisor.policies.checks import require_fraction, require_non_negative, require_positive
+from lipadvisor.policies.checks import require_fraction, require_non_negative, require_positive, require_tuple
 from lipadvisor.policies.contract import Decision, Knobs, Observation, hold
 
 __all__ = ["Constant", "Cosine", "Linear", "NoState", "OneCycle", "Step", "WarmupStableDecay"]
@@ -243,7 +243,7 @@ class Step(Schedule):
         Schedule.__post_init__(self)
         require_positive("Step", "gamma", self.gamma)
         require_fraction("Step", "gamma", self.gamma)
-        for milestone in self.milestones:
+        for milestone in require_tuple("Step", "milestones", self.milestones):
             require_fraction("Step", "milestones", milestone)
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"Step(milestones=...) must ascend, got {self.milestones!r}.")

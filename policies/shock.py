@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lipadvisor.policies.chain import NOTHING
-from lipadvisor.policies.checks import require_at_least_one, require_non_negative
+from lipadvisor.policies.checks import require_above, require_at_least_one, require_non_negative
 from lipadvisor.policies.contract import Decision, Observation
 
 __all__ = ["ShockNotice", "ShockNoticeState"]
@@ -48,8 +48,7 @@ class ShockNotice:
     many: int = 20
 
     def __post_init__(self) -> None:
-        if not 1.0 < self.jump < math.inf:
-            raise ValueError(f"ShockNotice(jump=...) must be a finite number > 1, got {self.jump!r}.")
+        require_above("ShockNotice", "jump", self.jump, 1.0)
         require_non_negative("ShockNotice", "deviations", self.deviations)
         require_at_least_one("ShockNotice", "few", self.few)
         require_at_least_one("ShockNotice", "many", self.many)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from lipadvisor.policies import (
     Constant,
     Cosine,
+    Decision,
     Knobs,
     Lipschitz,
     LipschitzBudget,
@@ -75,7 +76,36 @@ def test_a_lost_run_does_not_wait_for_the_window():
     policy = freeze(guard(Constant()), stop=100)
     decision, _ = policy.decide(seen(3, loss=math.nan), policy.init())
     assert decision.rollback
-    with pytest.raises(ValueError, match=r"freeze\(stop=\.\.\.\) must be above start = 5, got 5"):
+
+
+@dataclass(frozen=True)
+class Rewinding:
+    """Goes back at step 3, and on in smaller steps."""
+
+    name: str = "rewinding"
+
+    def init(self):
+        return ()
+
+    def decide(self, observation, state):
+        step = observation.step
+        knobs = (Knobs(0, lr=0.1 if step >= 3 else 1.0),)
+        return Decision(step, self.name, "overfitting" if step == 3 else "constant", knobs, rewind=step == 3), state
+
+
+def test_weights_that_validated_best_come_back_inside_the_window_too():
+    policy = freeze(Rewinding(), start=2)  # to the end: what does not go back now never does
+    state, said = policy.init(), []
+    for step in range(6):
+        decision, state = policy.decide(seen(step), state)
+        said.append((decision.rewind, tuple(k.lr for k in decision.knobs)))
+    assert said == [(False, (1.0,)), (False, (1.0,)), (False, ()), (True, (0.1,)), (False, ()), (False, ())]
+    decision, _ = guard(policy).decide(seen(3), guard(policy).init())
+    assert decision.rewind  # and wrappers hand it on
+
+
+def test_a_window_ends_after_it_begins():
+    with pytest.raises(ValueError, match=r"freeze\(stop=\.\.\.\) must be a finite number > 5, got 5"):
         freeze(Constant(), start=5, stop=5)
 
 
