@@ -1,17 +1,15 @@
-"""Data of the confirmation list that the design list does not have."""
+"""Data of what was the fourth confirmation list."""
 
 from __future__ import annotations
 
-import sysconfig
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn import datasets
-from torch import Tensor
 
 from lipadvisor.experiments.benchmarks.sources import digits_images
+from lipadvisor.experiments.benchmarks.splits import character_windows, cut, relabelled, standardised
 from lipadvisor.experiments.workloads import Data, Split
 
 __all__ = [
@@ -28,19 +26,9 @@ __all__ = [
     "stream",
 ]
 
-_SEED = 110_917  # of every set here; none of them is shared with the design list
+_SEED = 110_917  # of every set here
 SIGNS = 56  # characters of the library: the most frequent ones, the rest are one symbol
 _SHIFT = 1  # pixels that a digit is moved by, at most, either way
-
-
-def _cut(inputs: Tensor, targets: Tensor, train: int, held_out: int) -> Data:
-    """Return the first ``train`` rows and twice ``held_out`` rows after them; rows are drawn in random order."""
-    cuts = (slice(0, train), slice(train, train + held_out), slice(train + held_out, train + 2 * held_out))
-    return Data(*(Split(inputs[cut], targets[cut]) for cut in cuts))
-
-
-def _standardised(y: Tensor) -> Tensor:
-    return (y - y.mean(0)) / y.std(0)
 
 
 @cache
@@ -59,10 +47,9 @@ def shifted_digits(flat: bool = True, wrong: float = 0.0, copies: bool = False) 
         images = torch.stack(
             [image.roll((up, left), (1, 2)) for image, (up, left) in zip(split.inputs, moves, strict=True)]
         )
-        drawn = torch.randint(0, 10, split.targets.shape, generator=generator)
-        chosen = torch.rand(len(images), generator=generator) < share
+        labels = relabelled(split.targets, share, 10, generator)
         inputs = images.flatten(1) if flat else images
-        return Split(inputs, inputs if copies else torch.where(chosen, drawn, split.targets))
+        return Split(inputs, inputs if copies else labels)
 
     return Data(part(clean.train, wrong), part(clean.validation, 0.0), part(clean.test, 0.0))
 
@@ -96,36 +83,19 @@ def gratings(flat: bool = False, rows: int = 1200, noise: float = 0.7) -> Data:
     )
     images = torch.sin(across + phase[:, None, None]) * 2.0**0.5
     images = (images + noise * torch.randn(images.shape, generator=generator)) / (1.0 + noise**2) ** 0.5
-    return _cut(images.flatten(1) if flat else images[:, None], slope, rows, 400)
+    return cut(images.flatten(1) if flat else images[:, None], slope, rows, 400)
 
 
 @cache
 def library(length: int, windows: int = 5000, held_out: int = 300) -> Data:
     """Return windows of ``length`` characters of the packages' own source, targets one character ahead."""
-    folder = Path(sysconfig.get_path("stdlib"))
     groups = (
         ("logging/__init__", "logging/handlers", "json/decoder", "json/encoder", "email/message", "http/client",
          "http/cookiejar", "unittest/case", "unittest/mock", "concurrent/futures/_base"),
         ("email/header", "http/cookies"),
         ("unittest/loader", "xml/dom/minidom"),
     )  # fmt: skip
-    raw = []
-    for group in groups:
-        whole = "".join((folder / f"{name}.py").read_text(encoding="utf-8", errors="replace") for name in group)
-        raw.append(np.frombuffer(whole.encode("latin-1", "replace"), np.uint8))
-    symbols, counts = np.unique(raw[0], return_counts=True)
-    frequent = symbols[np.argsort(-counts, kind="stable")[: SIGNS - 1]]
-    code = np.full(256, SIGNS - 1, np.int64)
-    code[frequent] = np.arange(len(frequent))
-    generator = torch.Generator().manual_seed(_SEED + 2)
-
-    def part(content: np.ndarray, count: int) -> Split:
-        tokens = torch.from_numpy(code[content])
-        starts = torch.randint(0, len(tokens) - length - 1, (count,), generator=generator)
-        rows = tokens[starts[:, None] + torch.arange(length + 1)]
-        return Split(rows[:, :-1], rows[:, 1:])
-
-    return Data(part(raw[0], windows), part(raw[1], held_out), part(raw[2], held_out))
+    return character_windows(groups, length=length, symbols=SIGNS, windows=windows, held_out=held_out, seed=_SEED + 2)
 
 
 @cache
@@ -135,8 +105,8 @@ def sine_teacher(inputs: int, noise: float, rows: int = 1600) -> Data:
     x = torch.randn(rows + 1000, inputs, generator=generator)
     first = 1.2 * torch.randn(inputs, 20, generator=generator) / inputs**0.5
     phase = torch.rand(20, generator=generator) * torch.pi
-    y = _standardised(torch.sin(x @ first + phase) @ torch.randn(20, 2, generator=generator))
-    return _cut(x, y + noise * torch.randn(y.shape, generator=generator), rows, 500)
+    y = standardised(torch.sin(x @ first + phase) @ torch.randn(20, 2, generator=generator))
+    return cut(x, y + noise * torch.randn(y.shape, generator=generator), rows, 500)
 
 
 @cache
@@ -147,8 +117,8 @@ def resonance(variables: int, noise: float = 0.01, rows: int = 1000) -> Data:
     centre = torch.rand(variables, generator=generator) - 0.5
     distance = (x - centre).square().mean(1)
     y = 1.0 / (0.15 + distance) + 2.0 * torch.sin(2.0 * x[:, 0]) * x[:, -1] + x.mean(1)
-    y = _standardised(y)
-    return _cut(x * 3.0**0.5, (y + noise * torch.randn(len(y), generator=generator))[:, None], rows, 500)
+    y = standardised(y)
+    return cut(x * 3.0**0.5, (y + noise * torch.randn(len(y), generator=generator))[:, None], rows, 500)
 
 
 @cache
@@ -159,7 +129,7 @@ def stream(inputs: int, rows: int, noise: float = 0.3) -> Data:
     forms = torch.randn(3, inputs, inputs, generator=generator) / inputs
     values = torch.einsum("bi,kij,bj->bk", x, forms, x)
     values = values + noise * values.std() * torch.randn(values.shape, generator=generator)
-    return _cut(x, values.argmax(1), rows, 600)
+    return cut(x, values.argmax(1), rows, 600)
 
 
 @cache
@@ -171,14 +141,14 @@ def pinwheel(arms: int, rows: int = 900) -> Data:
     blob = torch.randn(count, 2, generator=generator) * torch.tensor([0.35, 0.12]) + torch.tensor([1.0, 0.0])
     angle = 2.0 * torch.pi * label / arms + 1.2 * blob[:, 0]
     turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
-    return _cut(1.5 * torch.einsum("bij,bj->bi", turn, blob), label, rows, 500)
+    return cut(1.5 * torch.einsum("bij,bj->bi", turn, blob), label, rows, 500)
 
 
 @cache
 def hastie_table(rows: int) -> Data:
     """Return Hastie's ten columns of noise, the class whether their squares sum to more than usual."""
     x, y = datasets.make_hastie_10_2(n_samples=rows + 800, random_state=_SEED)
-    return _cut(torch.tensor(x, dtype=torch.float32), torch.tensor((y > 0).astype(np.int64)), rows, 400)
+    return cut(torch.tensor(x, dtype=torch.float32), torch.tensor((y > 0).astype(np.int64)), rows, 400)
 
 
 @cache
@@ -186,7 +156,7 @@ def phase_table(rows: int, noise: float = 0.4) -> Data:
     """Return Friedman's third function (a phase) of four variables and six columns of noise, standardised."""
     x, y = datasets.make_friedman3(n_samples=rows + 800, noise=0.0, random_state=_SEED)
     generator = torch.Generator().manual_seed(_SEED + 7)
-    useful = _standardised(torch.tensor(x, dtype=torch.float32))
+    useful = standardised(torch.tensor(x, dtype=torch.float32))
     inputs = torch.cat((useful, torch.randn(len(useful), 6, generator=generator)), 1)
-    target = _standardised(torch.tensor(y, dtype=torch.float32))
-    return _cut(inputs, (target + noise * torch.randn(len(target), generator=generator))[:, None], rows, 400)
+    target = standardised(torch.tensor(y, dtype=torch.float32))
+    return cut(inputs, (target + noise * torch.randn(len(target), generator=generator))[:, None], rows, 400)

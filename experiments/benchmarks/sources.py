@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from sklearn import datasets
 from torch import Tensor
 
+from lipadvisor.experiments.benchmarks.splits import character_windows, cut, each, standardised
 from lipadvisor.experiments.workloads import Data, Split
 from lipadvisor.experiments.workloads.digits import digits_images, digits_vectors
 
@@ -37,8 +36,7 @@ VOCABULARY = 64  # characters of the text: the most frequent ones, the rest are 
 def _split(inputs: Tensor, targets: Tensor, train: int, held_out: int) -> Data:
     """Return ``train`` rows and twice ``held_out`` rows, shuffled."""
     rows = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(_SEED))
-    cuts = (rows[:train], rows[train : train + held_out], rows[train + held_out : train + 2 * held_out])
-    return Data(*(Split(inputs[r], targets[r]) for r in cuts))
+    return cut(inputs[rows], targets[rows], train, held_out)
 
 
 @cache
@@ -56,7 +54,7 @@ def noisy_digits(share: float, flat: bool = True) -> Data:
 def digits_reconstruction() -> Data:
     """Return the digits with the pixels as their own targets."""
     clean = digits_vectors()
-    return Data(*(Split(s.inputs, s.inputs) for s in (clean.train, clean.validation, clean.test)))
+    return each(clean, lambda split: Split(split.inputs, split.inputs))
 
 
 @cache
@@ -69,8 +67,8 @@ def digits_patches(noise: float = 0.5) -> Data:
         patches = split.inputs.unfold(2, 4, 2).unfold(3, 4, 2).reshape(-1, 16)
         return Split(patches + noise * torch.randn(patches.shape, generator=generator), patches)
 
-    train, validation, test = (part(s) for s in (clean.train, clean.validation, clean.test))
-    return Data(train, _head(validation, 1500), _head(test, 1500))
+    whole = each(clean, part)
+    return Data(whole.train, _head(whole.validation, 1500), _head(whole.test, 1500))
 
 
 def _head(split: Split, rows: int) -> Split:
@@ -83,27 +81,12 @@ def text(length: int, windows: int = 6000, held_out: int = 400) -> Data:
 
     Training, validation and test come from different modules.
     """
-    folder = Path(sysconfig.get_path("stdlib"))
-    names = ("argparse", "ast", "calendar", "codecs", "configparser", "datetime", "decimal", "difflib", "doctest")
-    held = ("ftplib", "gettext", "heapq"), ("inspect", "ipaddress", "locale")
-    parts = [_read(folder, group) for group in (names, *held)]
-    symbols, counts = np.unique(np.frombuffer(parts[0].encode("latin-1", "replace"), np.uint8), return_counts=True)
-    frequent = symbols[np.argsort(-counts, kind="stable")[: VOCABULARY - 1]]
-    code = np.full(256, VOCABULARY - 1, np.int64)
-    code[frequent] = np.arange(len(frequent))
-    generator = torch.Generator().manual_seed(_SEED)
-
-    def part(content: str, count: int) -> Split:
-        tokens = torch.from_numpy(code[np.frombuffer(content.encode("latin-1", "replace"), np.uint8)])
-        starts = torch.randint(0, len(tokens) - length - 1, (count,), generator=generator)
-        rows = tokens[starts[:, None] + torch.arange(length + 1)]
-        return Split(rows[:, :-1], rows[:, 1:])
-
-    return Data(part(parts[0], windows), part(parts[1], held_out), part(parts[2], held_out))
-
-
-def _read(folder: Path, names: tuple[str, ...]) -> str:
-    return "".join((folder / f"{name}.py").read_text(encoding="utf-8", errors="replace") for name in names)
+    groups = (
+        ("argparse", "ast", "calendar", "codecs", "configparser", "datetime", "decimal", "difflib", "doctest"),
+        ("ftplib", "gettext", "heapq"),
+        ("inspect", "ipaddress", "locale"),
+    )
+    return character_windows(groups, length=length, symbols=VOCABULARY, windows=windows, held_out=held_out, seed=_SEED)
 
 
 _TABLES: dict[str, tuple[Callable[..., Any], bool]] = {
@@ -128,7 +111,7 @@ def table(name: str, train: int, held_out: int) -> Data:
     def part(split: Split) -> Split:
         return Split((split.inputs - mean) / std, split.targets if is_class else (split.targets - centre) / spread)
 
-    return Data(part(data.train), part(data.validation), part(data.test))
+    return each(data, part)
 
 
 @cache
@@ -138,8 +121,7 @@ def teacher(inputs: int = 20, hidden: int = 16, noise: float = 0.1, rows: int = 
     x = torch.randn(rows + 1024, inputs, generator=generator)
     first = torch.randn(inputs, hidden, generator=generator) / inputs**0.5 * 1.5
     second = torch.randn(hidden, 1, generator=generator)
-    clean = torch.tanh(x @ first) @ second
-    y = (clean - clean.mean()) / clean.std()
+    y = standardised(torch.tanh(x @ first) @ second)
     return _split(x, y + noise * torch.randn(y.shape, generator=generator), rows, 512)
 
 
@@ -149,7 +131,7 @@ def wave(noise: float = 0.02, rows: int = 1024) -> Data:
     generator = torch.Generator().manual_seed(_SEED + 1)
     x = 2.0 * torch.rand(rows + 1024, 4, generator=generator) - 1.0
     y = torch.sin(3.0 * x[:, :1] + 2.0 * x[:, 1:2]) + x[:, 2:3] * x[:, 3:] + 0.5 * x[:, :1] ** 2
-    y = (y - y.mean()) / y.std()
+    y = standardised(y)
     return _split(x * 3.0**0.5, y + noise * torch.randn(y.shape, generator=generator), rows, 512)
 
 
@@ -159,7 +141,7 @@ def friedman(rows: int, noise: float = 0.1) -> Data:
     generator = torch.Generator().manual_seed(_SEED + 2)
     x = torch.rand(rows + 800, 10, generator=generator)
     y = 10 * torch.sin(torch.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
-    y = ((y - y.mean()) / y.std())[:, None]
+    y = standardised(y)[:, None]
     return _split((x - 0.5) * 12.0**0.5, y + noise * torch.randn(y.shape, generator=generator), rows, 400)
 
 
