@@ -242,6 +242,14 @@ class Bench:
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, base)
         return found
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return the ratio of the harder baseline to the tuned one; no policy under test runs."""
+        ratios: dict[str, float] = {}
+        for task in self.tasks:
+            record = self.baseline(task)
+            ratios[task.name] = loss_ratio(self.revalidated(task, record), record["test"])
+        return {"tuned, revalidated": ratios}
+
     def grid(self) -> dict[str, dict[str, float]]:
         """Return ratios over the user's learning rates, init scales and weight decays, by arm and cell.
 

@@ -9,7 +9,7 @@ import click
 __all__ = ["bench"]
 
 ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
-SUITES = ("zero", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
+SUITES = ("zero", "baselines", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +72,7 @@ def policies(
     \b
     Suites:
       zero       nothing perturbed: policies, Schedule-Free, Prodigy, rehearsal
+      baselines  the tuned baselines alone, for the other suites to find
       grid       learning rate x init scale x weight decay off by large factors
       init       each matrix off by its own 10^U(-1, 1)
       constants  each internal constant wrong by 8, against the policy as it is

@@ -12,6 +12,7 @@ from lipadvisor.experiments.benchmarks import more_sources as more_data
 from lipadvisor.experiments.benchmarks import networks as net
 from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
+from lipadvisor.experiments.benchmarks.drawn_confirmation import DRAWN
 from lipadvisor.experiments.benchmarks.seen_confirmation import SEEN
 from lipadvisor.experiments.benchmarks.task import Task
 
@@ -115,6 +116,7 @@ DESIGN: tuple[Task, ...] = (
     Task("iris", "small table, three flowers", "sgd", 200, 10, "cross_entropy", partial(net.perceptron, 4, 20, 20, 3),
          partial(sources.table, "iris", 60, 45), small_table=True),
     *SEEN,  # a third one
+    *DRAWN,  # a fourth one
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

@@ -94,7 +94,7 @@ def run_lists(
         progress.skip(sum(bench.known_baselines() for bench in benches.values()))
     notes = []
     for title, bench in benches.items():
-        if title == "confirmation":
+        if title == "confirmation" and suite != "baselines":
             notes += [_freeze(results, name, frozen_hash(constants)) for name, constants in tested.items()]
         panels[title] = getattr(bench, suite)()
     progress.close()
@@ -145,6 +145,7 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
     baseline = 2 * trials
     arms: Mapping[str, float] = {
         "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 2) * seeds,
+        "baselines": baseline + 2 * (trials // 3),
         "grid": baseline + len(INIT_SCALES) * (3 + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
         "init": baseline + seeds,
         "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,

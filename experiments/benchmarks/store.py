@@ -13,7 +13,12 @@ from lipadvisor.experiments.benchmarks.task import Task
 
 __all__ = ["Results", "content_key", "source_hash", "task_fingerprint"]
 
-_LIST_FILES = ("lists.py", "confirmation.py", "seen_confirmation.py")  # only call what the others build
+_LIST_FILES = (
+    "lists.py",
+    "confirmation.py",
+    "drawn_confirmation.py",
+    "seen_confirmation.py",
+)  # only call what the others build
 _TASK_FILES = ("task.py", "sources.py", "splits.py", "networks.py", "updates.py", "population.py")
 
 

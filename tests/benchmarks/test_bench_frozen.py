@@ -47,7 +47,7 @@ def test_progress_counts_what_was_there_without_taking_it_for_speed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["zero", "init", "grid", "constants", "variants", "shocks"])
+@pytest.mark.parametrize("suite", ["zero", "baselines", "init", "grid", "constants", "variants", "shocks"])
 def test_the_work_announced_is_the_work_counted(tmp_path, suite):
     task = TASKS["wine"]
     progress = Progress(1.0, io.StringIO(), every_s=1e9)

@@ -40,19 +40,10 @@ def test_splits_are_finite_and_the_model_has_no_buffers(task):
 
 def test_the_confirmation_list_has_one_task_of_each_family_and_shares_no_data_with_the_other():
     summaries = " ".join(task.summary for task in CONFIRMATION)
-    families = (
-        "plain Tanh MLP",
-        "BatchNorm ResNet",
-        "pre-LN",
-        "post-LN",
-        "recurrent",
-        "MLP-mixer",
-        "GroupNorm",
-        "sums of",
-    )
-    families += ("low-noise", "autoencoder", "patches", "labels wrong", "batches of four", "seen once", "plain ConvNet")
+    families = ("plain GELU MLP", "BatchNorm ResNet", "pre-LN", "post-LN", "GRU", "LSTM", "mixer", "GroupNorm")
+    families += ("teacher", "low-noise", "autoencoder", "patches", "labels confused", "batches of four", "seen once")
     assert all(summaries.count(family) == 1 for family in families)
-    assert sum(task.small_table for task in CONFIRMATION) == 2
+    assert sum(task.small_table for task in CONFIRMATION) == 3
     assert {task.optimizer for task in CONFIRMATION} == {"adamw", "sgd", "muon"}
 
     def source(task):
@@ -68,8 +59,9 @@ def test_the_draws_of_the_confirmation_list_are_the_same_in_every_process():
     assert json.loads(told) == [task.steps for task in CONFIRMATION]
 
 
-def test_each_row_of_the_stream_is_seen_once():
-    task = TASKS["one_pass"]
+@pytest.mark.parametrize("name", ["one_pass", "votes"])
+def test_each_row_of_a_stream_is_seen_once(name):
+    task = TASKS[name]
     rows = batch_order(len(task.load().train), task.batch_size, task.steps, seed=0)
     assert len(rows.unique()) == rows.numel() == len(task.load().train)
 
@@ -132,7 +124,7 @@ def test_constants_are_moved_by_the_factor_or_as_far_as_the_constructor_lets_the
 
 @pytest.mark.slow
 def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
-    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "phase_table"]
+    options = ["policies", "--out", str(tmp_path), "--task", "wine", "--task", "rule_table"]
     options += ["--seeds", "2", "--trials", "8", "--threads", "1"]
     first = CliRunner().invoke(bench, options, catch_exceptions=False)
     assert first.exit_code == 0
@@ -148,6 +140,19 @@ def test_a_small_bench_runs_resumes_and_writes_its_three_files(tmp_path):
     assert (tmp_path / "results.json").stat().st_mtime_ns == stamp
     init = CliRunner().invoke(bench, [*options, "--suite", "init"], catch_exceptions=False)
     assert "suite init" in init.output
+
+
+def test_baselines_alone_run_no_policy_and_are_found_by_the_other_suites(tmp_path):
+    options = ["policies", "--out", str(tmp_path), "--task", "alcohol_table", "--list", "confirmation"]
+    options += ["--seeds", "1", "--trials", "4", "--threads", "1"]
+    alone = CliRunner().invoke(bench, [*options, "--suite", "baselines"], catch_exceptions=False)
+    assert "confirmation, suite baselines" in alone.output
+    before = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert sorted(record["spec"]["arm"] for record in before.values()) == ["revalidated", "tuned"]
+    CliRunner().invoke(bench, [*options, "--arm", "revalidated"], catch_exceptions=False)
+    after = json.loads((tmp_path / "results.json").read_text())["records"]
+    added = [record["spec"].get("arm", "policy") for key, record in after.items() if key not in before]
+    assert sorted(added) == ["frozen", "policy"]
 
 
 def test_an_unknown_task_is_one_line(tmp_path):
