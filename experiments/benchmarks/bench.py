@@ -43,7 +43,6 @@ _FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the furt
 _NEVER = 1_000_000  # validations in a row
 _MOST_MEMBERS = 64  # trained at once
 ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
-_GRID_SEEDS = 3  # of a cell of the policy under test
 _HORIZON = 30  # factor of the horizon suite
 
 
@@ -243,18 +242,21 @@ class Bench:
         return found
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Return the ratio of the harder baseline to the tuned one; no policy under test runs."""
-        ratios: dict[str, float] = {}
+        """Return the ratios of the harder baseline and of other optimizers; no policy under test runs."""
+        found: dict[str, dict[str, float]] = {}
         for task in self.tasks:
             record = self.baseline(task)
-            ratios[task.name] = loss_ratio(self.revalidated(task, record), record["test"])
-        return {"tuned, revalidated": ratios}
+            arms = self.foreign(task) if "foreign" in self.arms else {}
+            arms["tuned, revalidated"] = self.revalidated(task, record)
+            for arm, losses in arms.items():
+                found.setdefault(arm, {})[task.name] = loss_ratio(losses, record["test"])
+        return found
 
     def grid(self) -> dict[str, dict[str, float]]:
         """Return ratios over the user's learning rates, init scales and weight decays, by arm and cell.
 
         A policy in takeover mode never reads the user's learning rate and weight decay, so its cells differ by the
-        init scale alone; each is the mean of three seeds, so that it is judged and not the luck of a seed. The tuned
+        init scale alone; each is the mean of all seeds, so that it is judged and not the luck of a seed. The tuned
         configuration is run in every cell, on one seed.
         """
         found: dict[str, dict[str, float]] = {}
@@ -262,8 +264,7 @@ class Bench:
         for task in self.tasks:
             record = self.baseline(task)
             best, base = Trial(**record["best"]), record["test"]
-            seeds = range(min(_GRID_SEEDS, self.seeds))
-            owned = [Cell(f"x{scale:g}", policy, seed, scale) for scale in INIT_SCALES for seed in seeds]
+            owned = [Cell(f"x{scale:g}", policy, seed, scale) for scale in INIT_SCALES for seed in range(self.seeds)]
             for cell, losses in self.cells(task, owned, suite="grid").items():
                 found.setdefault(self.default, {})[f"{task.name} {cell}"] = loss_ratio(losses, base)
             for cell, losses in self.cells(task, list(tuned_cells(best)), suite="grid").items():

@@ -47,7 +47,7 @@ def bench() -> None:
     "arms",
     multiple=True,
     type=click.Choice(ARMS),
-    help="Of the suite zero, besides the policy: these alone; may be repeated.  [default: all]",
+    help="Of the suites zero and baselines, besides the policy: these alone; may be repeated.  [default: all]",
 )
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="CPU threads.")
 def policies(
@@ -72,7 +72,7 @@ def policies(
     \b
     Suites:
       zero       nothing perturbed: policies, Schedule-Free, Prodigy, rehearsal
-      baselines  the tuned baselines alone, for the other suites to find
+      baselines  tuned baselines and other optimizers, for the other suites to find
       grid       learning rate x init scale x weight decay off by large factors
       init       each matrix off by its own 10^U(-1, 1)
       constants  each internal constant wrong by 8, against the policy as it is

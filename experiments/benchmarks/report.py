@@ -145,8 +145,8 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
     baseline = 2 * trials
     arms: Mapping[str, float] = {
         "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 2) * seeds,
-        "baselines": baseline + 2 * (trials // 3),
-        "grid": baseline + len(INIT_SCALES) * (3 + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
+        "baselines": baseline + 2 * (trials // 3) + 4 * len(FOREIGN) * seeds,
+        "grid": baseline + len(INIT_SCALES) * (seeds + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
         "init": baseline + seeds,
         "constants": (1 + len(perturbed_constants(named_policy(default)))) * seeds,
         "horizon": 30 * (2 * 16 + seeds),

@@ -148,8 +148,9 @@ def test_baselines_alone_run_no_policy_and_are_found_by_the_other_suites(tmp_pat
     alone = CliRunner().invoke(bench, [*options, "--suite", "baselines"], catch_exceptions=False)
     assert "confirmation, suite baselines" in alone.output
     before = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert sorted(record["spec"]["arm"] for record in before.values()) == ["revalidated", "tuned"]
-    CliRunner().invoke(bench, [*options, "--arm", "revalidated"], catch_exceptions=False)
+    told = sorted(record["spec"]["arm"] for record in before.values())
+    assert told == ["prodigy", "revalidated", "schedule_free", "tuned"]
+    CliRunner().invoke(bench, [*options, "--arm", "foreign", "--arm", "revalidated"], catch_exceptions=False)
     after = json.loads((tmp_path / "results.json").read_text())["records"]
     added = [record["spec"].get("arm", "policy") for key, record in after.items() if key not in before]
     assert sorted(added) == ["frozen", "policy"]
