@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipadvisor.experiments.benchmarks.baseline import Trial, revalidated, tuned
+from lipadvisor.experiments.benchmarks.blind import Blind
 from lipadvisor.experiments.benchmarks.cells import Cell, starts, tuned_cells, without_budget
 from lipadvisor.experiments.benchmarks.drive import Shock, drive
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN, train_foreign
@@ -42,7 +43,7 @@ SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the s
 _FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the further forward pass
 _NEVER = 1_000_000  # validations in a row
 _MOST_MEMBERS = 64  # trained at once
-ZERO_ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
+ZERO_ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
 _HORIZON = 30  # factor of the horizon suite
 
 
@@ -221,6 +222,8 @@ class Bench:
             untuned = zero_tuning_policies(self.default)
             if "rules" not in self.arms:
                 untuned = {self.default: untuned[self.default]}
+            if "blind" in self.arms:
+                untuned[f"{self.default}, blind to validation"] = Blind(untuned[self.default])
             arms = self.policies(task, untuned)
             if "foreign" in self.arms:
                 arms |= self.foreign(task)

@@ -8,7 +8,7 @@ import click
 
 __all__ = ["bench"]
 
-ARMS = ("rules", "foreign", "rehearsal", "revalidated", "stopped")
+ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
 SUITES = ("zero", "baselines", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 

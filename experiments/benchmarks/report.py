@@ -144,7 +144,7 @@ def _work(task: Task, suite: str, seeds: int, trials: int, default: str) -> floa
     """Return the member-steps that a task takes: what the bench counts while it runs."""
     baseline = 2 * trials
     arms: Mapping[str, float] = {
-        "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 2) * seeds,
+        "zero": baseline + 2 * (trials // 3) + (len(zero_tuning_policies()) + 4 * len(FOREIGN) + 3) * seeds,
         "baselines": baseline + 2 * (trials // 3) + 4 * len(FOREIGN) * seeds,
         "grid": baseline + len(INIT_SCALES) * (seeds + len(LR_FACTORS) * len(WEIGHT_DECAY_FACTORS)),
         "init": baseline + seeds,
