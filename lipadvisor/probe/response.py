@@ -21,6 +21,7 @@ from lipadvisor.probe.pack import Pack
 from lipadvisor.spectra import (
     CgResolvent,
     Conv2dOperator,
+    ConvOperator,
     LayerOperator,
     Resolvent,
     TrackedBlock,
@@ -37,7 +38,7 @@ __all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
 
 
 MAX_STRETCHES = 32
-DEPENDENT = 1e-6  # of unit rows: squared distance of one from the others below which it adds nothing to them
+DEPENDENT = 1e-5  # of unit rows: squared distance of one from the others below which it adds nothing to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +172,14 @@ def update_norm(
     return image_KM[:, :count], coimage_KN[:, :count], size_l1.squeeze(1), start_KN
 
 
-def _geometry(operator: LayerOperator) -> tuple[Conv2dOperator | None, tuple[Callable[[Tensor], Tensor], ...]]:
-    """Return the convolution that acts here, if there is one without groups, and what adds up its shares elsewhere."""
-    part = operator.part if isinstance(operator, ShardedOperator) else operator
-    shared = (operator.shard.add,) if isinstance(operator, ShardedOperator) else ()
-    return (part if isinstance(part, Conv2dOperator) and part.groups == 1 else None), shared
+def _geometry(
+    operator: LayerOperator,
+) -> tuple[Conv2dOperator | ConvOperator | None, tuple[Callable[[Tensor], Tensor], ...]]:
+    """Return the convolution that acts here, if there is one, and what adds up its shares elsewhere."""
+    if not isinstance(operator, ShardedOperator):
+        return (operator if isinstance(operator, Conv2dOperator | ConvOperator) else None), ()
+    part = operator.part if isinstance(operator.part, Conv2dOperator | ConvOperator) else None
+    return part, (operator.shard.add, operator.gather_inputs)
 
 
 def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor) -> tuple[Tensor, Tensor]:

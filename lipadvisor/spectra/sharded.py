@@ -192,6 +192,10 @@ class ShardedOperator:
         image_1M = self._placed(self.part.apply(kernel, v_1N), rank)
         return image_1M, self.part.adjoint(kernel, spread.part(u_1M, rank))
 
+    def gather_inputs(self, part_KN: Tensor) -> Tensor:
+        """Return whole vectors (K, N) of what each process has of them: all, where it has rows of the outputs."""
+        return self._spread.gather(part_KN) if self.of_inputs else part_KN
+
     def agree(self, flags: Tensor) -> Tensor:
         """Return what any process says: what is decided by numbers must be decided by all alike."""
         return self.shard.largest(flags.int()).bool()

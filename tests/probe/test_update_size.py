@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,77 @@ def test_update_ratio_is_that_of_the_exact_svd_and_never_above(network: str, kin
     assert max(ratios) < 1.05  # s_1(W) itself is a lower bound, and may lag for a step where values cross
     assert np.quantile(ratios, 0.05) > 1 - BELOW[network]
     assert np.median(ratios) > 1 - 1e-2
+
+
+def one_dimensional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv1d(8, 12, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Conv1d(12, 12, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 32, 10),
+    )  # fmt: skip
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 16, 10),
+    )  # fmt: skip
+
+
+def transposed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10),
+    )  # fmt: skip
+
+
+def three_dimensional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv3d(6, 6, 3, padding=1), nn.ReLU(),
+        nn.ConvTranspose3d(6, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10),
+    )  # fmt: skip
+
+
+OTHERS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "1d": ((1, 64), one_dimensional),
+    "grouped": ((1, 8, 8), grouped),
+    "transposed": ((1, 8, 8), transposed),
+    "3d": ((1, 4, 4, 4), three_dimensional),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_update_ratio_of_other_convolutions_is_right_from_the_first_step(name: str, kind: str) -> None:
+    images, (shape, make) = load_images("digits"), OTHERS[name]
+    inputs, targets = images.train_inputs.reshape(-1, *shape), images.train_targets
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+    if kind == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    lr = optimizer.param_groups[0]["lr"]
+    probe = Probe(model, optimizer, level="drift", interval=1, example_input=inputs[:2])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        index = torch.randint(0, len(inputs), (64,), generator=generator)
+        old = [layer.value().double().clone() for layer in probe.layers]
+        probe.arm(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs[index]), targets[index]).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: lr}, {0: 0.0})
+        terms = probe.collect(step)
+        assert terms is not None
+        for place, layer in enumerate(probe.layers[:-1]):
+            operator = layer.operator(probe._capture.input_shapes[place])
+            assert operator is not None
+            unit = torch.eye(operator.inputs, dtype=torch.float64)
+            kernels = ((layer.value().double() - old[place]) / lr, old[place])
+            sizes = [float(torch.linalg.matrix_norm(operator.apply(kernel, unit), 2)) for kernel in kernels]
+            found = terms.update_ratio_L[place] / (sizes[0] / sizes[1])
+            assert 0.95 < found < 1.01, (step, layer.name, found)  # 0.63 to 0.98 from the last vector alone
