@@ -23,7 +23,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
-from lipadvisor.probe.kinds.attention import ProjectionUse
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
@@ -167,10 +166,11 @@ class Capture:
             return None if any(None in calls for calls in ordered) else SeenSamples(seen_samples)
         pairs = []
         for turn, calls in rounds.items():
-            one = [_samples_first(seen.use.pair(seen.kept, seen.grad), self._sizes.get(turn)) for seen in calls]
-            unsure = self._sequences_first and not isinstance(calls[0].use, ProjectionUse)
-            if unsure and any(_either_way(x, self._sizes.get(turn)) for x, _ in one):
-                return None
+            one = [seen.use.pair(seen.kept, seen.grad) for seen in calls]
+            if not getattr(calls[0].use, "ordered", False):
+                if self._sequences_first and any(_either_way(x, self._sizes.get(turn)) for x, _ in one):
+                    return None
+                one = [_samples_first(pair, self._sizes.get(turn)) for pair in one]
             pairs.append(one[0] if len(one) == 1 else _join(one, 1))
         longest = max(x.shape[1] for x, _ in pairs)
         return pairs[0] if len(pairs) == 1 else _join([_padded(pair, longest) for pair in pairs], 0)

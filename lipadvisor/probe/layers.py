@@ -23,6 +23,7 @@ from lipadvisor.probe.kinds.linear import find_linear
 from lipadvisor.probe.kinds.normalization import find_normalization
 from lipadvisor.probe.kinds.parameter import find_parameters
 from lipadvisor.probe.kinds.parametrized import Computed, computed_source
+from lipadvisor.probe.kinds.repeated import find_repeated, of_one_form
 from lipadvisor.probe.kinds.sharded import fully_sharded_mesh, is_sharded, put_shares_back, sharded_form, sharded_use
 
 __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
@@ -30,6 +31,7 @@ __all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
 Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
 FINDERS: tuple[Finder, ...] = (
     find_linear,
+    find_repeated,
     find_convolution,
     find_convolution_matrix,
     find_embedding,
@@ -168,7 +170,8 @@ class _Search:
         for place, layer in self.layers.items():
             uses = tuple(use for use in self.uses[place] if use is not None)
             seen = len(uses) == len(self.uses[place]) and id(layer.weight) not in self.unknown
-            layers.append(replace(layer, uses=uses if seen else ()))
+            form, uses = of_one_form(layer.form, uses)
+            layers.append(replace(layer, form=form, uses=uses if seen else ()))
         return tuple(layers)
 
     def _obstacle(self, label: str, weight: nn.Parameter) -> str | None:

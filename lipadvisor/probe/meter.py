@@ -232,7 +232,9 @@ class NoiseMeter:
         if not sizes:
             self.samples = self._capture.samples or self.samples
             return None
-        self.samples = self._capture.samples if self._capture.samples in sizes else min(sizes)
+        given = self._capture.samples
+        flattened = given > 1 and all(size % given == 0 for size in sizes)  # by every layer: frames of videos
+        self.samples = given if given in sizes or flattened else min(sizes)
         signs = torch.randint(0, 2, (LINEAR_SIGNS, self.samples), generator=self._generator)
         self._signs_KB = signs * 2.0 - 1.0
         return [

@@ -154,6 +154,11 @@ class ProjectionUse(LinearUse):
     name: str
     reader: AttentionReader
 
+    @property
+    def ordered(self) -> bool:
+        """Whether :meth:`pair` has the samples first, wherever the module has them: yes."""
+        return True
+
     def enter(self) -> None:
         """Note what the call starts from."""
         self.reader.enter()

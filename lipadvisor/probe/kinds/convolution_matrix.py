@@ -9,7 +9,7 @@ Shapes: ``B`` samples, ``T`` places of the output map, ``M`` output channels, ``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from lipadvisor.probe.kinds.convolution import (
 from lipadvisor.probe.kinds.kind import Candidate, Options, wide
 from lipadvisor.spectra import ConvGeometry, LinearOperator
 
-__all__ = ["ConvolutionMatrixForm", "ConvolutionMatrixUse", "find_convolution_matrix"]
+__all__ = ["ConvolutionMatrixForm", "ConvolutionMatrixUse", "find_convolution_matrix", "patches"]
 
 
 def find_convolution_matrix(module: nn.Module, options: Options) -> tuple[Candidate, ...] | None:
@@ -87,6 +87,11 @@ class ConvolutionMatrixUse:
         """Whether patches are cut out: with groups and in transposes there are none of the matrix's width."""
         return self.form.geometry.groups == 1 and not self.form.geometry.transposed
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the samples are along the first dimension whatever the others are: yes."""
+        return True
+
     def read(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
         """Return the input."""
         return self.maps.read(arguments, keywords)
@@ -100,13 +105,7 @@ class ConvolutionMatrixUse:
         geometry = self.form.geometry
         dims = geometry.dimensions
         x, d = (wide(t) if t.dim() == dims + 2 else wide(t).unsqueeze(0) for t in (kept, grad))
-        x = geometry.padded(x)
-        for dim in range(dims):
-            span = geometry.dilation[dim] * (geometry.kernel_shape[2 + dim] - 1) + 1
-            x = x.unfold(2 + dim, span, geometry.stride[dim])[..., :: geometry.dilation[dim]]
-        # (B, C, *sizes, *taps) -> (B, T, C x taps)
-        patches = x.movedim(1, 1 + dims).reshape(len(x), math.prod(d.shape[2:]), -1)
-        return patches, d.flatten(2).mT
+        return patches(geometry, geometry.padded(x), d.shape[2:]), d.flatten(2).mT
 
     def scalars(self, jacobian: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``<g_i, J>`` (B,)."""
@@ -115,3 +114,13 @@ class ConvolutionMatrixUse:
     def weighted(self, weight_B: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``sum_i w_i g_i`` (M, N)."""
         return self.form.view(self.maps.weighted(weight_B, kept, grad))
+
+
+def patches(geometry: ConvGeometry, maps: Tensor, places: Sequence[int]) -> Tensor:
+    """Return what the taps meet of padded maps (B, C, ...) at each of ``places`` along the dimensions: (B, T, N)."""
+    for dim, count in enumerate(places):
+        span = geometry.dilation[dim] * (geometry.kernel_shape[2 + dim] - 1) + 1
+        maps = maps.unfold(2 + dim, span, geometry.stride[dim]).narrow(2 + dim, 0, count)
+        maps = maps[..., :: geometry.dilation[dim]]
+    # (B, C, *sizes, *taps) -> (B, T, C x taps)
+    return maps.movedim(1, 1 + len(places)).reshape(len(maps), math.prod(places), -1)

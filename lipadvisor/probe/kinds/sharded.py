@@ -21,7 +21,8 @@ from lipadvisor.probe.kinds.convolution_matrix import ConvolutionMatrixForm, Con
 from lipadvisor.probe.kinds.embedding import BagUse, Lookups, RowsOfTable, TableUse
 from lipadvisor.probe.kinds.kind import Candidate, Form, TrackedLayer, Use, wide
 from lipadvisor.probe.kinds.linear import LinearUse, MatrixForm
-from lipadvisor.spectra import LayerOperator
+from lipadvisor.probe.kinds.repeated import RepeatedForm, RepeatedUse
+from lipadvisor.spectra import ConvGeometry, LayerOperator
 from lipadvisor.spectra.sharded import Shard, ShardedOperator
 
 __all__ = [
@@ -152,8 +153,14 @@ def _part_form(form: Form, rows: int) -> Form | str:
             return "a convolution with groups whose weight is sharded is not supported"
         if geometry.transposed and isinstance(form, ConvolutionMatrixForm):
             return "a transposed convolution as a matrix whose weight is sharded is not supported"
-        return replace(form, geometry=replace(geometry, kernel_shape=(rows, *geometry.kernel_shape[1:])))
+        return replace(form, geometry=_of_rows(geometry, rows))
+    if isinstance(form, RepeatedForm):
+        return RepeatedForm(replace(form.convolution, geometry=_of_rows(form.geometry, rows)))
     return "a gain that is sharded is not supported"
+
+
+def _of_rows(geometry: ConvGeometry, rows: int) -> ConvGeometry:
+    return replace(geometry, kernel_shape=(rows, *geometry.kernel_shape[1:]))
 
 
 def _is_transposed(form: Form) -> bool:
@@ -164,15 +171,16 @@ def sharded_use(use: Use | None) -> Use | None:
     """Return the calls of a module with a sharded weight; None where they do not tell what each row was given."""
     if type(use) is ProjectionUse:
         return GatheredProjectionUse(use.module, use.name, use.reader)
-    return use if type(use) in (LinearUse, ConvolutionUse, ConvolutionMatrixUse, TableUse, BagUse) else None
+    return (
+        use if type(use) in (LinearUse, ConvolutionUse, ConvolutionMatrixUse, RepeatedUse, TableUse, BagUse) else None
+    )
 
 
 def of_rows(use: Use, kept: Any, grad: Tensor, rows: slice) -> tuple[Use, Any, Tensor]:
     """Return use, input and output gradient of a call, as if the weight had the rows ``rows`` alone."""
     if isinstance(use, ConvolutionUse):
         geometry = use.form.geometry
-        shape = (rows.stop - rows.start, *geometry.kernel_shape[1:])
-        form = replace(use.form, geometry=replace(geometry, kernel_shape=shape))
+        form = replace(use.form, geometry=_of_rows(geometry, rows.stop - rows.start))
         channels: Any = (..., rows, *[slice(None)] * geometry.dimensions)
         if geometry.transposed:
             return ConvolutionUse(use.module, form), kept[channels], grad
