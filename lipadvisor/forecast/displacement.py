@@ -10,7 +10,8 @@ still holds the last direction. Both look alike in all networks that were tried 
 ``b`` the momentum, ``n`` the steps to come in units of the learning rate in force: ``n = sum_j lr_j / lr``. What the
 buffer holds goes on by ``b n`` at first, fades as the buffer forgets, and is taken back in the end: the gradient turns.
 Before its noise settles a log-norm runs ahead of its trend instead of going back to it: ``trust`` is what regression
-on the outcomes of late says.
+on the outcomes of late says, of all series together, since one's own outcomes are few and noisy. What it shrinks
+towards is 0 at first, and the rule as it stands once some sixty answers were judged and speak for half of it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _AHEAD, _STRIDE = 10, 5  # steps after which an answer is judged; steps between 
 _GAIN, _EARLY = 0.03, 5.0  # of what is learned, per judged answer: 5 / (n + 5) at first
 _SPREAD = 1.5  # standard deviation over the exponential of the mean logarithm: of a normal, 1.9
 _LARGEST = 3.0  # standard deviations: what is beyond counts as that
-_PRIOR = 0.05  # of the answers' mean square, in those units: small answers earn no trust
+_PRIOR, _SETTLED = 0.3, 60.0  # of the answers' mean square, in those units; judged answers until the rule is the prior
 _MOST_TRUST = 1.3
 
 
@@ -56,7 +57,7 @@ class Displacement:
         self._log_S: Array = np.zeros(series)  # mean of ln |error|
         self._moments_2S: Array = np.zeros((2, series))  # mean of answer times error, of answer squared
         self._judged = 0
-        self.trust_S: Array = np.zeros(series)
+        self.trust = 0.0
 
     def update(self, interval: Interval, rate_S: Array) -> None:
         """Take in what happened since the last measurement; a series that was not seen keeps what it has.
@@ -111,7 +112,7 @@ class Displacement:
         returned_hS, carried_hS = self.factors(progress_hS)
         answer_hS = returned_hS * (self._before_S + self._last_S)
         answer_hS += carried_hS * self._last_S
-        answer_hS *= self.trust_S
+        answer_hS *= self.trust
         return np.asarray(answer_hS)
 
     def factors(self, progress: Array | float) -> tuple[Array | float, Array | float]:
@@ -122,11 +123,11 @@ class Displacement:
 
     def answer_by(self, factors_H2: Array) -> Array:
         """Return :meth:`answer` by its :meth:`factors`, side by side, nats, shape ``(H, S)``."""
-        trusted_2S = np.empty((2, len(self.trust_S)))
-        np.add(self._before_S, self._last_S, trusted_2S[0])
-        trusted_2S[0] *= self.trust_S
-        np.multiply(self._last_S, self.trust_S, trusted_2S[1])
-        return np.asarray(factors_H2.dot(trusted_2S))
+        surplus_2S = np.empty((2, len(self._last_S)))
+        np.add(self._before_S, self._last_S, surplus_2S[0])
+        surplus_2S[1] = self._last_S
+        surplus_2S *= self.trust
+        return np.asarray(factors_H2.dot(surplus_2S))
 
     def shift(self, log_factor_S: Array) -> None:
         """Move what waits along with weights that were rescaled from outside."""
@@ -141,25 +142,28 @@ class Displacement:
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned and waiting, as numbers and arrays."""
         state: dict[str, Any] = {name: getattr(self, name).copy() for name in _ARRAYS}
-        waiting = np.array(self._waiting) if self._waiting else np.zeros((0, 5, len(self.trust_S)))
-        return state | {"judged": self._judged, "waiting": waiting}
+        waiting = np.array(self._waiting) if self._waiting else np.zeros((0, 5, len(self._last_S)))
+        return state | {"judged": self._judged, "trust": self.trust, "waiting": waiting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=np.float64))
         self._judged = int(state["judged"])
+        # Of a state of an earlier version, whose series each had their own.
+        self.trust = float(state["trust"]) if "trust" in state else float(np.mean(state["trust_S"]))
         self._waiting = deque(np.array(row, dtype=np.float64) for row in state["waiting"])
 
     def _learn(self, error_S: Array, answer_S: Array) -> None:
         gain = max(_GAIN, _EARLY / (self._judged + _EARLY))
-        self._judged += 1
         both_2S = np.empty((2, len(error_S)))
         both_2S[0], both_2S[1] = error_S, answer_S
         flat = both_2S.ravel()
         gain_S: Array = np.array(gain)  # of all series, if all are good
         if not math.isfinite(flat.dot(flat)) or np.count_nonzero(error_S) < len(error_S):
             good_S = np.isfinite(error_S) & np.isfinite(answer_S) & (error_S != 0.0)
+            if not good_S.any():
+                return
             gain_S = gain * good_S
             error_S = np.where(good_S, error_S, 1.0)
             both_2S[:] = np.where(good_S, np.stack((error_S, answer_S)), 0.0)
@@ -179,10 +183,10 @@ class Displacement:
         both_2S -= self._moments_2S
         both_2S *= gain_S
         self._moments_2S += both_2S
-        trust_S = self._moments_2S[1] + _PRIOR
-        np.divide(self._moments_2S[0], trust_S, trust_S)
-        np.maximum(trust_S, 0.0, out=trust_S)
-        self.trust_S = np.minimum(trust_S, _MOST_TRUST, out=trust_S)
+        self._judged += 1
+        product, square = (np.add.reduce(self._moments_2S, axis=1) / len(error_S)).tolist()
+        known = min(1.0, self._judged / _SETTLED) * min(1.0, 2.0 * max(0.0, product) / (square + 1e-300))
+        self.trust = min(max(0.0, (product + _PRIOR * known) / (square + _PRIOR)), _MOST_TRUST)
 
 
-_ARRAYS = ("_last_S", "_before_S", "_log_S", "_moments_2S", "trust_S")
+_ARRAYS = ("_last_S", "_before_S", "_log_S", "_moments_2S")

@@ -68,7 +68,7 @@ def _errors(make_terms: MakeTerms, level_T: Array, ahead: int, every: int) -> tu
             errors.append((abs(outcome - mean), abs(outcome - mean + answer)))
     assert forecaster is not None
     with_it, without = np.mean(errors, axis=0)
-    return float(with_it), float(without), float(forecaster._displacement.trust_S[-1])
+    return float(with_it), float(without), forecaster._displacement.trust
 
 
 @pytest.mark.parametrize("every", [1, 5])
@@ -107,7 +107,7 @@ def test_the_answer_follows_the_planned_rate_and_memory_goes_on_first() -> None:
     for momentum, sign in ((0.0, -1.0), (0.9, 1.0)):
         one = Displacement(1, momentum)
         one.update(_interval(1.0, 1.0, 1.0), np.zeros(1))
-        one.trust_S = np.ones(1)
+        one.trust = 1.0
         step_h1 = np.arange(1.0, 201.0)[:, None]
         same_h, quarter_h = one.answer(step_h1)[:, 0], one.answer(step_h1 / 4)[:, 0]
         assert not one.answer(np.zeros((200, 1))).any()
@@ -130,7 +130,7 @@ def test_what_came_too_late_or_was_never_finite_teaches_nothing(make_terms: Make
         forecaster = forecaster or Forecaster(terms.names, terms.composition_L)
         forecaster.update(terms, coefficients(terms))
     assert forecaster is not None
-    assert not forecaster._displacement.trust_S.any()
+    assert forecaster._displacement.trust == 0.0
     assert np.isfinite(forecaster.forecast(10).network.mean).all()
 
 
