@@ -16,7 +16,7 @@ import numpy as np
 from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.displacement import Displacement
 from lipadvisor.forecast.experts import POWER_E, Averages, power_integrals
-from lipadvisor.forecast.guard import WARN_LOAD, LossLevel, UpdateRatio
+from lipadvisor.forecast.guard import WARN_LOAD, LossLevel, UpdateRatio, feeds_itself
 from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
 from lipadvisor.forecast.plan import Plan, planned, validated_horizon
@@ -357,17 +357,19 @@ class Forecaster:
         shrunk = self._loss.shrunk
         load_L = self._ratio.load_L(self._lr_L, planned_L, shrunk)
         worst = int(np.argmax(load_L))
-        # What the loss says of a rise, the share of finite steps says worse.
-        moves, edge = float(load_L[worst]), self._share.load(self._lr_L, planned_L) if shrunk is None else 0.0
-        load = max(moves, edge)
+        moves, edge, whole = float(load_L[worst]), 0.0, 0.0
+        if shrunk is None:  # what the loss says of a rise, the share of finite steps says worse
+            edge = self._share.load(self._lr_L, planned_L)
+        elif (planned_L > self._lr_L).any() and feeds_itself(self.optimizer, self._share.share):
+            whole = self._ratio.network_load(planned_L, self._composition_L, self.momentum, shrunk)
+        load, what = max(
+            (moves, f"moves layer {self.names[worst]!r} by {moves:.2f} of what it bears"),
+            (edge, f"takes finite steps to {edge:.2f} of the growth's share that is foreseeable"),
+            (whole, f"moves the whole network by {whole:.2f} of what it bears"),
+        )
         status = self._judge(load, horizon, finite)
-        if not load > WARN_LOAD:
-            return status, ()
         verdict = "refused" if load > 1.0 else "near its limit"
-        what = f"moves layer {self.names[worst]!r} by {load:.2f} of what it bears"
-        if edge > moves:
-            what = f"takes finite steps to {load:.2f} of the growth's share that is foreseeable"
-        return status, (f"planned lr {what}: {verdict}",)
+        return status, (f"planned lr {what}: {verdict}",) if load > WARN_LOAD else ()
 
     def _judge(self, load: float, horizon: int, finite: bool) -> Status:
         if self.updates > 0 and not finite:

@@ -3,7 +3,10 @@
 A layer that one step moves by a good part of its own norm is about to break. For a rate above the present one the
 average relative update of some hundred steps counts: what one batch does says little of what the batches after a jump
 will do. Where the loss is told, that average counts by the square root of the loss over the first one: gradients shrink
-about so, and come back with the loss.
+about so, and come back with the loss. Then the sum over the layers counts as well: in a deep network all layers feed
+one another's gradients, and a step that moves the log of the bound by more than a nat, once the loss is back where it
+began, brings the next one on. That takes an optimizer whose steps grow with the gradient, and a run that is not kept in
+bounds by its own edge of stability.
 
 The relative update sees a jump to an unstable rate late when gradients are small. The largest eigenvalue of ``P H``
 (preconditioner times Hessian) sees it before: the update map expands where ``lr * eigenvalue`` passes the optimizer's
@@ -21,7 +24,7 @@ import numpy as np
 from lipadvisor.dynamics import stability_limit
 from lipadvisor.terms import Array
 
-__all__ = ["REFUSE_LOAD", "WARN_LOAD", "LossLevel", "UpdateRatio", "is_refused", "stability_load"]
+__all__ = ["REFUSE_LOAD", "WARN_LOAD", "LossLevel", "UpdateRatio", "feeds_itself", "is_refused", "stability_load"]
 
 REFUSE_LOAD = 0.7  # of the limit: the eigenvalue goes on rising after the change
 
@@ -30,6 +33,8 @@ _LIMIT = 0.15  # of the relative update s_1(lr U) / s_1(W) of the last step, at 
 _RISE_LIMIT = 0.20  # ... and of the average one, at a rate that rises
 WARN_LOAD = 0.53  # of a limit: worth a word
 _TOLD_LIMIT = 0.5  # ... where the loss is told: of the average over the root of the loss over the first one
+_NETWORK_LIMIT = 1.15  # ... and the same of what one batch's part of it, summed over the layers, does to the network
+_EDGE_SHARE = 0.3  # of finite steps in the growth: with more the run is at the edge of stability already
 _LOSS_GAIN = 0.02  # per step, of the average loss
 _ONE = np.array(1.0)
 
@@ -69,6 +74,22 @@ class UpdateRatio:
         limit = _RISE_LIMIT if shrunk is None else _TOLD_LIMIT * shrunk
         risen_L = np.maximum(mean_L * planned_L / limit, self.last_L * lr_L / _LIMIT)
         return np.where(planned_L > lr_L, risen_L, self.last_L * planned_L / _LIMIT)
+
+    def network_load(self, planned_L: Array, composition_L: Array, momentum: float, shrunk: float) -> float:
+        """Return how far one batch may move the network's log-norm at planned learning rates, over its limit.
+
+        By Weyl's inequality a layer's log-norm moves by its relative update at most; of an update with momentum ``b``
+        the part of ``sqrt(1 - b^2)`` is one batch's, where noise dominates.
+
+        Args:
+            planned_L: the largest learning rates of the plan.
+            composition_L: weights of the layers in the network's log-norm.
+            momentum: ``b``, of SGD.
+            shrunk: by how much gradients have shrunk.
+        """
+        mean_L = self._mean_L / np.maximum(self._mass_L, 1e-300)
+        part = math.sqrt(1.0 - momentum * momentum)
+        return part * float(composition_L @ (mean_L * planned_L)) / (_NETWORK_LIMIT * shrunk)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages as arrays."""
@@ -111,6 +132,18 @@ class LossLevel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self._first, self._mean, self._mass = float(state["first"]), float(state["mean"]), float(state["mass"])
+
+
+def feeds_itself(optimizer: str, finite_share: float) -> bool:
+    """Return whether larger gradients mean larger steps, with nothing that keeps them in bounds.
+
+    Adam's steps are bounded; at the edge of stability (a finite-step share of a third and more) rises are made up for.
+
+    Args:
+        optimizer: ``"sgd"``, with or without momentum, or any other.
+        finite_share: :attr:`StepShare.share`, at the present rate.
+    """
+    return optimizer == "sgd" and finite_share < _EDGE_SHARE
 
 
 def stability_load(optimizer: str, momentum: float, lr: float, eigenvalue: float) -> float:

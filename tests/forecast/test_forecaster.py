@@ -369,3 +369,17 @@ def test_a_plan_is_refused_by_what_the_loss_says_of_it(run_of: RunOf) -> None:
     again = Forecaster(run[0].names, run[0].composition_L)
     again.load_state_dict(told.state_dict())
     assert again.forecast(10, {"lr": 0.4}).warnings == refused.warnings
+
+
+def test_many_layers_that_each_bear_a_rise_may_not_bear_it_together(run_of: RunOf) -> None:
+    ratio_L = np.full(6, 0.5)
+    for optimizer, finite, status in (("sgd", 0.0, "unstable"), ("adamw", 0.0, "ok"), ("sgd", 8.0, "ok")):
+        run = run_of(lambda tau: 0.1, [0.05] * 100, 0.05, layers=6, update_ratio_L=ratio_L, optimizer=optimizer)
+        forecaster = Forecaster(run[0].names, run[0].composition_L, optimizer=optimizer)
+        for terms in run:
+            rates = coefficients(terms)
+            forecaster.update(terms, replace(rates, finite_step=finite), 2.0 if terms.step == 0 else 0.5)
+        # At .4 each layer moves by .2 and bears .26, half the root of the loss over the first; the network by 1.2.
+        made = forecaster.forecast(10, {"lr": 0.4})
+        assert made.status.value == status, (optimizer, finite)
+        assert ("whole network" in made.warnings[0]) == (status == "unstable")

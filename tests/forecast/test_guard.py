@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lipadvisor.forecast.guard import REFUSE_LOAD, LossLevel, UpdateRatio, is_refused, stability_load
+from lipadvisor.forecast.guard import REFUSE_LOAD, LossLevel, UpdateRatio, feeds_itself, is_refused, stability_load
 
 
 @pytest.mark.parametrize(("momentum", "lr"), [(0.0, 0.19), (0.0, 0.21), (0.9, 0.37), (0.9, 0.39)])
@@ -63,6 +63,39 @@ def test_where_the_loss_is_told_a_rise_counts_by_its_root() -> None:
     assert quiet[0] == pytest.approx(0.05 / 0.20)
     assert told[0] == pytest.approx(0.05 / (0.5 * 0.1), rel=0.01)
     np.testing.assert_array_equal(ratio.load_L(lr_L, lr_L, level.shrunk), ratio.load_L(lr_L, lr_L))
+
+
+def test_a_step_moves_the_network_by_no_more_than_its_layers_together() -> None:
+    generator = np.random.default_rng(0)
+    ratio, weights = UpdateRatio(3), [generator.standard_normal((5, 4)) for _ in range(3)]
+    update = [generator.standard_normal((5, 4)) for _ in weights]
+    lr_L, composition_L = np.array([0.01, 0.02, 0.03]), np.array([1.0, 0.5, 1.0])
+    size = [np.linalg.norm(u, 2) / np.linalg.norm(w, 2) for u, w in zip(update, weights, strict=True)]
+    ratio.update(np.array(size), 1.0)
+    moved = sum(
+        c * np.log(np.linalg.norm(w + lr * u, 2) / np.linalg.norm(w, 2))
+        for c, w, u, lr in zip(composition_L, weights, update, lr_L, strict=True)
+    )
+    most = 1.15 * ratio.network_load(lr_L, composition_L, 0.0, 1.0)
+    assert moved <= most == pytest.approx(float(composition_L @ (np.array(size) * lr_L)))
+    assert ratio.network_load(2.0 * lr_L, composition_L, 0.0, 0.5) == pytest.approx(4.0 * most / 1.15)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_of_a_buffer_full_of_noise_one_batch_is_that_part(momentum: float) -> None:
+    noise_T, buffer, squared = np.random.default_rng(1).standard_normal(100_000), 0.0, 0.0
+    for noise in noise_T:
+        buffer = momentum * buffer + noise
+        squared += buffer**2
+    ratio = UpdateRatio(1)
+    ratio.update(np.array([math.sqrt(squared / len(noise_T))]), 1.0)
+    assert 1.15 * ratio.network_load(np.ones(1), np.ones(1), momentum, 1.0) == pytest.approx(1.0, rel=0.05)
+
+
+def test_only_steps_that_grow_with_the_gradient_feed_themselves() -> None:
+    assert feeds_itself("sgd", 0.0)
+    assert not feeds_itself("sgd", 0.5)
+    assert not feeds_itself("adamw", 0.0)
 
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf, 0.0, -1.0])
