@@ -13,17 +13,20 @@ if TYPE_CHECKING:
     from lipadvisor.advisor import Advisor
     from lipadvisor.forecast import Forecast
     from lipadvisor.modules import audit
+    from lipadvisor.rehearsal import Rehearsal, rehearse
     from lipadvisor.trajectory import Run, load_run
 
 __version__ = "0.1.0"
-__all__ = ["Advisor", "Forecast", "Run", "__version__", "audit", "load_run"]
+__all__ = ["Advisor", "Forecast", "Rehearsal", "Run", "__version__", "audit", "load_run", "rehearse"]
 
 _HOME = {
     "Advisor": "lipadvisor.advisor",
     "Forecast": "lipadvisor.forecast",
+    "Rehearsal": "lipadvisor.rehearsal",
     "Run": "lipadvisor.trajectory",
     "audit": "lipadvisor.modules",
     "load_run": "lipadvisor.trajectory",
+    "rehearse": "lipadvisor.rehearsal",
 }
 
 

@@ -99,7 +99,7 @@ class Inspector:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0, *, raises: bool = False
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self.model, self._optimizer = model, optimizer
         self._errors = FailOpen(raises=raises)
         self._sharpness, self._preconditioned = (Sharpness(PRODUCTS, tolerance=TOLERANCE, seed=seed) for _ in range(2))
         self._noise, self._local = NoiseScale(), TrackedLipschitz(seed=seed)
@@ -141,7 +141,7 @@ class Inspector:
         def loss_of(part: Any) -> Tensor:
             return loss_fn() if part is None else _call(loss_fn, part)
 
-        with gathered(self._model, trained_parameters(self._optimizer)) as parameters, untouched(self._model):
+        with gathered(self.model, trained_parameters(self._optimizer)) as parameters, untouched(self.model):
             readings: list[Reading] = []
             if wanted & _OF_CURVATURE:
                 hessian = self._errors.guard(lambda: LossHessian(loss_of(batch), parameters))
@@ -206,7 +206,7 @@ class Inspector:
         return self._noise.value, _NAN, status
 
     def _slope(self, inputs: Any) -> _Found:
-        found = self._local.measure(self._model, inputs)
+        found = self._local.measure(self.model, inputs)
         return math.log(found.value) if found.value > 0.0 else _NAN, found.residual, found.status
 
 

@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "announce", "apply", "arguments", "fail_open", "forecast", "inspection", "line", "policies", "probe",
         "snapshot", "trajectory",
     },
+    "rehearsal": {"advisor", "forecast", "probe", "spectra", "terms"},
     "inspection": {"dynamics", "fail_open", "modules", "policies", "probe"},
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
     "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "snapshot", "checkpoint", "fail_open",
-    "loss", "inspection", "experiments",
+    "loss", "inspection", "rehearsal", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}

@@ -13,6 +13,9 @@ noises are independent.
 The slope knows no plan. Its smoothing is the best in hindsight for each run and horizon over the run's own windows,
 as in the bar ``forecast``. Beside it stands the one that was best for all runs of a plan together: under a rise a
 memory of hundreds of steps remembers a growth that happened to be as fast.
+
+Rehearsed forecasts (``lipadvisor.rehearse``) know what a few replicas did in the first steps: here some of those that
+stop there, in turns, against the mean of all the others.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ _TRIPPED = 0.5  # nats: a plan destabilised a run whose loss, over the replicas,
 _FROM = 50  # steps before the first window that the slope is chosen by
 _COUNT, _FEW = 16, 8  # replicas that go to every horizon; the few where a step costs most
 _NEAR, _NEAR_FEW = 240, 56  # ... and of those that stop at the first one
+_REHEARSING = 4  # replicas of a rehearsal
 _SLOW = ("convnet", "transformer")
 
 
@@ -119,10 +123,34 @@ def _scored(found: Branch, at: int, horizons: tuple[int, ...]) -> list[dict[str,
         blown = not all(np.isfinite(level_R).all() for level_R in outcome.level_hR.values())
         whole = max(horizons) in outcome.level_hR  # after a few steps a loss that has risen may yet come down
         row["destabilised"] = blown or (whole and not risen <= _TRIPPED)
+        tried = _rehearsed(outcome.level_hR, made.network.mean)
         for h, level_R in outcome.level_hR.items():
             row[str(h)] = _errors(level_R, float(made.network.mean[h - 1]), level + slope_G * h, best[h])
+            row[str(h)]["rehearsed"] = tried[h]
         rows.append(row)
     return rows
+
+
+def _rehearsed(level_hR: dict[int, Array], mean_h: Array) -> dict[int, float]:
+    """Return the mean error of forecasts that a few replicas rehearsed up to the first horizon, by horizon.
+
+    Args:
+        level_hR: horizon -> the replicas' log-norms; at the first one those that stop there come last.
+        mean_h: what is forecast without a rehearsal.
+    """
+    first, last = min(level_hR), max(level_hR)
+    all_R = level_hR[first]
+    stopping_R = all_R[len(level_hR[last]) if last > first else 0 :]
+    groups = len(stopping_R) // _REHEARSING
+    start_G = stopping_R[: groups * _REHEARSING].reshape(groups, _REHEARSING).mean(axis=1)
+    found = {}
+    for h, level_R in level_hR.items():
+        if h == first:  # the others' mean
+            true_G = (all_R.sum() - _REHEARSING * start_G) / (len(all_R) - _REHEARSING)
+            found[h] = float(np.abs(start_G - true_G).mean())
+        else:
+            found[h] = float(np.abs(start_G + mean_h[h - 1] - mean_h[first - 1] - level_R.mean()).mean())
+    return found
 
 
 def _errors(level_R: Array, mean: float, slope_G: Array, best: int) -> dict[str, Any]:
@@ -144,10 +172,12 @@ def _errors(level_R: Array, mean: float, slope_G: Array, best: int) -> dict[str,
 
 def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
+    rehearsals: list[tuple[str, float, str, bool]] = []
     figures: dict[str, Any] = {"runs": rows}
     lines = [
         f"{'plan':10} {'steps':>5} {'runs':>5} {'refused':>8} {'unstable':>9} {'error':>7} {'+-':>6} {'of sums':>8} "
-        f"{'noise':>7} {'rms':>7} {'clean':>7} {'single':>7} {'floor':>7} {'one slope a plan':>17}"
+        f"{'noise':>7} {'rms':>7} {'clean':>7} {'single':>7} {'floor':>7} {'one slope a plan':>17} "
+        f"{'rehearsed':>9}"
     ]
     for plan in PLANS:
         own = [row for row in rows if row["plan"] == plan]
@@ -160,12 +190,14 @@ def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
                 limit = _LIMIT[plan][horizon == max(HORIZONS)]
                 what = f"error over the slope's, {plan}, {horizon} steps"
                 checks.append((what, found["error"], f"at most {limit}", found["error"] <= limit))
+                tried = found["rehearsed"]
+                rehearsals.append((f"{what}, rehearsed", tried, f"at most {limit}", tried <= limit))
             figures[f"{plan}, {horizon}"] = found
             lines.append(
                 f"{plan:10} {horizon:5d} {len(there):5d} {refused:8d} {unstable:9d} {found['error']:7.3f} "
                 f"{found['spread']:6.3f} {found['sums']:8.3f} {found['noise']:7.3f} "
                 f"{found['rms']:7.3f} {found['clean']:7.3f} {found['single']:7.3f} "
-                f"{found['floor']:7.3f} {found['single_one_slope']:17.3f}"
+                f"{found['floor']:7.3f} {found['single_one_slope']:17.3f} {found['rehearsed']:9.3f}"
             )
     fallen = [row for row in rows if row["destabilised"]]
     if fallen:
@@ -179,7 +211,8 @@ def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
     lines.append("error: of the replicas' mean; all over the best slope's, geometric means over runs but for the sums")
     lines.append("noise: the standard error of the replicas' mean; single: against single replicas")
     lines.append("rms: root mean square over the runs; clean: the same without the noise of the replicas' mean")
-    return Bar("what-if", tuple(checks), figures, "\n".join(lines))
+    lines.append(f"rehearsed: {_REHEARSING} replicas of their own try the first {min(horizons)} steps")
+    return Bar("what-if", (*checks, *rehearsals), figures, "\n".join(lines))
 
 
 def _ratios(rows: list[dict[str, Any]], horizon: str) -> dict[str, float]:
@@ -192,20 +225,27 @@ def _ratios(rows: list[dict[str, Any]], horizon: str) -> dict[str, float]:
     ``single`` and ``floor`` against the replicas, ``single_one_slope`` over the slope whose smoothing does best on all
     these outcomes. ``spread`` is the standard error of ``error``, from the runs' scatter.
     """
-    names = ("error", "spread", "sums", "rms", "clean", "noise", "single", "floor", "single_one_slope")
+    names = ("error", "spread", "sums", "rms", "clean", "noise", "rehearsed", "single", "floor", "single_one_slope")
     if not rows:
         return dict.fromkeys(names, float("nan"))
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         runs.setdefault(row["run"].rsplit("-", 1)[0], []).append(row[horizon])
-    slope_R, error_R, noise_R, single_R, floor_R = (
+    slope_R, error_R, noise_R, tried_R, single_R, floor_R = (
         np.array([sum(cell[name] for cell in cells) for cells in runs.values()])
-        for name in ("slope", "error", "standard_error", "single", "floor")
+        for name in ("slope", "error", "standard_error", "rehearsed", "single", "floor")
     )
     own_R = np.array([sum(cell["single_slopes"][cell["best"]] for cell in cells) for cells in runs.values()])
     slope_RG = np.array([np.sum([cell["single_slopes"] for cell in cells], axis=0) for cells in runs.values()])
     one_R = slope_RG[:, np.log(slope_RG).mean(0).argmin()]
-    ratios = (error_R / slope_R, noise_R / slope_R, single_R / own_R, floor_R / own_R, single_R / one_R)
+    ratios = (
+        error_R / slope_R,
+        noise_R / slope_R,
+        tried_R / slope_R,
+        single_R / own_R,
+        floor_R / own_R,
+        single_R / one_R,
+    )
     error, *rest = (float(np.exp(np.log(ratio_R).mean())) for ratio_R in ratios)
     scatter = np.log(error_R / slope_R).std(ddof=1) if len(runs) > 1 else float("nan")
     spread = error * float(scatter) / float(np.sqrt(len(runs)))

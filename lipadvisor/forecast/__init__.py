@@ -3,6 +3,7 @@
 from lipadvisor.forecast.forecaster import Forecaster
 from lipadvisor.forecast.guard import is_refused, stability_load
 from lipadvisor.forecast.recorded import recorded_alarms
+from lipadvisor.forecast.rehearsed import rehearsed
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.warning import Alarm, DivergenceWarning
 
@@ -15,5 +16,6 @@ __all__ = [
     "Score",
     "is_refused",
     "recorded_alarms",
+    "rehearsed",
     "stability_load",
 ]

@@ -83,7 +83,7 @@ class Forecaster:
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
         self._ratio = UpdateRatio(count)
         self._share = StepShare()
-        self._loss = LossLevel()
+        self.loss_level = LossLevel()
         self._displacement = Displacement(series, momentum)
         steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
         self._factors_H2 = np.hstack(self._displacement.factors(steps_H1))
@@ -133,7 +133,7 @@ class Forecaster:
         steps = max(1.0, interval.steps)
         self._ratio.update(terms.update_ratio_L, steps)
         self._share.update(coefficients, steps)
-        self._loss.update(loss, steps)
+        self.loss_level.update(loss, steps)
         self.updates += int(interval.whole or interval.valid_S.any())
         if self.updates >= _FEW_POINTS:
             self._track()
@@ -245,7 +245,7 @@ class Forecaster:
         state["displacement"] = self._displacement.state_dict()
         state["averages"] = self._averages.state_dict()
         state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
-        state["loss"] = self._loss.state_dict()
+        state["loss"] = self.loss_level.state_dict()
         state["tracker"] = self._tracker.state_dict()
         return state
 
@@ -266,7 +266,7 @@ class Forecaster:
         self._averages.load_state_dict(state["averages"])
         self._ratio.load_state_dict(state["ratio"])
         self._share.load_state_dict(state["share"])
-        self._loss.load_state_dict(state["loss"])
+        self.loss_level.load_state_dict(state["loss"])
         self._tracker.load_state_dict(state["tracker"])
 
     def _noise_of(self, interval: Interval, coefficients: Coefficients) -> Array:
@@ -354,7 +354,7 @@ class Forecaster:
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
         planned_L = future.lr_hS[:, :-1].max(axis=0)
-        shrunk = self._loss.shrunk
+        shrunk = self.loss_level.shrunk
         load_L = self._ratio.load_L(self._lr_L, planned_L, shrunk)
         worst = int(np.argmax(load_L))
         moves, edge, whole = float(load_L[worst]), 0.0, 0.0

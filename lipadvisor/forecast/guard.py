@@ -102,10 +102,14 @@ class UpdateRatio:
 
 
 class LossLevel:
-    """The training loss of some fifty steps, over the first one that was told."""
+    """The training loss of some fifty steps, over the first one that was told.
+
+    Attributes:
+        first: the first one; 0 before any was told.
+    """
 
     def __init__(self) -> None:
-        self._first = 0.0
+        self.first = 0.0
         self._mean = 0.0
         self._mass = 0.0
 
@@ -113,7 +117,7 @@ class LossLevel:
         """Take in the loss at a measurement that stands for ``steps`` steps, if it is a positive number."""
         if loss is None or not (math.isfinite(loss) and loss > 0.0):
             return
-        self._first = self._first or loss
+        self.first = self.first or loss
         gain = 1.0 - (1.0 - _LOSS_GAIN) ** steps
         self._mean += gain * (loss - self._mean)
         self._mass += gain * (1.0 - self._mass)
@@ -123,15 +127,15 @@ class LossLevel:
         """Square root of the loss over the first one, in (0, 1]; ``None`` before any was told."""
         if self._mass == 0.0:
             return None
-        return math.sqrt(min(1.0, self._mean / self._mass / self._first))
+        return math.sqrt(min(1.0, self._mean / self._mass / self.first))
 
     def state_dict(self) -> dict[str, float]:
         """Return the averages."""
-        return {"first": self._first, "mean": self._mean, "mass": self._mass}
+        return {"first": self.first, "mean": self._mean, "mass": self._mass}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._first, self._mean, self._mass = float(state["first"]), float(state["mean"]), float(state["mass"])
+        self.first, self._mean, self._mass = float(state["first"]), float(state["mean"]), float(state["mass"])
 
 
 def feeds_itself(optimizer: str, finite_share: float) -> bool:
