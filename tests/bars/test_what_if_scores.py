@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipadvisor.experiments.bars.branches import Outcome, _joined
-from lipadvisor.experiments.bars.what_if import _errors, _ratios, _walks
+from lipadvisor.experiments.bars.what_if import _errors, _ratios, _rehearsed, _walks
 
 
 def _rows(error: float, slope: float, noise: float, replicas: int, runs: int) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def _rows(error: float, slope: float, noise: float, replicas: int, runs: int) ->
     for run in range(runs):
         for at in (601, 1001):
             level_R = noise * generator.standard_normal(replicas)
-            cell = _errors(level_R, error, np.array([slope, 3.0]), 0)
+            cell = _errors(level_R, error, np.array([slope, 3.0]), 0) | {"rehearsed": 0.5 * error}
             rows.append({"run": f"mlp-{run}-{at}", "10": cell})
     return rows
 
@@ -27,6 +27,7 @@ def test_without_noise_every_figure_is_the_ratio_of_the_errors() -> None:
     found = _ratios(_rows(0.1, 1.0, 1e-9, 16, 5), "10")
     for name in ("error", "sums", "rms", "clean", "single"):
         assert found[name] == pytest.approx(0.1, rel=1e-6)
+    assert found["rehearsed"] == pytest.approx(0.05, rel=1e-6)
     assert found["noise"] < 1e-8
 
 
@@ -55,3 +56,15 @@ def test_replicas_of_two_walks_are_joined_where_both_were() -> None:
     np.testing.assert_array_equal(both.level_hR[10], [1.0, 2.0, 5.0])
     np.testing.assert_array_equal(both.level_hR[50], [3.0, 4.0])
     np.testing.assert_array_equal(both.loss_R, [0.5, 0.6])
+
+
+def test_a_rehearsal_leaves_the_noise_of_its_few_replicas_and_the_forecast_beyond() -> None:
+    generator = np.random.default_rng(3)
+    noise_R = generator.standard_normal(4000 + 16)
+    level_hR = {10: 2.0 + 0.1 * noise_R, 50: np.full(16, 3.0)}
+    mean_h = np.linspace(0.0, 4.9, 50)  # says 4 between the tenth step and the fiftieth, where 1 comes
+    found = _rehearsed(level_hR, mean_h)
+    expected = 0.1 / np.sqrt(4.0) * np.sqrt(2.0 / np.pi)
+    assert found[10] == pytest.approx(expected, rel=0.05)
+    assert found[50] == pytest.approx(3.0, abs=0.02)
+    assert _rehearsed({10: level_hR[10]}, mean_h)[10] == pytest.approx(expected, rel=0.05)
