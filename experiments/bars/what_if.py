@@ -142,6 +142,8 @@ def _rehearsed(level_hR: dict[int, Array], mean_h: Array) -> dict[int, float]:
     all_R = level_hR[first]
     stopping_R = all_R[len(level_hR[last]) if last > first else 0 :]
     groups = len(stopping_R) // _REHEARSING
+    if groups == 0:  # a plan that no replicas stop under
+        return dict.fromkeys(level_hR, float("nan"))
     start_G = stopping_R[: groups * _REHEARSING].reshape(groups, _REHEARSING).mean(axis=1)
     found = {}
     for h, level_R in level_hR.items():

@@ -68,3 +68,4 @@ def test_a_rehearsal_leaves_the_noise_of_its_few_replicas_and_the_forecast_beyon
     assert found[10] == pytest.approx(expected, rel=0.05)
     assert found[50] == pytest.approx(3.0, abs=0.02)
     assert _rehearsed({10: level_hR[10]}, mean_h)[10] == pytest.approx(expected, rel=0.05)
+    assert np.isnan(_rehearsed({10: np.ones(8), 50: np.ones(8)}, mean_h)[10])
