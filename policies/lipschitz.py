@@ -42,6 +42,8 @@ class Lipschitz:
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
+        settling: share of the run after which the rate no longer rises in full where the updates shrink, in (0, 1].
+        later_power: power of the shrinkage by which it rises from then on, in [0, 1].
         memory: time constant of the mean of the update's relative size, share of the run, > 0.
         overfitting_rise: rise of a reported validation loss above its lowest, over the geometric mean of the lowest and
             the first, from which on the weights go back to those that validated best, and on in smaller steps, >= 0.
@@ -67,6 +69,8 @@ class Lipschitz:
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
+    settling: float = 0.1
+    later_power: float = 0.5
     memory: float = 0.09
     overfitting_rise: float = 0.1
     overfitting_gap: float = 1.25
@@ -94,7 +98,14 @@ class Lipschitz:
         annealing = Annealing(start_fraction=self.cooldown_start)
         return chain(
             MedianRate(
-                SpectralRate(self.relative_step, horizon_power=self.horizon_power, rise=self.rise, memory=self.memory),
+                SpectralRate(
+                    self.relative_step,
+                    horizon_power=self.horizon_power,
+                    rise=self.rise,
+                    memory=self.memory,
+                    settling=self.settling,
+                    later_power=self.later_power,
+                ),
                 self.frobenius_step,
                 self.row_step,
             ),

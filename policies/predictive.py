@@ -52,7 +52,7 @@ class Predictive:
         """Return the chain of parts with these constants, without the guard."""
         annealing = Annealing()
         return chain(
-            SpectralRate(self.relative_step),
+            SpectralRate(self.relative_step, later_power=1.0),
             Initialization(),
             annealing,
             ForecastBudget(self.interval, self.budget, deviations=self.deviations),

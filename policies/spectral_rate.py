@@ -5,6 +5,12 @@ log-norm moves. Holding the root sum of squares of these over the layers at a co
 that the Lipschitz bound is made of (Luo et al. 2025; Qi et al. 2023), and gives the scale of the learning rate without
 the user's. The constant falls with the square root of the run's length, as the step size of stochastic gradient
 methods does (Nemirovski et al. 2009): the same network trained longer takes smaller steps.
+
+A direction shrinks for two reasons that look alike from outside: it has become mostly noise, which averages out, or its
+gradients vanish, because the loss has been learnt or because units have died. Holding the relative size then means a
+rate that rises without limit while less and less is known about where to go. So the relative size is held in full only
+while the run settles; from then on the rate rises with a power of the shrinkage, and the relative size falls with the
+rest. The geometric mean of the two extremes, a constant rate and a constant relative size, is that power at 1/2.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ class SpectralRateState:
     measurements: int = 0
     step: int = 0  # of the last decision
     log_lr: float | None = None  # ln of the last learning rate proposed
+    settled: float | None = None  # ln of the largest learning rate proposed while the run settled
+    settling: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,8 @@ class SpectralRate:
 
     The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
     rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
-    any gradient is seen, is a *listening* step, so small that it harms no network.
+    any gradient is seen, is a *listening* step, so small that it harms no network. After the first tenth of the run a
+    rate above the largest one so far is brought to the geometric mean of the two; one below it is left alone.
 
     Args:
         relative_step: wanted size of an update, root sum of squares over the layers of ``lr s_1(U) / s_1(W)``, in a run
@@ -52,6 +61,9 @@ class SpectralRate:
         memory: the same as a time constant, share of the run's length, > 0; the shorter of the two counts. In a short
             run the large ratios of the first steps must not hold the rate down until it is half over.
         highest_lr: learning rate that is never exceeded, > 0.
+        settling: share of the run in which the rate follows the ratio in full, in (0, 1]; longer where the warmup is.
+        later_power: power of the ratio by which the rate rises afterwards above its largest value until then, in
+            [0, 1]; 1 is to follow in full, 0 not to rise any more. To fall it always follows in full.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -66,6 +78,8 @@ class SpectralRate:
     smoothing: float = 0.98
     memory: float = 0.09
     highest_lr: float = 100.0
+    settling: float = 0.1
+    later_power: float = 0.5
 
     def __post_init__(self) -> None:
         require_positive("SpectralRate", "relative_step", self.relative_step)
@@ -78,8 +92,10 @@ class SpectralRate:
         require_at_least_one("SpectralRate", "rise_steps", self.rise_steps)
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"SpectralRate(smoothing=...) must be in [0, 1), got {self.smoothing!r}.")
-        for argument in ("memory", "highest_lr"):
+        for argument in ("memory", "highest_lr", "settling"):
             require_positive("SpectralRate", argument, getattr(self, argument))
+        for argument in ("settling", "later_power"):
+            require_fraction("SpectralRate", argument, getattr(self, argument))
 
     @property
     def name(self) -> str:
@@ -118,13 +134,20 @@ class SpectralRate:
         size = self.size(observation)
         target = math.log(size) - max(log_ratio, smooth)
         reason = "spectral:ratio" if log_ratio >= smooth else "spectral:smoothed"
+        settled = state.settled
+        if settled is not None and not state.settling and target > settled:
+            target, reason = settled + self.later_power * (target - settled), "spectral:settled"
+        rising = False
         if state.log_lr is not None:
             highest = state.log_lr + self._rise(observation, state)
             if target > highest:
-                target, reason = highest, "spectral:rise"
+                target, reason, rising = highest, "spectral:rise", True
         target, reason = self._within(target, reason)
         count = state.measurements + (observation.measured_step > state.measured_step)
-        after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target)
+        settling = state.settling and (rising or observation.step <= self._settling_steps(observation))
+        if state.settling and (settled is None or target > settled):
+            settled = target
+        after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target, settled, settling)
         return self._decision(observation, target, reason, (*read, ("relative_step", size))), after
 
     def size(self, observation: Observation) -> float:
@@ -134,6 +157,10 @@ class SpectralRate:
             steps = max(observation.step, self.reference_steps)
         longer: float = self.reference_steps / max(steps, 1)
         return self.relative_step * math.exp(self.horizon_power * math.log(longer))
+
+    def _settling_steps(self, observation: Observation) -> float:
+        steps = observation.total_steps
+        return self.settling * (self.reference_steps if steps is None else steps)
 
     def _rise(self, observation: Observation, state: SpectralRateState) -> float:
         """Return by how much ``ln lr`` may rise: what will not be looked at for long must not be raised by much."""
