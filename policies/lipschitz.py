@@ -53,6 +53,7 @@ class Lipschitz:
         high_gain: initial gain above which any layer is, > 0.
         healthy_gain: gain that the budget takes as a healthy start, in [low_gain, high_gain]: what the rescue leaves
             alone, or makes, cannot be ill.
+        release: factor on the room for each validation that is the best so far, in [1, 100].
         loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:
@@ -69,7 +70,7 @@ class Lipschitz:
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
-    settling: float = 0.1
+    settling: float = 0.2
     later_power: float = 0.5
     memory: float = 0.09
     overfitting_rise: float = 0.1
@@ -78,6 +79,7 @@ class Lipschitz:
     high_gain: float = 1.6
     healthy_gain: float = 1.2
     loss_room: float = 3.0
+    release: float = 1.2
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class Lipschitz:
                 deviations=self.deviations,
                 healthy_gain=self.healthy_gain,
                 loss_room=self.loss_room,
+                release=self.release,
             ),
             TotalDecay(total=self.decay_total, annealing=annealing),
             Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),

@@ -28,6 +28,9 @@ class LipschitzBudgetState:
     weight: float = 1.0  # sum of the composition weights: the number of matrices, in a plain chain
     first_loss: float | None = None
     loss: float | None = None  # smoothed
+    best: float = math.inf  # lowest validation loss
+    validated_step: int = -1  # of the last validation
+    wins: float = 0.0  # twentieths of the run that ended with the best validation so far, less those that did not
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class LipschitzBudget:
     learning rate as cut, so the cut settles at the square root of the one that an open loop would make: soft on
     purpose.
 
+    Where validation losses are reported, they say whether growth pays. Each that is the lowest so far makes all of the
+    room ``release`` times as large, each that is not takes one such factor back, down to none; of more frequent ones,
+    each counts by its share of half a ``lookahead``. So a network that learns on from one validation to the next is not
+    held; one that learns by heart, or whose loss fluctuates under large steps, is.
+
     Args:
         budget: nats per unit of composition weight (per matrix, in a plain chain), > 0.
         first_share: share of the budget that is free from the start, in [0, 1].
@@ -52,6 +60,8 @@ class LipschitzBudget:
         healthy_gain: gain ``rms(W) sqrt(fan_in)`` of a healthy layer, > 0.
         loss_room: how much more room there is while the training loss stands at its first value, >= 0. A first loss
             that is not positive gives none.
+        release: factor on the room for each validation that is the best so far, in [1, 100]; 1 to be blind to them.
+        most_release: factor on the room that is never exceeded, in [1, 100].
 
     Raises:
         ValueError: an argument is out of its range.
@@ -65,6 +75,8 @@ class LipschitzBudget:
     lowest: float = 0.05
     healthy_gain: float = 1.2
     loss_room: float = 3.0
+    release: float = 1.2
+    most_release: float = 4.0
 
     def __post_init__(self) -> None:
         owner = "LipschitzBudget"
@@ -75,6 +87,11 @@ class LipschitzBudget:
         require_at_least_one(owner, "unknown_lookahead", self.unknown_lookahead)
         require_non_negative(owner, "deviations", self.deviations)
         require_non_negative(owner, "loss_room", self.loss_room)
+        for argument in ("release", "most_release"):
+            if not 1.0 <= getattr(self, argument) <= LARGEST_RELEASE:  # false for nan
+                raise ValueError(
+                    f"{owner}({argument}=...) must be in [1, {LARGEST_RELEASE:g}], got {getattr(self, argument)!r}."
+                )
 
     @property
     def name(self) -> str:
@@ -122,6 +139,7 @@ class LipschitzBudget:
         total = observation.total_steps
         done = 1.0 if total is None else min(1.0, (observation.step + ahead) / max(total, 1))
         room = 1.0 + self.loss_room * math.sqrt(_share(state.loss, state.first_loss))
+        room *= self.release**state.wins
         return self.budget * state.weight * room * (self.first_share + (1.0 - self.first_share) * done)
 
     def _ahead(self, observation: Observation) -> float:
@@ -145,7 +163,23 @@ class LipschitzBudget:
             mean += new * (growth - mean)
             variance += new * ((growth - mean) ** 2 - variance)
             at, weight = observation.measured_step, _total_weight(observation)
-        return LipschitzBudgetState(reference, mean, variance, at, weight, first, loss)
+        best, validated, wins = self._follow_validation(observation, ahead, state)
+        return LipschitzBudgetState(reference, mean, variance, at, weight, first, loss, best, validated, wins)
+
+    def _follow_validation(
+        self, observation: Observation, ahead: float, state: LipschitzBudgetState
+    ) -> tuple[float, int, float]:
+        """Return the lowest validation loss, the step of the last one, and the balance of the wins."""
+        loss, when = observation.validation_loss, observation.validation_step
+        if loss is None or when is None or when <= state.validated_step or not math.isfinite(loss):
+            return state.best, state.validated_step, state.wins
+        if state.validated_step < 0:  # the first one is no news
+            return loss, when, state.wins
+        share = min(1.0, (when - state.validated_step) / (0.5 * ahead))
+        if loss < state.best:
+            most = math.log(self.most_release) / math.log(self.release) if self.release > 1.0 else 0.0
+            return loss, when, min(state.wins + share, most)
+        return state.best, when, max(0.0, state.wins - share)
 
     def _reference(self, observation: Observation) -> float:
         """Return Z of a healthy start: no layer counted below the norm that it has at ``healthy_gain``."""
@@ -162,6 +196,7 @@ class LipschitzBudget:
 # larger than before: half the logarithm of the number of taps, for the usual three in each direction.
 ALIGNED_TAPS = {f"conv{n}d": 0.5 * n * math.log(3.0) for n in (1, 2, 3)}
 LOSS_MEMORY = 0.5  # of the loss, relative to that of the growth
+LARGEST_RELEASE = 100.0
 LARGEST_GROWTH = 1e6  # nats in one step: more is not a measurement
 
 

@@ -44,7 +44,7 @@ class SpectralRate:
 
     The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
     rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
-    any gradient is seen, is a *listening* step, so small that it harms no network. After the first tenth of the run a
+    any gradient is seen, is a *listening* step, so small that it harms no network. After the first fifth of the run a
     rate above the largest one so far is brought to the geometric mean of the two; one below it is left alone.
 
     Args:
@@ -78,7 +78,7 @@ class SpectralRate:
     smoothing: float = 0.98
     memory: float = 0.09
     highest_lr: float = 100.0
-    settling: float = 0.1
+    settling: float = 0.2
     later_power: float = 0.5
 
     def __post_init__(self) -> None:

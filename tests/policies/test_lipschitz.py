@@ -273,7 +273,7 @@ def test_at_first_the_ratio_is_averaged_over_all_that_was_measured():
 
 def test_in_a_short_run_large_first_ratios_are_soon_forgotten():
     def rate(total):
-        policy, state = SpectralRate(rise=1e3, horizon_power=0.0), SpectralRate().init()
+        policy, state = SpectralRate(rise=1e3, horizon_power=0.0, later_power=1.0), SpectralRate().init()
         for step in range(41):
             ratio = 40.0 if step < 5 else 1.0
             decision, state = policy.decide(observe(step, [layer("a", ratio)], total=total), state)

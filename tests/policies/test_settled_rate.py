@@ -1,4 +1,4 @@
-"""After the first tenth of a run the rate follows a shrinking update with a power of the shrinkage, not in full."""
+"""After the first fifth of a run the rate follows a shrinking update with a power of the shrinkage, not in full."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_rate_falls_in_full_and_lies_between_the_two_extremes(seed: int) -> 
         return math.exp(logs[t])
 
     full, half, none = (rates(SpectralRate(later_power=p, highest_lr=1e9), ratio) for p in (1.0, 0.5, 0.0))
-    settled = STEPS // 10 + 2  # the first decision after the share is the last of the old kind
+    settled = STEPS // 5 + 2  # the first decision after the share is the last of the old kind
     top = max(full[:settled])
     assert half[:settled] == full[:settled]
     for a, b, c in zip(full, half, none, strict=True):
