@@ -163,7 +163,10 @@ class LipschitzBudget:
             mean += new * (growth - mean)
             variance += new * ((growth - mean) ** 2 - variance)
             at, weight = observation.measured_step, _total_weight(observation)
-        best, validated, wins = self._follow_validation(observation, ahead, state)
+        best, validated, wins = state.best, state.validated_step, state.wins
+        when = observation.validation_step
+        if when is not None and when > validated:
+            best, validated, wins = self._follow_validation(observation, ahead, state)
         return LipschitzBudgetState(reference, mean, variance, at, weight, first, loss, best, validated, wins)
 
     def _follow_validation(
@@ -171,7 +174,7 @@ class LipschitzBudget:
     ) -> tuple[float, int, float]:
         """Return the lowest validation loss, the step of the last one, and the balance of the wins."""
         loss, when = observation.validation_loss, observation.validation_step
-        if loss is None or when is None or when <= state.validated_step or not math.isfinite(loss):
+        if loss is None or when is None or not math.isfinite(loss):
             return state.best, state.validated_step, state.wins
         if state.validated_step < 0:  # the first one is no news
             return loss, when, state.wins

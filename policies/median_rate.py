@@ -80,7 +80,7 @@ class MedianRate:
             (f"ratio[{counted[ratios.index(largest)].name}]", largest),
             ("median_over_spectral", math.exp(max(-700.0, min(voted - spectral, 700.0)))),
         )
-        return self._own(*rate.follow(observation, state, voted, read))
+        return rate.follow(observation, state, voted, read, self.name)
 
     def _own(self, made: Decision, after: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         return Decision(made.step, self.name, made.reason, made.knobs, read=made.read), after

@@ -120,7 +120,12 @@ class SpectralRate:
         return self.follow(observation, state, log_ratio, read)
 
     def follow(
-        self, observation: Observation, state: SpectralRateState, log_ratio: float, read: tuple[tuple[str, float], ...]
+        self,
+        observation: Observation,
+        state: SpectralRateState,
+        log_ratio: float,
+        read: tuple[tuple[str, float], ...],
+        name: str = "spectral_rate",
     ) -> tuple[Decision, SpectralRateState]:
         """Return the learning rate for updates of the relative size ``exp(log_ratio)`` per unit of it.
 
@@ -129,6 +134,7 @@ class SpectralRate:
             state: the memory.
             log_ratio: ln of the size by which ``relative_step`` is divided, finite.
             read: what led to it.
+            name: of the policy that decides.
         """
         smooth = self._smooth(log_ratio, observation, state)
         size = self.size(observation)
@@ -147,8 +153,10 @@ class SpectralRate:
         settling = state.settling and (rising or observation.step <= self._settling_steps(observation))
         if state.settling and (settled is None or target > settled):
             settled = target
+        read = (*read, ("relative_step", size))
         after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target, settled, settling)
-        return self._decision(observation, target, reason, (*read, ("relative_step", size))), after
+        knobs = same_knobs(observation, math.exp(target), None)
+        return Decision(observation.step, name, reason, knobs, (), (), False, False, False, read), after
 
     def size(self, observation: Observation) -> float:
         """Return the wanted size of an update in a run of this length."""
