@@ -71,7 +71,7 @@ class Lipschitz:
     deviations: float = 2.0
     rise: float = 4.0
     settling: float = 0.2
-    later_power: float = 0.5
+    later_power: float = 0.7
     memory: float = 0.09
     overfitting_rise: float = 0.1
     overfitting_gap: float = 1.25

@@ -10,7 +10,7 @@ A direction shrinks for two reasons that look alike from outside: it has become 
 gradients vanish, because the loss has been learnt or because units have died. Holding the relative size then means a
 rate that rises without limit while less and less is known about where to go. So the relative size is held in full only
 while the run settles; from then on the rate rises with a power of the shrinkage, and the relative size falls with the
-rest. The geometric mean of the two extremes, a constant rate and a constant relative size, is that power at 1/2.
+rest. The power lies between those of the two extremes, a constant rate (0) and a constant relative size (1).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SpectralRate:
     The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
     rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
     any gradient is seen, is a *listening* step, so small that it harms no network. After the first fifth of the run a
-    rate above the largest one so far is brought to the geometric mean of the two; one below it is left alone.
+    rate rises above its largest value until then only with a power of the ratio's fall.
 
     Args:
         relative_step: wanted size of an update, root sum of squares over the layers of ``lr s_1(U) / s_1(W)``, in a run
@@ -79,7 +79,7 @@ class SpectralRate:
     memory: float = 0.09
     highest_lr: float = 100.0
     settling: float = 0.2
-    later_power: float = 0.5
+    later_power: float = 0.7
 
     def __post_init__(self) -> None:
         require_positive("SpectralRate", "relative_step", self.relative_step)
