@@ -45,10 +45,11 @@ class LipschitzBudget:
     learning rate as cut, so the cut settles at the square root of the one that an open loop would make: soft on
     purpose.
 
-    Where validation losses are reported, they say whether growth pays. Each that is the lowest so far makes all of the
-    room ``release`` times as large, each that is not takes one such factor back, down to none; of more frequent ones,
-    each counts by its share of half a ``lookahead``. So a network that learns on from one validation to the next is not
-    held; one that learns by heart, or whose loss fluctuates under large steps, is.
+    Where validation losses are reported, they say whether growth pays. Each that is the lowest so far, and not far
+    above the training loss, makes all of the room ``release`` times as large, each other takes one such factor back,
+    down to none; of more frequent ones, each counts by its share of half a ``lookahead``. So a network that learns on
+    from one validation to the next is not held; one that learns by heart, or whose loss fluctuates under large steps,
+    is.
 
     Args:
         budget: nats per unit of composition weight (per matrix, in a plain chain), > 0.
@@ -62,6 +63,7 @@ class LipschitzBudget:
             that is not positive gives none.
         release: factor on the room for each validation that is the best so far, in [1, 100]; 1 to be blind to them.
         most_release: factor on the room that is never exceeded, in [1, 100].
+        release_gap: ratio of the validation to the smoothed training loss above which none releases any room, > 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -77,10 +79,11 @@ class LipschitzBudget:
     loss_room: float = 3.0
     release: float = 1.2
     most_release: float = 4.0
+    release_gap: float = 1.5
 
     def __post_init__(self) -> None:
         owner = "LipschitzBudget"
-        for argument in ("budget", "lookahead", "lowest", "healthy_gain"):
+        for argument in ("budget", "lookahead", "lowest", "healthy_gain", "release_gap"):
             require_positive(owner, argument, getattr(self, argument))
         for argument in ("first_share", "lookahead", "lowest"):
             require_fraction(owner, argument, getattr(self, argument))
@@ -179,10 +182,10 @@ class LipschitzBudget:
         if state.validated_step < 0:  # the first one is no news
             return loss, when, state.wins
         share = min(1.0, (when - state.validated_step) / (0.5 * ahead))
-        if loss < state.best:
+        if loss < state.best and (state.loss is None or loss <= self.release_gap * state.loss):
             most = math.log(self.most_release) / math.log(self.release) if self.release > 1.0 else 0.0
             return loss, when, min(state.wins + share, most)
-        return state.best, when, max(0.0, state.wins - share)
+        return min(state.best, loss), when, max(0.0, state.wins - share)
 
     def _reference(self, observation: Observation) -> float:
         """Return Z of a healthy start: no layer counted below the norm that it has at ``healthy_gain``."""

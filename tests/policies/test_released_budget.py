@@ -12,7 +12,9 @@ WHOLE = Layer("*", "network", (), -1, 1.0, 0.0, 0.1, 0.0)
 PART = Layer("a", "linear", (64, 64), 0, 1.0, 0.0, 0.1, 0.0, update_ratio=1.0)
 
 
-def room_with(losses: list[float], every: int = 2, total: int = 40, **constants: float) -> float:
+def room_with(
+    losses: list[float], every: int = 2, total: int = 40, training: float | None = None, **constants: float
+) -> float:
     """Return the head room at the end of a run that does not grow, with a validation loss every so many steps."""
     policy = LipschitzBudget(healthy_gain=0.1, loss_room=0.0, **constants)
     state, head = policy.init(), math.nan
@@ -20,7 +22,7 @@ def room_with(losses: list[float], every: int = 2, total: int = 40, **constants:
         count = step // every  # validations so far
         seen = (losses[min(count, len(losses)) - 1], count * every) if count else (None, None)
         observation = Observation(
-            step, total, 0.0, "sgd", 0.9, (Knobs(0, 0.1),), WHOLE, (PART,), (), None, *seen, max(step - 1, 0)
+            step, total, 0.0, "sgd", 0.9, (Knobs(0, 0.1),), WHOLE, (PART,), (), training, *seen, max(step - 1, 0)
         )
         part, state = policy.refine(observation, Decision(step, "x", "x", (Knobs(0, 0.1),)), state)
         head = dict(part.read).get("budget_head", head)
@@ -36,6 +38,13 @@ def test_the_budget_has_more_room_with_each_validation_that_is_the_best_so_far()
     assert room_with([2.0, 1.0] * 4 + [3.0] + [0.9, 0.8, 0.7] + [0.6] * 8, most_release=2.0) == pytest.approx(0.3)
     assert room_with(falling, release=1.0) == pytest.approx(0.3)
     assert room_with([math.nan, math.inf] * 10) == pytest.approx(0.3)
+
+
+def test_what_is_far_above_the_training_loss_releases_nothing() -> None:
+    falling = [1.0 - 0.01 * k for k in range(20)]
+    assert room_with(falling, training=0.7) == pytest.approx(0.3 * 4.0)
+    assert room_with(falling, training=0.5) == pytest.approx(0.3)
+    assert room_with(falling, training=0.5, release_gap=2.5) == pytest.approx(0.3 * 4.0)
 
 
 def test_more_frequent_validations_release_no_more_room() -> None:
