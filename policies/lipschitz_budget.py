@@ -142,7 +142,7 @@ class LipschitzBudget:
         total = observation.total_steps
         done = 1.0 if total is None else min(1.0, (observation.step + ahead) / max(total, 1))
         room = 1.0 + self.loss_room * math.sqrt(_share(state.loss, state.first_loss))
-        room *= self.release**state.wins
+        room *= math.exp(state.wins * math.log(self.release))
         return self.budget * state.weight * room * (self.first_share + (1.0 - self.first_share) * done)
 
     def _ahead(self, observation: Observation) -> float:
