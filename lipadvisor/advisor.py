@@ -99,19 +99,9 @@ class Advisor:
     ) -> None:
         policy = named_policy(policy) if isinstance(policy, str) else policy
         check_arguments(
-            model,
-            optimizer,
-            policy,
-            total_steps,
-            mode,
-            max_overhead,
-            seed,
-            snapshot_every,
-            on_error,
-            out,
-            sink,
+            model, optimizer, policy, total_steps, mode, max_overhead, seed, snapshot_every, on_error, out, sink,
             record_limit,
-        )
+        )  # fmt: skip
         self.policy: Policy[Any] = policy
         self.mode, self.total_steps = mode, total_steps
         self._errors = FailOpen(raises=on_error == "raise")
@@ -301,6 +291,11 @@ class Advisor:
     def noise(self) -> NoiseReport:
         """How the gradient noise was measured last, and what its checks said so far."""
         return self._probe.noise
+
+    @property
+    def input_sizes(self) -> dict[str, tuple[int, ...]]:
+        """(channels, ...) of the maps that the norm of each convolution is for, by the layer's name."""
+        return self._probe.following.sizes()
 
     @property
     def skipped_layers(self) -> tuple[tuple[str, str], ...]:

@@ -61,3 +61,4 @@ class Terms:
     # factor 1 - M/N than that of independent draws, here and above; None for independent draws
     frobenius_ratio_L: Array = field(default_factory=lambda: np.zeros(0))  # |U|_F / |W|_F, per tau
     row_ratio_L: Array = field(default_factory=lambda: np.zeros(0))  # largest |U_i| over largest |W_i|, rows, per tau
+    input_sizes: tuple[tuple[int, ...], ...] = ()  # (channels, ...) of the maps that a layer's norm is for; () for none

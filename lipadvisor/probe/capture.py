@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
+from lipadvisor.probe.kinds.kind import wide
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
@@ -54,7 +55,10 @@ class Capture:
     root: nn.Module | None = None  # the whole model, whose first input says how many samples there are
     reduce_by: dict[int, Sketch | CompactKernel] = field(default_factory=dict)  # layers of which nothing is to be kept
     calls: list[list[_Call]] = field(default_factory=list)
-    input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # that the layers' operators are for
+    seen_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of the last training pass's inputs
+    sized: tuple[int, ...] = ()  # layers whose operators depend on these
+    always: bool = False  # look at sizes where no gradient is asked for, too
     spent_s: float = 0.0
     asleep: bool = False  # hooks stay where they are and record nothing
     _sequences_first: bool = False
@@ -68,15 +72,17 @@ class Capture:
 
     def __post_init__(self) -> None:
         """Look for attention over sequences that come first: what is around it may have the samples second."""
+        self.sized = tuple(i for i, layer in enumerate(self.layers) if layer.operator(None) is None)
         modules = {use.module for layer in self.layers for use in layer.uses}
         self._sequences_first = any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in modules)
 
-    def attach(self, layers: bool = True, root: bool = True) -> None:
+    def attach(self, layers: bool = True, root: bool = True, sizes: bool = True) -> None:
         """Put the hooks in, with nothing recorded yet.
 
         Args:
             layers: those of the layers.
             root: the model's own, which counts samples.
+            sizes: those that look at the sizes of maps alone, where the layers' are not wanted.
         """
         self.detach()
         self.clear()
@@ -89,6 +95,10 @@ class Capture:
                     self._handles.append(use.module.register_forward_pre_hook(Hook(self._entering(enter))))
                 hook = Hook(self._hook(index, use))
                 self._handles.append(use.module.register_forward_hook(hook, with_kwargs=True))
+        for index in () if layers or not sizes else self.sized:
+            for use in self.layers[index].uses:
+                look = Hook(self._looking(index, use))
+                self._handles.append(use.module.register_forward_pre_hook(look, with_kwargs=True))
 
     def detach(self) -> None:
         """Take the hooks out. What was recorded stays."""
@@ -207,6 +217,18 @@ class Capture:
 
         return before
 
+    def _looking(self, index: int, use: Use) -> Any:
+        def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if not transformed() and not self.asleep:
+                self._note_size(index, use.read(arguments, keywords))
+
+        return before
+
+    def _note_size(self, index: int, kept: Any) -> None:
+        """Note the size of a layer's input, in training: an evaluation in between may have others."""
+        if isinstance(kept, Tensor) and (self.always or torch.is_grad_enabled()):
+            self.seen_shapes[index] = tuple(kept.shape)
+
     def _hook(self, index: int, use: Use) -> Any:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if transformed() or self.asleep:
@@ -214,8 +236,7 @@ class Capture:
             started = time.perf_counter()
             kept = use.read(arguments, keywords)
             if kept is not None:
-                if isinstance(kept, Tensor):
-                    self.input_shapes[index] = tuple(kept.shape)
+                self._note_size(index, kept)
                 result = output[0] if isinstance(output, tuple) else output
                 if self.keep and isinstance(result, Tensor) and result.requires_grad:
                     self._record(index, use, kept, result)
@@ -296,8 +317,8 @@ class Capture:
     def _reduce(self, call: _Call, grad: Tensor) -> None:
         """Take what is asked of a call while its input and gradient are at hand, and let go of both."""
         started = time.perf_counter()
-        if call.projected is not None or call.by is None:
-            call.lost = True  # the graph was kept for another pass
+        if call.projected is not None or call.by is None or wide(grad).dtype != call.by.dtype:
+            call.lost = True  # the graph was kept for another pass, or the weights have changed their type
             return
         with torch.no_grad():
             call.projected = Projected.of(call.by, call.use, call.kept, grad)

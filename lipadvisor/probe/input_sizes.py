@@ -30,7 +30,7 @@ def input_sizes(
         keywords: the rest of them.
     """
     modes = [(module, module.training) for module in model.modules()]
-    sizes = Capture(layers, keep=False)
+    sizes = Capture(layers, keep=False, always=True)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         sizes.attach()
@@ -42,4 +42,4 @@ def input_sizes(
         put_shares_back(model)
         for module, training in modes:
             module.training = training
-    return sizes.input_shapes
+    return sizes.seen_shapes

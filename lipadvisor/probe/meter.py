@@ -98,7 +98,7 @@ class NoiseMeter:
 
     def regroup(self, packs: Sequence[Pack]) -> None:
         """Go on with the same layers in other packs, none of which has been measured."""
-        self._packs, self._pair, self._closed = tuple(packs), None, None
+        self._packs, self._pair, self._closed, self._prepared = tuple(packs), None, None, {}
 
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 

@@ -179,6 +179,10 @@ class Pack:
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
 
+    def restart(self) -> None:
+        """Forget the operator and everything that was tracked: the next :meth:`settle` begins anew."""
+        self.operator = self.start_RN = self.update_KN = self.old = self.new = self.moved = None
+
     def parted(self, input_shapes: Mapping[int, tuple[int, ...]]) -> tuple[Pack, ...]:
         """Return the pack, or one for each size of maps that its layers see.
 

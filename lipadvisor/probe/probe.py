@@ -27,6 +27,7 @@ from lipadvisor.probe.arguments import check_arguments, check_noise_arguments, g
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.changes import Changes
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
+from lipadvisor.probe.following import Following
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import find_layers
@@ -104,7 +105,7 @@ class Probe:
             globs("exclude", exclude),
             Options(conv_view, gains, parameters),
         )
-        self._eager, self._blind = EagerStep(), False
+        self._eager, self._blind, self._watched = EagerStep(), False, False
         self._compiled, self._wrapped = is_compiled(model), self._model is not model
         self._optimizer = optimizer
         self._changes = Changes.since(self._model, optimizer, self.layers)
@@ -112,6 +113,7 @@ class Probe:
         self._packs = make_packs(self.layers, self._generator)
         self._place_L = rows_of_layers(self._packs)
         self._capture = Capture(self.layers, keep=level in NOISY, root=model)
+        self.following = Following(self.layers, self._capture, follows=self.ranks.size == 1)
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
@@ -148,7 +150,7 @@ class Probe:
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
         self._keep(readings.columns["s_1"])
         self._strides.note_spectrum(self._packs, *(readings.columns[name] for name in ("s_1", "s_2", "s_last")))
-        measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1)
+        measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1, sizes=self.following.sizes())
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def arm(self, step: int) -> bool:
@@ -160,15 +162,15 @@ class Probe:
         if self._armed is None:
             return False
         self._capture.spent_s = 0.0
-        if self.level in NOISY or any(pack.operator is None for pack in self._packs):
-            if (unsettled := any(pack.operator is None for pack in self._packs)) and self._blind:
-                self._eager.begin()
-            self._meter.judge.looked = self._meter.judge.wants_samples
-            wanted = unsettled or (self._meter.judge.looked and not self._compiled)
+        unsettled, noisy = any(pack.operator is None for pack in self._packs), self.level in NOISY
+        if unsettled and self._blind:
+            self._eager.begin()
+        self._meter.judge.looked = self._meter.judge.wants_samples
+        self._watched = unsettled or (noisy and self._meter.judge.looked and not self._compiled)
+        if noisy:
             self._meter.prepare()
-            self._capture.attach(layers=wanted, root=not self._compiled or self._wrapped)
-        else:
-            self._capture.clear()
+        root = (noisy or unsettled) and (not self._compiled or self._wrapped)
+        self._capture.attach(self._watched, root, sizes=not self._compiled)
         self._spent_s += time.perf_counter() - self._armed_at
         return True
 
@@ -201,8 +203,8 @@ class Probe:
             self._eager.end()
             self._unsettled = self._begin()
             self._blind = any(self._unsettled)
-            self._unsettled = tuple(map(or_, self._unsettled, self._changes.look()))
-            if self._updates and self._meter.judge.looked and self._capture.empty and EagerStep.possible():
+            self._unsettled = tuple(map(or_, self._unsettled, self.following.marked(self._changes.look())))
+            if self._updates and self._watched and self._capture.empty and EagerStep.possible():
                 self._compiled = True  # outside of the model, where it does not show
         self._spent_s += time.perf_counter() - started
 
@@ -246,9 +248,14 @@ class Probe:
         if readings is None:
             return None
         self._note(readings.columns)
+        sizes, started = self.following.sizes(), self.following.look(self._packs)
+        if started:
+            self._meter.regroup(self._packs)
         times = measure_s, step_s, max(wait, 1)
         knobs, unsettled = self._strides.knobs, self._unsettled
-        measured = Measured(step, self.level, knobs, readings.samples, unsettled, *times, doubts, self._population)
+        measured = Measured(
+            step, self.level, knobs, readings.samples, unsettled, *times, doubts, self._population, sizes
+        )
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
@@ -293,6 +300,9 @@ class Probe:
 
     def _begin(self) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
+        if self.following.retyped():
+            self._regroup(make_packs(self.layers, self._generator))
+        self.following.adopt(self._packs)
         unsettled = [False] * len(self.layers)
         parts = tuple(part for pack in self._packs for part in pack.parted(self._capture.input_shapes))
         if len(parts) > len(self._packs):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def statuses(
     Args:
         readings: of the step.
         needed: columns that must be finite; "noise" stands for the covariance.
-        unsettled: layers whose operator norm is only a bound so far.
+        unsettled: layers whose operator norm is only a bound so far, or whose tracker has just begun anew.
         doubts: what must be said of each layer's noise where nothing graver is to be said; () for nothing.
     """
     columns = readings.columns
@@ -140,9 +140,11 @@ def statuses(
     for index, finite in enumerate(finite_L):
         gap = 1.0 - columns["s_2"][index] / columns["s_1"][index] if finite else 0.0
         doubt = doubts[index] if doubts else None
-        if not finite or (not noisy_L[index] and doubt is None):
+        if unsettled[index] and columns["s_1"][index] > 0:
+            result.append(Status.NOT_CONVERGED)
+        elif not finite or (not noisy_L[index] and doubt is None):
             result.append(Status.NON_FINITE)
-        elif unsettled[index] or columns["residual"][index] > LOOSE_RESIDUAL:
+        elif columns["residual"][index] > LOOSE_RESIDUAL:
             result.append(Status.NOT_CONVERGED)
         elif gap < CLOSE_GAP:
             result.append(Status.GAP_LIMITED)
@@ -165,6 +167,7 @@ class Measured:
     interval: int
     doubts: tuple[Status | None, ...] = ()  # of the noise, by layer
     population: int | None = None  # rows the batches are drawn from without replacement
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of convolutions' input maps
 
 
 def terms(
@@ -238,4 +241,5 @@ def terms(
         population=measured.population,
         frobenius_ratio_L=columns["frobenius_ratio"],
         row_ratio_L=columns["row_ratio"],
+        input_sizes=tuple(measured.sizes.get(layer.name, ()) for layer in layers),
     )

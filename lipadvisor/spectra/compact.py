@@ -37,6 +37,11 @@ class CompactKernel:
     core: Tensor  # (P, Q, *taps)
     in_QC: Tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its numbers."""
+        return self.core.dtype
+
     def sample_scalars(self, input_B: Tensor, grad_B: Tensor) -> Tensor:
         """Return ``<d_i, conv(a_i; kernel)>`` (B,)."""
         few = (self.in_QC @ input_B.flatten(2)).unflatten(2, input_B.shape[2:])
@@ -54,6 +59,11 @@ class Sketch:
     of_output: Tensor  # (E, P, *taps), the same of u
     place_EY: Tensor  # how much of each pattern is at each place: patches of v = sum_e of_input_e place_e
     place_EX: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its numbers."""
+        return self.kernel.dtype
 
     def samples(self, input_B: Tensor, grad_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``<g_i, J>`` (B,), and each sample's gradient between patterns and channels (B, O, E), (B, C, E)."""
