@@ -37,7 +37,8 @@ class Lipschitz:
         row_step: the same in largest norms of a row, > 0.
         horizon_power: the size falls with this power of the run's length, in [0, 1].
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
-        decay_total: nats by which weight decay shrinks each matrix over the run, >= 0.
+        decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
+            ones by the square root of the length more.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.

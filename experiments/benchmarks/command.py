@@ -76,7 +76,7 @@ def policies(
       grid       learning rate x init scale x weight decay off by large factors
       init       each matrix off by its own 10^U(-1, 1)
       constants  each internal constant wrong by 8, against the policy as it is
-      horizon    four tasks at 30 times their length
+      horizon    eight tasks at 30 times their length
       variants   one part changed at a time (design list alone)
       interval   decisions 50 to 1000 steps apart, reactive against forecast
       shocks     at half the run 40 % wrong labels, or the learning rate x 10

@@ -130,6 +130,7 @@ INTERVAL_TASKS = frozenset(
 )  # of the design list, those of 400 to 1,200 steps that take seconds
 HORIZON_TASKS = frozenset(
     {"autoencoder", "patches", "deep_plain", "deep_tanh"}
+    | {"batchnorm_mlp", "convnet_adamw", "gru_rows", "label_noise"}
 )  # run 30 times as long by the horizon suite
 SHOCK_TASKS = frozenset(
     {"mlp_digits", "deep_plain", "deep_tanh", "spirals", "batch_4_adamw", "muon_digits"}

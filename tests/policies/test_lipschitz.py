@@ -20,7 +20,6 @@ from lipadvisor.policies import (
     Observation,
     Overfitting,
     SpectralRate,
-    TotalDecay,
     WarmupEnd,
     as_json,
     chain,
@@ -205,12 +204,6 @@ def test_a_small_start_may_grow_to_a_healthy_level_first():
     )
     assert replay(policy, [first, free])[-1].knobs[0].lr == 0.1
     assert replay(policy, [first, tied])[-1].knobs[0].lr < 0.1
-
-
-def test_the_decay_sums_to_its_total():
-    policy = chain(Constant(lr=0.03), TotalDecay(total=0.6, per_step=1.0))
-    decisions = replay(policy, [observe(step, [layer()], total=400) for step in range(400)])
-    assert sum(d.knobs[0].lr * d.knobs[0].weight_decay for d in decisions) == pytest.approx(0.6, rel=0.01)
 
 
 def test_the_warmup_ends_where_the_rate_stops_rising():
