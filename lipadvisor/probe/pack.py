@@ -33,10 +33,10 @@ from lipadvisor.spectra import (
     start_vectors,
 )
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.curvature import outside
+from lipadvisor.spectra.rows import FEW, Kernel, Operator, Rows, apply, root, rows, squares, tensor
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "rows_of_layers"]
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "residual", "rows_of_layers"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
@@ -75,7 +75,7 @@ class Moved:
     """
 
     kernel: Tensor
-    image_RM: Tensor
+    image_RM: Rows
     versions: tuple[float, ...]
 
 
@@ -93,7 +93,7 @@ class Pack:
         update_KN: right vectors of the last update, (l, K, N).
         old: weights before the step.
         new: weights after it.
-        moved: the same before their block is found, from :meth:`move` to :meth:`follow`.
+        moved: the same before their block is found, from :meth:`move` to :meth:`take`.
     """
 
     indices: tuple[int, ...]
@@ -125,6 +125,14 @@ class Pack:
     def flat(self) -> bool:
         """Whether its layers are matrices whose samples' gradients are sums of few outer products."""
         return self.layers[0].flat
+
+    @property
+    def short(self) -> bool:
+        """Whether what is done with the block's vectors costs what its calls cost: they are then taken as arrays."""
+        start_RN, operator = self.start_RN, self.operator
+        if start_RN is None or operator is None or isinstance(operator, ShardedOperator):
+            return False
+        return start_RN.device.type == "cpu" and start_RN.shape[1] * max(operator.inputs, operator.outputs) <= FEW
 
     def kernel(self) -> Tensor:
         """Return a copy of the present weights (l, *shape) in float32 or better."""
@@ -174,7 +182,7 @@ class Pack:
             block = cold_start(self.operator, kernel, start_RN)
             self.start_RN = block.v_RN
             if kernel.dtype == torch.float32:  # float64 asks for one more
-                row_lC = self._row(kernel, block.s_R, self._residual(kernel, block))
+                row_lC = self._row(kernel, block.s_R, residual(self.operator, kernel, block))
                 self.new = Refreshed(kernel, block, row_lC, self.versions())
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
@@ -222,29 +230,16 @@ class Pack:
         """Set ``moved`` to the present weights."""
         assert self.old is not None
         assert self.operator is not None
-        kernel = self.kernel()
-        self.moved = Moved(kernel, self.operator.apply(kernel, self.old.block.v_RN), self.versions())
+        kernel, v_RN = self.kernel(), self.old.block.v_RN
+        image_RM = apply(self.operator, kernel, rows(v_RN) if self.short else v_RN)
+        self.moved = Moved(kernel, image_RM, self.versions())
 
-    def follow(self, degree: int, image_RM: Tensor | None = None) -> None:
-        """Set ``new`` to the moved weights, with the block refreshed from that of ``old``.
-
-        Args:
-            degree: of the filter.
-            image_RM: images to go on from without a filter, if they are better than those of the old vectors.
-        """
-        assert self.old is not None
+    def take(self, block: TrackedBlock, residual_l1: Rows) -> None:
+        """Set ``new`` to the moved weights with their block."""
         assert self.moved is not None
-        assert self.operator is not None
-        kernel, before = self.moved.kernel, self.old.block
-        start_RM = self.moved.image_RM if degree or image_RM is None else image_RM
-        block = refresh(self.operator, kernel, before.v_RN, degree, start_RM)
-        if degree >= 2:
-            residual_l1 = self._residual(kernel, block)
-        else:  # after a small step: how far the vector moved out of the block bounds how far it still has to go
-            off_l1N = outside(block.v_RN[:, :1], before.v_RN)
-            residual_l1 = torch.linalg.vector_norm(off_l1N, dim=-1) * (block.s_R[:, -1:] / block.s_R[:, :1])
-        block = self._agreed(block)
-        self.new = Refreshed(kernel, block, self._row(kernel, block.s_R, residual_l1), self.moved.versions)
+        kernel, block = self.moved.kernel, self._agreed(block.tensors())
+        row_lC = self._row(kernel, block.s_R, tensor(residual_l1))
+        self.new = Refreshed(kernel, block, row_lC, self.moved.versions)
         self.moved = None
 
     def keep(self, sound: Sequence[bool]) -> None:
@@ -265,7 +260,7 @@ class Pack:
         self.new = None
 
     def resolvent(self, kernel: Tensor, block: TrackedBlock) -> Resolvent:
-        """Return the resolvent of the block's complement, the cheapest that is exact."""
+        """Return the resolvent of the block's complement, the cheapest that is exact, for changes as the block is."""
         assert self.operator is not None
         if block.complete:
             return FlatResolvent(block.s_R[..., 0])
@@ -310,7 +305,7 @@ class Pack:
         assert self.operator is not None
         kernel = self.kernel()
         block = refresh(self.operator, kernel, start_RN, degree)
-        row_lC = self._row(kernel, block.s_R, self._residual(kernel, block))
+        row_lC = self._row(kernel, block.s_R, residual(self.operator, kernel, block))
         return Refreshed(kernel, self._agreed(block), row_lC, self.versions())
 
     def _agreed(self, block: TrackedBlock) -> TrackedBlock:
@@ -329,12 +324,11 @@ class Pack:
         second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
         return torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
 
-    def _residual(self, kernel: Tensor, block: TrackedBlock) -> Tensor:
-        """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
-        assert self.operator is not None
-        off_l1M = self.operator.apply(kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
-        residual_l1: Tensor = torch.linalg.vector_norm(off_l1M, dim=-1) / block.s_R[:, :1]
-        return residual_l1
+
+def residual(operator: Operator, kernel: Kernel, block: TrackedBlock) -> Rows:
+    """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
+    off_l1M = apply(operator, kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
+    return root(squares(off_l1M)) / block.s_R[:, :1]
 
 
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:

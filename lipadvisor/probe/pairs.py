@@ -21,6 +21,7 @@ from torch import Tensor
 from lipadvisor.probe.gradients import View
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.spectra import curvature_form
+from lipadvisor.spectra.rows import quiet, rows, tensor
 
 __all__ = ["PAIR_COLUMNS", "OpenPair", "close_pair", "empty_rows"]
 
@@ -61,9 +62,12 @@ def close_pair(pack: Pack, state: Refreshed, first: View, second: View) -> Tenso
     half_l = (second.scalar_l - first.scalar_l) / (s_l * 2.0**0.5)
     form_l = torch.full_like(half_l, float("nan"))
     if first.coimage_1N is not None and second.coimage_1N is not None:
-        image_1M, coimage_1N = second.image_1M - first.image_1M, second.coimage_1N - first.coimage_1N
-        resolvent = pack.resolvent(state.kernel, state.block)
-        form_l = curvature_form(state.block, resolvent, image_1M, coimage_1N)[:, 0] / (2.0 * s_l)
+        changes = second.image_1M - first.image_1M, second.coimage_1N - first.coimage_1N
+        block = state.block.rows() if pack.short else state.block
+        images = (rows(x) if pack.short else x for x in changes)
+        with quiet():
+            q_lK = curvature_form(block, pack.resolvent(state.kernel, block), *images)
+        form_l = tensor(q_lK)[:, 0] / (2.0 * s_l)
     return torch.stack([half_l, form_l], dim=1)
 
 

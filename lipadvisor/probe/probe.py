@@ -36,10 +36,10 @@ from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack, make_packs, pack_up, rows_of_layers
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
-from lipadvisor.probe.response import noise_form, respond
+from lipadvisor.probe.response import noise_form
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.strides import Strides
-from lipadvisor.spectra import Resolvent
+from lipadvisor.probe.together import Came, follow, move
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
@@ -322,39 +322,34 @@ class Probe:
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
-        tables: list[list[Tensor]] = []
-        resolvents: list[Resolvent | None] = []
-        for pack in self._packs:
-            steps, resolvent = self._move(pack)
-            resolvents.append(resolvent)
-            tables.append([pack.spectrum(pack.old), pack.spectrum(pack.new), *steps])
+        came = self._move()
+        tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
+        if self.level != "norms":
+            for table, one in zip(tables, came, strict=True):
+                row_l5 = table[0]
+                table.append(row_l5.new_full((len(row_l5), 6), float("nan")) if one is None else one.columns_l6)
         if self.level in NOISY:
             self._meter.judge.curved = self.level == "full"
             noises, sums_by_pack = self._meter.measure()
-            for pack, table, resolvent, noise in zip(self._packs, tables, resolvents, noises, strict=True):
-                if resolvent is None or noise is None or noise.image_KM is None:
+            for pack, table, one, noise in zip(self._packs, tables, came, noises, strict=True):
+                if one is None or noise is None or noise.image_KM is None:
                     table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
-                    table.append(noise_form(pack, resolvent, noise))
+                    table.append(noise_form(pack, one.resolvent, noise))
             for table, sums in zip(tables, sums_by_pack, strict=True):
                 table.append(sums)
         self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
 
-    def _move(self, pack: Pack) -> tuple[list[Tensor], Resolvent | None]:
-        """Bring a pack to the weights after the step; return what the step did (l, 6), and the resolvent before it."""
-        if pack.old is None:
-            row_l5 = pack.spectrum(pack.old)
-            return ([] if self.level == "norms" else [row_l5.new_full((len(row_l5), 6), float("nan"))]), None
-        pack.move()
-        strides = self._strides
+    def _move(self) -> list[Came | None]:
+        """Bring the packs to the weights after the step; return what it did to each that can be measured."""
+        ready = [pack for pack in self._packs if pack.old is not None]
         if self.level == "norms":
-            pack.follow(max(2, strides.degree(pack)))
-            return [], None
-        resolvent = pack.resolvent(pack.old.kernel, pack.old.block)
-        direction, length, kept = strides.direction(pack), strides.length(pack), strides.kept(pack)
-        response = respond(pack, resolvent, direction, length, kept, strides.pace(pack))
-        pack.follow(strides.degree(pack), response.ahead_RM)
-        return [response.columns_l6], resolvent
+            for pack in ready:
+                pack.move()
+                follow(pack, max(2, self._strides.degree(pack)))
+            return [None] * len(self._packs)
+        came = iter(move(ready, self._strides))
+        return [None if pack.old is None else next(came) for pack in self._packs]
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +28,35 @@ from lipadvisor.spectra import (
     curvature_form,
     refresh,
 )
-from lipadvisor.spectra.change import TINY, moved_norm, turned_pair
-from lipadvisor.spectra.conv2d import roughly
+from lipadvisor.spectra.change import moved_norm, turned_pair
 from lipadvisor.spectra.curvature import Split, outside, split_change
+from lipadvisor.spectra.joined import JoinedOperator, filled
+from lipadvisor.spectra.rows import (
+    Kernel,
+    Operator,
+    Rows,
+    adjoint,
+    apply,
+    decomposed,
+    identity,
+    joined,
+    like,
+    log,
+    lower_factor,
+    orthonormal,
+    quiet,
+    root,
+    rows,
+    solved,
+    squares,
+    tensor,
+    unit,
+    wide,
+)
 from lipadvisor.spectra.sharded import ShardedOperator
 from lipadvisor.spectra.wave import wave_vectors
 
-__all__ = ["Pace", "Response", "noise_form", "respond", "update_norm"]
+__all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respond", "waved"]
 
 
 MAX_STRETCHES = 32
@@ -57,10 +79,10 @@ class Pace:
     expected: float
     turned: bool
 
-    def stretches(self, size_l: Tensor | None, norm_l: Tensor) -> int:
+    def stretches(self, size_l: Rows | None, norm_l: Rows) -> int:
         """Return the number of stretches for an update of ``size`` on weights of ``norm``; None: judged by the last."""
         relative = self.expected
-        if size_l is not None and size_l.device.type == "cpu":
+        if size_l is not None and tensor(size_l).device.type == "cpu":
             relative = self.lr * float((size_l / norm_l).max())
         if not math.isfinite(relative):
             return 1
@@ -68,53 +90,77 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """What a step did to the top pairs of a pack.
+class Passage:
+    """A straight step from weights with a block to others: ``kept (W + length U)``.
 
     Attributes:
-        columns_l6: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, :func:`relative_sizes`.
-        ahead_RM: images, by the moved weights, of the block's right vectors, the top one turned to first order.
+        operator: of the layers; that of several packs joined, where kernels are tuples.
+        rough: the same, for what need not be exact.
+        resolvent: of the complement, before the step.
+        renew: makes the resolvent of other weights; None for joined packs.
+        block: of the weights before the step.
+        old: these weights.
+        moved: the weights after it.
+        image_RM: their images of the block's right vectors.
+        direction: U.
+        length: how far along U the weights go; rows are (l, 1, 1).
+        kept: what the decay then leaves.
+        update_KN: right vectors of the last update.
     """
 
-    columns_l6: Tensor
-    ahead_RM: Tensor
+    operator: Operator
+    rough: Operator
+    resolvent: Resolvent
+    renew: Callable[[Tensor, TrackedBlock], Resolvent] | None
+    block: TrackedBlock
+    old: Kernel
+    moved: Kernel
+    image_RM: Rows
+    direction: Kernel
+    length: float | Rows
+    kept: float | Rows
+    update_KN: Rows
 
 
-def respond(
-    pack: Pack, resolvent: Resolvent, direction: Tensor, length: float | Tensor, kept: float | Tensor, pace: Pace
-) -> Response:
-    """Return what a step did.
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a step did to the top pairs of layers.
+
+    Attributes:
+        columns_l4: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``.
+        ahead_RM: images, by the moved weights, of the block's right vectors, the top one turned to first order.
+        update_KN: right vectors of the update.
+    """
+
+    columns_l4: Rows
+    ahead_RM: Rows
+    update_KN: Rows
+
+
+def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int]) -> Response | None:
+    """Return what a step did; None for joined packs whose step is too long to be predicted in one go.
 
     Args:
-        pack: with ``old`` refreshed, and moved; its update's vectors are moved on.
-        resolvent: of ``old``.
-        direction: U, (l, *kernel shape).
-        length: how far along U the weights go; a tensor is (l, 1, 1).
-        kept: what the decay then leaves: the new weights are ``kept (W + length U)``.
-        pace: how a long step is cut up.
+        step: what is known of it.
+        turned: whether the top pair may turn within the block.
+        stretches: says, of the update's size and the norm, into how many stretches the step is cut up.
     """
-    assert pack.old is not None
-    assert pack.moved is not None
-    assert pack.operator is not None
-    assert pack.update_KN is not None
-    block, moved = pack.old.block, pack.moved
-    corner_RR = block.u_RM @ moved.image_RM.mT / kept
-    pairs = _Pairs.of(block, corner_RR, pace.turned)
-    images_JM, coimages_JN, size_l, pack.update_KN = update_norm(
-        pack.operator, direction, pairs.left_JM, pairs.right_JN, pack.update_KN
-    )
+    block = step.block
+    corner_RR = block.u_RM @ step.image_RM.mT / step.kept
+    pairs = _Pairs.of(block, corner_RR, turned)
+    images_JM, coimages_JN, size_l, update_KN = _update_norm(step, pairs.left_JM, pairs.right_JN)
     first_l = (block.u_RM[:, 0] * images_JM[:, 0]).sum(-1)
-    alike = None if isinstance(pack.operator, ShardedOperator) else size_l  # by what all processes know alike
-    stretches = pace.stretches(alike, block.s_R[:, 0])
-    if stretches == 1:
-        step = _Step(block, corner_RR, direction, length, moved.kernel, kept)
-        top_l, q_l, ahead_RM = _stretch(pack.operator, resolvent, step, pairs, images_JM, coimages_JN)
-        ratio_l, ahead_RM = top_l / block.s_R[:, 0], moved.image_RM + ahead_RM
+    count = stretches(size_l, block.s_R[:, 0])
+    if count == 1:
+        top_l, q_l, ahead_RM = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
+        ratio_l, ahead_RM = top_l / block.s_R[:, 0], step.image_RM + ahead_RM
+    elif step.renew is None:
+        return None
     else:
-        ratio_l, q_l = _stretches(pack, resolvent, direction, length / stretches, stretches)
-        ahead_RM = moved.image_RM
-    columns_l4 = torch.stack([first_l, q_l, ratio_l.log(), size_l], dim=1)
-    return Response(torch.cat([columns_l4, relative_sizes(pack.operator, direction, pack.old.kernel)], 1), ahead_RM)
+        ratio_l, q_l = _stretches(step, count)
+        ahead_RM = step.image_RM
+    columns = (first_l, q_l, log(ratio_l), size_l)
+    return Response(joined([column[:, None] for column in columns], 1), ahead_RM, update_KN)
 
 
 def relative_sizes(operator: LayerOperator, direction: Tensor, kernel: Tensor) -> Tensor:
@@ -134,42 +180,58 @@ def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
     assert pack.old is not None
     assert noise.image_KM is not None
     assert noise.coimage_KN is not None
-    q_lK = curvature_form(pack.old.block, resolvent, noise.image_KM, noise.coimage_KN)
-    return q_lK.sum(1, keepdim=True) * noise.factor
+    short = pack.short
+    block = pack.old.block.rows() if short else pack.old.block
+    images = (rows(x) if short else x for x in (noise.image_KM, noise.coimage_KN))
+    with quiet():
+        q_lK = curvature_form(block, resolvent, *images)
+        return tensor(q_lK.sum(1)[:, None] * noise.factor)
 
 
-def update_norm(
-    operator: LayerOperator, direction: Tensor, left_JM: Tensor, right_JN: Tensor, start_KN: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _update_norm(step: Passage, left_JM: Rows, right_JN: Rows) -> tuple[Rows, Rows, Rows, Rows]:
     """Return images of given vectors, ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
 
     The size is a lower bound but for rounding. A convolution's starts from the last step's top vector and from the wave
     at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
 
     Args:
-        operator: geometry of the layer.
-        direction: U (l, *kernel shape).
+        step: whose direction is U.
         left_JM: vectors whose images ``U'u`` (l, J, N) come second.
         right_JN: vectors whose images ``U v`` (l, J, M) come first.
-        start_KN: right vectors of the last update.
     """
-    geometry, shared = _geometry(operator)
-    if geometry is not None:
-        images_JM, coimages_JN = operator.apply(direction, right_JN), operator.adjoint(direction, left_JM)
-        start_KN = torch.cat([start_KN[:, :1], wave_vectors(geometry, direction, *shared)], 1)
-        return images_JM, coimages_JN, *_climb(roughly(operator, direction), direction, start_KN)
+    operator, direction, start_KN = step.operator, step.direction, step.update_KN
+    wave_1N = _waves(operator, direction, start_KN)
+    if wave_1N is not None:
+        images_JM, coimages_JN = apply(operator, direction, right_JN), adjoint(operator, direction, left_JM)
+        return images_JM, coimages_JN, *_climb(step.rough, direction, joined([start_KN[:, :1], wave_1N]))
     count = right_JN.shape[1]
-    image_KM = operator.apply(direction, torch.cat([right_JN, start_KN], 1))
-    q_KM = torch.linalg.qr(image_KM[:, count:].mT)[0].mT
-    coimage_KN = operator.adjoint(direction, torch.cat([left_JM, q_KM], 1))
-    basis_NK, upper_KK = torch.linalg.qr(coimage_KN[:, count:].mT)
-    turn_KK = torch.linalg.svd(torch.nan_to_num(upper_KK, 0.0, 0.0, 0.0))[0]
-    start_KN = turn_KK.mT @ basis_NK.mT
+    image_KM = apply(operator, direction, joined([right_JN, start_KN]))
+    q_KM, _ = orthonormal(image_KM[:, count:])
+    coimage_KN = adjoint(operator, direction, joined([left_JM, q_KM]))
+    basis_KN, upper_KK = orthonormal(coimage_KN[:, count:])
+    start_KN = decomposed(upper_KK)[0].mT @ basis_KN
     # The top one goes once more there and back: a step's direction may be all new.
-    again_1M = operator.apply(direction, start_KN[:, :1])
-    unit_1M = again_1M / torch.linalg.vector_norm(again_1M, dim=-1, keepdim=True).clamp_min(TINY)
-    size_l1 = torch.linalg.vector_norm(operator.adjoint(direction, unit_1M), dim=-1)
-    return image_KM[:, :count], coimage_KN[:, :count], size_l1.squeeze(1), start_KN
+    again_1M = unit(apply(operator, direction, start_KN[:, :1]))
+    size_l = root(squares(adjoint(operator, direction, again_1M)))[:, 0]
+    return image_KM[:, :count], coimage_KN[:, :count], size_l, start_KN
+
+
+def _waves(operator: Operator, direction: Kernel, like: Rows) -> Rows | None:
+    """Return vectors (l, 1, N) at which convolutions are large now; None for other layers."""
+    if isinstance(operator, JoinedOperator):
+        waves = [_waves(*part, like) for part in zip(operator.parts, direction, strict=True)]
+        return None if waves[0] is None else filled(waves, operator.inputs)
+    geometry, shared = _geometry(operator)
+    if geometry is None:
+        return None
+    assert isinstance(direction, Tensor)
+    wave_1N = wave_vectors(geometry, direction, *shared)
+    return wave_1N if isinstance(like, Tensor) else rows(wave_1N)
+
+
+def waved(operator: LayerOperator) -> bool:
+    """Return whether the size of an update starts from a wave."""
+    return _geometry(operator)[0] is not None
 
 
 def _geometry(
@@ -182,7 +244,7 @@ def _geometry(
     return part, (operator.shard.add, operator.gather_inputs)
 
 
-def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor) -> tuple[Tensor, Tensor]:
+def _climb(operator: Operator, direction: Kernel, start_KN: Rows) -> tuple[Rows, Rows]:
     """Return the size (l,) and the top right vector (l, 1, N) between those of a start and of one power more.
 
     Args:
@@ -190,95 +252,78 @@ def _climb(operator: LayerOperator, direction: Tensor, start_KN: Tensor) -> tupl
         direction: U.
         start_KN: unit rows.
     """
-    image_KM = operator.apply(direction, start_KN)
-    next_KN = operator.adjoint(direction, image_KM)
-    next_KN = next_KN / torch.linalg.vector_norm(next_KN, dim=-1, keepdim=True).clamp_min(TINY)
-    image_JM, basis_JN = torch.cat([image_KM, operator.apply(direction, next_KN)], 1), torch.cat([start_KN, next_KN], 1)
-    overlap_JJ, height_JJ = (basis_JN @ basis_JN.mT).double(), (image_JM @ image_JM.mT).double()
+    image_KM = apply(operator, direction, start_KN)
+    next_KN = unit(adjoint(operator, direction, image_KM))
+    image_JM, basis_JN = joined([image_KM, apply(operator, direction, next_KN)]), joined([start_KN, next_KN])
+    overlap_JJ, height_JJ = wide(basis_JN @ basis_JN.mT), wide(image_JM @ image_JM.mT)
     # The rows may be nearly dependent; what the floor hides of them is nothing that the size could miss.
-    overlap_JJ.diagonal(dim1=-2, dim2=-1).add_(DEPENDENT)
-    lower_JJ = torch.linalg.cholesky_ex(overlap_JJ)[0]
-    half_JJ = torch.linalg.solve_triangular(lower_JJ, height_JJ, upper=False)
-    height_JJ = torch.linalg.solve_triangular(lower_JJ, half_JJ.mT, upper=False)
-    mix_J1 = torch.linalg.svd(torch.nan_to_num(height_JJ, 0.0, 0.0, 0.0))[0][..., :1]
-    mix_J1 = torch.linalg.solve_triangular(lower_JJ.mT, mix_J1, upper=True)
-    right_1N = operator.adjoint(direction, mix_J1.mT.to(image_JM) @ image_JM)
-    right_1N = right_1N / torch.linalg.vector_norm(right_1N, dim=-1, keepdim=True).clamp_min(TINY)
+    lower_JJ = lower_factor(overlap_JJ + DEPENDENT * identity(overlap_JJ.shape[-1], overlap_JJ))
+    white_JJ = solved(lower_JJ, identity(overlap_JJ.shape[-1], overlap_JJ))
+    mix_1J = decomposed(white_JJ @ height_JJ @ white_JJ.mT)[0][..., :1].mT @ white_JJ
+    right_1N = unit(adjoint(operator, direction, like(mix_1J, image_JM) @ image_JM))
     # The root of |U'U x| would save this application, and loses half a percent.
-    return torch.linalg.vector_norm(operator.apply(direction, right_1N), dim=-1).squeeze(1), right_1N
+    return root(squares(apply(operator, direction, right_1N)))[:, 0], right_1N
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
     """The vectors that U has to meet: the block's top pair, and what it turns into within the block."""
 
-    left_JM: Tensor  # the second is the turned one, where there is one
-    right_JN: Tensor
-    turn_1R: Tensor  # its place in the block
+    left_JM: Rows  # the second is the turned one, where there is one
+    right_JN: Rows
+    turn_1R: Rows  # its place in the block
 
     @classmethod
-    def of(cls, block: TrackedBlock, corner_RR: Tensor, turned: bool) -> _Pairs:
+    def of(cls, block: TrackedBlock, corner_RR: Rows, turned: bool) -> _Pairs:
         left_JM, right_JN = block.u_RM[:, :1], block.v_RN[:, :1]
         if turned:
             pair = turned_pair(block, corner_RR)
-            return cls(torch.cat([left_JM, pair.left_1M], 1), torch.cat([right_JN, pair.right_1N], 1), pair.turn_1R)
-        turn_1R = torch.eye(1, block.s_R.shape[-1], dtype=left_JM.dtype, device=left_JM.device)
-        return cls(left_JM, right_JN, turn_1R.expand(len(left_JM), 1, -1))
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A straight step from weights with a block: to ``moved / kept = W + length U``."""
-
-    block: TrackedBlock
-    corner_RR: Tensor  # U'(W + length E)V of the block
-    direction: Tensor
-    length: float | Tensor
-    moved: Tensor
-    kept: float | Tensor
+            return cls(joined([left_JM, pair.left_1M]), joined([right_JN, pair.right_1N]), pair.turn_1R)
+        return cls(left_JM, right_JN, identity(block.s_R.shape[-1], corner_RR)[:, :1])
 
 
 def _stretch(
-    operator: LayerOperator, resolvent: Resolvent, step: _Step, pairs: _Pairs, images_JM: Tensor, coimages_JN: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    step: Passage, corner_RR: Rows, pairs: _Pairs, images_JM: Rows, coimages_JN: Rows
+) -> tuple[Rows, Rows, Rows]:
     """Return s_1 (l,) after the stretch as predicted, the form q (l,), and what the turn adds to the block's images."""
-    block = step.block
+    block, resolvent = step.block, step.resolvent
     split = split_change(block, images_JM[:, :1], coimages_JN[:, :1])
     image_1M, coimage_1N, turning = images_JM[:, -1:], coimages_JN[:, -1:], None
     if images_JM.shape[1] > 1:
         turning = outside(image_1M, block.u_RM), outside(coimage_1N, block.v_RN)
-        if isinstance(resolvent, CgResolvent) and step.direction.dtype != torch.float64:
+        if isinstance(resolvent, CgResolvent) and tensor(image_1M).dtype != torch.float64:
             # One solve for both: the complement's part of q as the turned pair has it.
             split, turning = Split(split.block_K, *turning), None
     z_1N, forms_l1 = resolvent.both(turning, split.p_KM, split.y_KN)
     z_1N = outside(z_1N, block.v_RN)
-    image_z_1M = roughly(operator, step.moved).apply(step.moved, z_1N)
-    top_l = moved_norm(
-        block, step.corner_RR, pairs.turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept
-    )
+    image_z_1M = apply(step.rough, step.moved, z_1N)
+    top_l = moved_norm(block, corner_RR, pairs.turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept)
     return top_l, (split.block_K + forms_l1)[:, 0], pairs.turn_1R.mT @ (image_z_1M * step.length)
 
 
-def _stretches(
-    pack: Pack, resolvent: Resolvent, direction: Tensor, length: float | Tensor, stretches: int
-) -> tuple[Tensor, Tensor]:
+def _stretches(whole: Passage, stretches: int) -> tuple[Rows, Rows]:
     """Return the predicted ratio of s_1 (l,) after a long step of several stretches, and the form q of the first."""
-    assert pack.old is not None
-    assert pack.operator is not None
-    operator, now, start = pack.operator, pack.old.block, pack.old.kernel
-    ratio_l, first_q_l = torch.ones_like(now.s_R[:, 0]), None
+    operator, now, start, direction = whole.operator, whole.block, whole.old, whole.direction
+    assert isinstance(start, Tensor)
+    assert isinstance(direction, Tensor)
+    assert whole.renew is not None
+    length, resolvent = whole.length / stretches, whole.resolvent
+    ratio_l, first_q_l = now.s_R[:, 0] * 0.0 + 1.0, None
     for index in range(stretches):
         if index:
             now = refresh(operator, start, now.v_RN, 2)
-            resolvent = pack.resolvent(start, now)
-        moved = start + direction * length
-        corner_RR = now.u_RM @ operator.apply(moved, now.v_RN).mT
+            resolvent = whole.renew(start, now)
+        moved = start + direction * (length if isinstance(length, float) else tensor(length))
+        image_RM = apply(operator, moved, now.v_RN)
+        corner_RR = now.u_RM @ image_RM.mT
         pairs = _Pairs.of(now, corner_RR, True)
-        images_JM, coimages_JN = operator.apply(direction, pairs.right_JN), operator.adjoint(direction, pairs.left_JM)
-        step = _Step(now, corner_RR, direction, length, moved, 1.0)
-        top_l, q_l, _ = _stretch(operator, resolvent, step, pairs, images_JM, coimages_JN)
+        images_JM = apply(operator, direction, pairs.right_JN)
+        coimages_JN = adjoint(operator, direction, pairs.left_JM)
+        step = replace(
+            whole, resolvent=resolvent, block=now, old=start, moved=moved, image_RM=image_RM, length=length, kept=1.0
+        )
+        top_l, q_l, _ = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
         ratio_l = ratio_l * (top_l / now.s_R[:, 0])
         first_q_l = q_l if first_q_l is None else first_q_l
         start = moved
-    assert first_q_l is not None
     return ratio_l, first_q_l

@@ -20,6 +20,29 @@ import torch
 from torch import Tensor
 
 from lipadvisor.spectra.operator import LayerOperator
+from lipadvisor.spectra.rows import (
+    TINY,
+    Kernel,
+    Operator,
+    Rows,
+    adjoint,
+    apply,
+    at_least,
+    decomposed,
+    eigen,
+    extremes,
+    identity,
+    like,
+    lower_factor,
+    normal,
+    orthonormal,
+    root,
+    rows,
+    solved,
+    squares,
+    tensor,
+    wide,
+)
 
 __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors"]
 
@@ -59,9 +82,13 @@ class TrackedBlock:
         u_RM, s_R, v_RN = (x.index_copy(0, places_k, y) for x, y in zip(own, new, strict=True))
         return TrackedBlock(u_RM, s_R, v_RN, self.complete)
 
-    def part(self, layers: slice) -> TrackedBlock:
-        """Return the block of some of the layers along the first leading dimension."""
-        return TrackedBlock(self.u_RM[layers], self.s_R[layers], self.v_RN[layers], self.complete)
+    def rows(self) -> TrackedBlock:
+        """Return the same in arrays, see :mod:`lipadvisor.spectra.rows`."""
+        return TrackedBlock(rows(self.u_RM), rows(self.s_R), rows(self.v_RN), self.complete)
+
+    def tensors(self) -> TrackedBlock:
+        """Return the same in tensors."""
+        return TrackedBlock(tensor(self.u_RM), tensor(self.s_R), tensor(self.v_RN), self.complete)
 
 
 def block_rank(operator: LayerOperator, rank: int) -> int:
@@ -79,7 +106,7 @@ def start_vectors(operator: LayerOperator, rank: int, like: Tensor, generator: t
 
 
 def refresh(
-    operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int = 4, image_RM: Tensor | None = None
+    operator: Operator, kernel: Kernel, v_RN: Rows, degree: int = 4, image_RM: Rows | None = None
 ) -> TrackedBlock:
     """Return the block of ``kernel`` after one filtered subspace iteration from ``v_RN``.
 
@@ -94,48 +121,50 @@ def refresh(
     complete = count == min(operator.inputs, operator.outputs)
     # Of short vectors some may be all zero: small matrices share a pack with larger ones, filled up with zeros.
     near = image_RM is not None and min(operator.inputs, operator.outputs) >= LONG
-    near = near and not complete and (degree == 0 or (degree <= 2 and kernel.dtype == torch.float32))
+    near = near and not complete and (degree == 0 or (degree <= 2 and tensor(v_RN).dtype == torch.float32))
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
         u_RM, s_R, v_RN = direct(kernel, count)
-        return TrackedBlock(u_RM, s_R, v_RN, complete)
+        block = TrackedBlock(u_RM, s_R, v_RN, complete)
+        return block if isinstance(v_RN, Tensor) else block.rows()
     if near and image_RM is not None:
         if degree > 0:
-            image_RM = operator.apply(kernel, _filter(operator, kernel, v_RN, degree, image_RM))
-        return _between_images(image_RM, operator.adjoint(kernel, image_RM))
+            image_RM = apply(operator, kernel, _filter(operator, kernel, v_RN, degree, image_RM))
+        return _between_images(image_RM, adjoint(operator, kernel, image_RM))
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
-        q_RM = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
+        q_RM = identity(count, v_RN)
     else:
         if complete:
-            v_RN = torch.eye(count, dtype=v_RN.dtype, device=v_RN.device).expand(*v_RN.shape[:-2], count, count)
+            v_RN = identity(count, v_RN)
         elif degree > 0:
             v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
         if complete or degree > 0 or image_RM is None:
-            image_RM = operator.apply(kernel, v_RN)
-        q_RM = torch.linalg.qr(image_RM.mT)[0].mT
-    basis_NR, upper_RR = torch.linalg.qr(operator.adjoint(kernel, q_RM).mT)
+            image_RM = apply(operator, kernel, v_RN)
+        q_RM, _ = orthonormal(image_RM)
+    basis_RN, upper_RR = orthonormal(adjoint(operator, kernel, q_RM))
     # Q'W = upper' basis, and upper' = x diag(s) z
-    x_RR, s_R, z_RR = torch.linalg.svd(torch.nan_to_num(upper_RR.mT, 0.0, 0.0, 0.0))
-    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_NR.mT, complete)
+    x_RR, s_R, z_RR = decomposed(upper_RR.mT)
+    return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_RN, complete)
 
 
-def _between_images(image_RM: Tensor, coimage_RN: Tensor) -> TrackedBlock:
+def _between_images(image_RM: Rows, coimage_RN: Rows) -> TrackedBlock:
     """Return the block between left vectors that were orthogonal a small step ago and their images under the adjoint.
 
     Gram matrices in float64 stand for the factorisations: each vector is read four times in all, and this is as good
     as long as the rows, once they are of one length, are nearly orthogonal.
     """
-    gram_RR = (image_RM @ image_RM.mT).double()
-    inverse_R1 = gram_RR.diagonal(dim1=-2, dim2=-1).clamp_min(1e-60).rsqrt().unsqueeze(-1)
-    lower_RR = torch.linalg.cholesky_ex(gram_RR * inverse_R1 * inverse_R1.mT)[0]
+    gram_RR = wide(image_RM @ image_RM.mT)
+    unit_RR = identity(gram_RR.shape[-1], gram_RR)
+    inverse_R1 = 1.0 / root(at_least((gram_RR * unit_RR).sum(-1), 1e-60))[..., None]
+    lower_RR = lower_factor(gram_RR * inverse_R1 * inverse_R1.mT)
     # q = white image is orthonormal, and W'q = white coimage
-    white_RR = torch.linalg.solve_triangular(lower_RR, torch.diag_embed(inverse_R1.squeeze(-1)), upper=False)
-    squared_RR = white_RR @ (coimage_RN @ coimage_RN.mT).double() @ white_RR.mT
-    power_R, x_RR = torch.linalg.eigh(torch.nan_to_num(squared_RR, 0.0, 0.0, 0.0))
-    s_R, turn_RR = power_R.flip(-1).clamp_min(0.0).sqrt(), x_RR.flip(-1).mT @ white_RR
-    u_RM = turn_RR.to(image_RM) @ image_RM
-    v_RN = (turn_RR / s_R.clamp_min(1e-30).unsqueeze(-1)).to(image_RM) @ coimage_RN
-    return TrackedBlock(u_RM, s_R.to(image_RM), v_RN, False)
+    white_RR = solved(lower_RR, unit_RR * inverse_R1)
+    squared_RR = white_RR @ wide(coimage_RN @ coimage_RN.mT) @ white_RR.mT
+    power_R, x_RR = eigen(normal(squared_RR))
+    s_R, turn_RR = root(at_least(power_R, 0.0)), x_RR.mT @ white_RR
+    u_RM = like(turn_RR, image_RM) @ image_RM
+    v_RN = like(turn_RR / at_least(s_R, 1e-30)[..., None], image_RM) @ coimage_RN
+    return TrackedBlock(u_RM, like(s_R, image_RM), v_RN, False)
 
 
 def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-5) -> TrackedBlock:
@@ -184,15 +213,14 @@ def _height(block: TrackedBlock) -> Tensor:
     return torch.stack([block.s_R[..., 0], block.s_R.sum(-1)], dim=-1)
 
 
-def _filter(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, degree: int, image_RM: Tensor | None) -> Tensor:
+def _filter(operator: Operator, kernel: Kernel, v_RN: Rows, degree: int, image_RM: Rows | None) -> Rows:
     """Return ``T_degree(2 W'W / cutoff - 1) v``: at most 1 below the cut-off, growing fast above it."""
     if image_RM is None:
-        image_RM = operator.apply(kernel, v_RN)
-    power_R = image_RM.square().sum(-1)
-    least, most = power_R.aminmax(dim=-1, keepdim=True)
-    half_1R = (0.5 * torch.maximum(least, MIN_CUTOFF * most).clamp_min(1e-30)).unsqueeze(-1)
-    before_RN, now_RN = v_RN, operator.adjoint(kernel, image_RM) / half_1R - v_RN
+        image_RM = apply(operator, kernel, v_RN)
+    least_1, most_1 = extremes(squares(image_RM))
+    half_11 = 0.5 * at_least(most_1 * at_least(least_1 / at_least(most_1, TINY), MIN_CUTOFF), TINY)[..., None]
+    before_RN, now_RN = v_RN, adjoint(operator, kernel, image_RM) / half_11 - v_RN
     for _ in range(degree - 1):
-        squared_RN = operator.adjoint(kernel, operator.apply(kernel, now_RN))
-        before_RN, now_RN = now_RN, (squared_RN / half_1R - now_RN) * 2.0 - before_RN
+        squared_RN = adjoint(operator, kernel, apply(operator, kernel, now_RN))
+        before_RN, now_RN = now_RN, (squared_RN / half_11 - now_RN) * 2.0 - before_RN
     return now_RN

@@ -13,15 +13,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lipadvisor.spectra.block import TrackedBlock
 from lipadvisor.spectra.curvature import outside
+from lipadvisor.spectra.rows import (
+    TINY,
+    Rows,
+    at_least,
+    decomposed,
+    finite,
+    joined,
+    root,
+    singular_values,
+    squares,
+    where,
+)
 
-__all__ = ["TINY", "TurnedPair", "moved_norm", "turned_pair"]
+__all__ = ["TurnedPair", "moved_norm", "turned_pair"]
 
-TINY = 1e-30
 NEGLIGIBLE = 1e-4  # of the direction's own size; what is lost is the square of it
 
 
@@ -35,28 +43,28 @@ class TurnedPair:
         turn_1R: ``k``.
     """
 
-    left_1M: Tensor
-    right_1N: Tensor
-    turn_1R: Tensor
+    left_1M: Rows
+    right_1N: Rows
+    turn_1R: Rows
 
 
-def turned_pair(block: TrackedBlock, corner_RR: Tensor) -> TurnedPair:
+def turned_pair(block: TrackedBlock, corner_RR: Rows) -> TurnedPair:
     """Return the top pair of a corner ``U'(W + E)V`` of the block."""
-    h_RR, _, k_RR = torch.linalg.svd(torch.nan_to_num(corner_RR, 0.0, 0.0, 0.0))
+    h_RR, _, k_RR = decomposed(corner_RR)
     turn_1R = k_RR[..., :1, :]
     return TurnedPair(h_RR[..., :1].mT @ block.u_RM, turn_1R @ block.v_RN, turn_1R)
 
 
 def moved_norm(
     block: TrackedBlock,
-    corner_RR: Tensor,
-    turn_1R: Tensor,
-    image_1M: Tensor,
-    coimage_1N: Tensor,
-    length: float | Tensor,
-    z_1N: Tensor,
-    moved_z_1M: Tensor,
-) -> Tensor:
+    corner_RR: Rows,
+    turn_1R: Rows,
+    image_1M: Rows,
+    coimage_1N: Rows,
+    length: float | Rows,
+    z_1N: Rows,
+    moved_z_1M: Rows,
+) -> Rows:
     """Return the s_1 (...) of ``W + length E`` as predicted; nan where anything is not finite.
 
     Args:
@@ -72,20 +80,16 @@ def moved_norm(
     # x to first order: that W has moved meanwhile is of the second.
     x_1M = outside(image_1M + moved_z_1M, block.u_RM) / block.s_R[..., :1, None]
     # What is left of a response that fills none of the complement is rounding, and may lie anywhere: it is dropped.
-    floor_11 = (image_1M.square().sum(-1, keepdim=True) + coimage_1N.square().sum(-1, keepdim=True)).sqrt()
-    floor_11 = floor_11 / block.s_R[..., :1, None] * NEGLIGIBLE
+    floor_11 = root(squares(image_1M) + squares(coimage_1N))[..., None] / block.s_R[..., :1, None] * NEGLIGIBLE
     x_1M, over_z_11 = x_1M * _inverse_length(x_1M, floor_11), _inverse_length(z_1N, floor_11)
     moved_z_1M = moved_z_1M * over_z_11
     lower_1R = (x_1M @ image_1M.mT) * length * turn_1R
-    border_R1 = torch.cat([block.u_RM, x_1M], -2) @ moved_z_1M.mT
-    bordered = torch.cat([torch.cat([corner_RR, lower_1R], -2), border_R1], -1)
-    finite = torch.isfinite(bordered).all(-1).all(-1)
-    top: Tensor = torch.linalg.svdvals(torch.nan_to_num(bordered, 0.0, 0.0, 0.0))[..., 0]
-    return torch.where(finite, top, float("nan"))
+    border_R1 = joined([block.u_RM, x_1M]) @ moved_z_1M.mT
+    bordered = joined([joined([corner_RR, lower_1R]), border_R1], -1)
+    return where(finite(bordered), singular_values(bordered)[..., 0], float("nan"))
 
 
-def _inverse_length(x_1K: Tensor, floor_11: Tensor) -> Tensor:
+def _inverse_length(x_1K: Rows, floor_11: Rows) -> Rows:
     """Return one over the row's length; zero where it is not longer than ``floor``."""
-    length_11 = torch.linalg.vector_norm(x_1K, dim=-1, keepdim=True)
-    inverse: Tensor = (length_11 > floor_11) / length_11.clamp_min(TINY)
-    return inverse
+    length_11 = root(squares(x_1K))[..., None]
+    return where(length_11 > floor_11, 1.0 / at_least(length_11, TINY), 0.0)

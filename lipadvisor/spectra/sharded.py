@@ -255,7 +255,8 @@ class ShardedGram:
         return self._forms(self._right(p_KM, y_KN), p_KM, y_KN)
 
     def _forms(self, right_K: Tensor, p_KM: Tensor, y_KN: Tensor) -> Tensor:
-        return gram_forms(self.factor, right_K, y_KN if self.left else p_KM, self.block.s_R)
+        form_K: Tensor = gram_forms(self.factor, right_K, y_KN if self.left else p_KM, self.block.s_R)
+        return form_K
 
     def _sigma(self) -> Tensor:
         return self.block.s_R[..., :1].unsqueeze(-1)

@@ -1,0 +1,201 @@
+"""From the weights before a step to those after it, all packs that can be worked together at once.
+
+A small operation costs its call, whatever the number of layers: packs whose vectors are short, whose blocks have one
+size and whose steps are followed alike are joined, see :mod:`lipadvisor.spectra.joined`.
+
+Shapes: ``l`` layers of a pack or of those that are joined, ``R`` block, ``M`` outputs, ``N`` inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipadvisor.probe.pack import Pack, residual
+from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
+from lipadvisor.probe.strides import Strides
+from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh
+from lipadvisor.spectra.conv2d import roughly
+from lipadvisor.spectra.curvature import outside
+from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
+from lipadvisor.spectra.rows import Kernel, Operator, Rows, quiet, root, rows, squares, tensor
+from lipadvisor.spectra.sharded import ShardedOperator
+
+__all__ = ["Came", "follow", "move"]
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """What became of a pack.
+
+    Attributes:
+        columns_l6: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, two more sizes of ``U``.
+        resolvent: of the weights before the step.
+    """
+
+    columns_l6: Tensor
+    resolvent: Resolvent
+
+
+def move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
+    """Bring packs to the weights after the step; return what it did to each."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, pack in enumerate(packs):
+        pack.move()
+        groups.setdefault(_kind(number, pack, strides), []).append(number)
+    came: dict[int, Came] = {}
+    with quiet():
+        for numbers in groups.values():
+            members = [packs[number] for number in numbers]
+            came.update(zip(numbers, _move(members, strides), strict=True))
+    return [came[number] for number in range(len(packs))]
+
+
+def follow(pack: Pack, degree: int) -> None:
+    """Bring a pack, moved, to the weights after the step: their spectrum alone."""
+    assert pack.old is not None
+    assert pack.moved is not None
+    with quiet():
+        block = pack.old.block.rows() if pack.short else pack.old.block
+        pack.take(*_refreshed(pack.operator, pack.moved.kernel, block, degree, pack.moved.image_RM))
+
+
+def _kind(number: int, pack: Pack, strides: Strides) -> Hashable:
+    """Return what is the same for packs that can be worked together."""
+    assert pack.old is not None
+    assert pack.operator is not None
+    block = pack.old.block
+    if block.complete or not pack.short:
+        return number
+    wave = waved(pack.operator)
+    return (wave, pack.exact, block.s_R.dtype, block.s_R.shape[1], strides.degree(pack), strides.pace(pack).turned)
+
+
+def _move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
+    """Bring packs of one kind to the weights after the step."""
+    directions = [strides.direction(pack) for pack in packs]
+    step, resolvents = _passage(packs, strides, directions)
+    paces = [strides.pace(pack) for pack in packs]
+    operators = [pack.operator for pack in packs]
+    places = step.operator.places if isinstance(step.operator, JoinedOperator) else [slice(None)]
+
+    def stretches(size_l: Rows, norm_l: Rows) -> int:
+        if isinstance(step.operator, ShardedOperator):
+            size_l = None  # by what all processes know alike
+        return max(
+            pace.stretches(None if size_l is None else size_l[place], norm_l[place])
+            for pace, place in zip(paces, places, strict=True)
+        )
+
+    response = respond(step, paces[0].turned, stretches)
+    if response is None:
+        return [came for pack in packs for came in _move([pack], strides)]
+    degree = strides.degree(packs[0])
+    start_RM = step.image_RM if degree else response.ahead_RM
+    block, residual_l1 = _refreshed(step.operator, step.moved, step.block, degree, start_RM)
+    columns_l4 = tensor(response.columns_l4)
+    came = []
+    for pack, operator, place, direction, resolvent in zip(
+        packs, operators, places, directions, resolvents, strict=True
+    ):
+        assert operator is not None
+        assert pack.old is not None
+        pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
+        pack.take(_own(block, place, operator), residual_l1[place])
+        sizes_l2 = relative_sizes(operator, direction, pack.old.kernel)
+        came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent))
+    return came
+
+
+def _own(block: TrackedBlock, place: slice, operator: LayerOperator) -> TrackedBlock:
+    """Return one pack's part of a joined block."""
+    u_RM, v_RN = block.u_RM[place, :, : operator.outputs], block.v_RN[place, :, : operator.inputs]
+    return TrackedBlock(u_RM, block.s_R[place], v_RN, block.complete)
+
+
+def _refreshed(
+    operator: Operator, kernel: Kernel, before: TrackedBlock, degree: int, start_RM: Rows
+) -> tuple[TrackedBlock, Rows]:
+    """Return the block of moved weights, and how far its top pair is off (l, 1)."""
+    block = refresh(operator, kernel, before.v_RN, degree, start_RM)
+    if degree >= 2:
+        return block, residual(operator, kernel, block)
+    # After a small step: how far the vector moved out of the block bounds how far it still has to go.
+    off_l1N = outside(block.v_RN[:, :1], before.v_RN)
+    return block, root(squares(off_l1N)) * (block.s_R[:, -1:] / block.s_R[:, :1])
+
+
+def _passage(
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor]
+) -> tuple[Passage, tuple[Resolvent, ...]]:
+    """Return the step of packs of one kind, and the resolvent of each."""
+    pack = packs[0]
+    if len(packs) == 1:
+        assert pack.old is not None
+        assert pack.moved is not None
+        assert pack.operator is not None
+        assert pack.update_KN is not None
+        short, old, moved = pack.short, pack.old.kernel, pack.moved
+        block, update_KN = pack.old.block, pack.update_KN
+        if short:
+            block, update_KN = block.rows(), rows(update_KN)
+        resolvent = pack.resolvent(old, block)
+        length, kept = _number(strides.length(pack), short), _number(strides.kept(pack), short)
+        rough = roughly(pack.operator, old)
+        return Passage(
+            pack.operator, rough, resolvent, pack.resolvent, block, old, moved.kernel, moved.image_RM, directions[0],
+            length, kept, update_KN,
+        ), (resolvent,)  # fmt: skip
+    return _joined_passage(packs, strides, directions)
+
+
+def _joined_passage(
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor]
+) -> tuple[Passage, tuple[Resolvent, ...]]:
+    counts = tuple(len(pack.layers) for pack in packs)
+    states = [pack.old for pack in packs if pack.old is not None]
+    ends = [pack.moved for pack in packs if pack.moved is not None]
+    old, moved = tuple(state.kernel for state in states), tuple(end.kernel for end in ends)
+    parts = tuple(pack.operator for pack in packs if pack.operator is not None)
+    operator = _join(parts, counts)
+    rough = _join(tuple(roughly(part, kernel) for part, kernel in zip(parts, old, strict=True)), counts)
+    blocks = [state.block.rows() for state in states]
+    u_RM = filled([block.u_RM for block in blocks], operator.outputs)
+    v_RN = filled([block.v_RN for block in blocks], operator.inputs)
+    s_R: Rows = np.concatenate([block.s_R for block in blocks])
+    block = TrackedBlock(u_RM, s_R, v_RN, False)
+    resolvents = tuple(pack.resolvent(kernel, one) for pack, kernel, one in zip(packs, old, blocks, strict=True))
+    grams = tuple(one for one in resolvents if isinstance(one, GramResolvent))
+    resolvent: Resolvent = JoinedGram(operator, grams)
+    if not grams:
+        assert isinstance(resolvents[0], CgResolvent)
+        resolvent = CgResolvent(rough, old, block, resolvents[0].iterations)
+    length, kept = (_each([find(p) for p in packs], counts, u_RM.dtype) for find in (strides.length, strides.kept))
+    image_RM = filled([end.image_RM for end in ends], operator.outputs)
+    update_KN = filled([rows(pack.update_KN) for pack in packs if pack.update_KN is not None], operator.inputs)
+    return Passage(
+        operator, rough, resolvent, None, block, old, moved, image_RM, tuple(directions), length, kept, update_KN
+    ), resolvents
+
+
+@lru_cache(maxsize=64)
+def _join(parts: tuple[LayerOperator, ...], counts: tuple[int, ...]) -> JoinedOperator:
+    return JoinedOperator(parts, counts)
+
+
+def _number(number: float | Tensor, short: bool) -> float | Rows:
+    return rows(number) if short and isinstance(number, Tensor) else number
+
+
+def _each(numbers: Sequence[float | Tensor], counts: Sequence[int], dtype: np.dtype[np.floating]) -> float | Rows:
+    """Return numbers of packs as what multiplies the rows of all of them (l, 1, 1): one if they are the same."""
+    first = numbers[0]
+    if isinstance(first, float) and all(isinstance(n, float) and n == first for n in numbers):
+        return first
+    parts = [np.broadcast_to(_number(n, True), (count, 1, 1)) for n, count in zip(numbers, counts, strict=True)]
+    return np.concatenate(parts).astype(dtype, copy=False)
