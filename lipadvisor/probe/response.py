@@ -29,6 +29,7 @@ from lipadvisor.spectra import (
     refresh,
 )
 from lipadvisor.spectra.change import moved_norm, turned_pair
+from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import Split, outside, split_change
 from lipadvisor.spectra.joined import JoinedOperator, filled
 from lipadvisor.spectra.rows import (
@@ -56,7 +57,7 @@ from lipadvisor.spectra.rows import (
 from lipadvisor.spectra.sharded import ShardedOperator
 from lipadvisor.spectra.wave import wave_vectors
 
-__all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respond", "waved"]
+__all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respond", "update_norm", "waved"]
 
 
 MAX_STRETCHES = 32
@@ -148,7 +149,9 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
     block = step.block
     corner_RR = block.u_RM @ step.image_RM.mT / step.kept
     pairs = _Pairs.of(block, corner_RR, turned)
-    images_JM, coimages_JN, size_l, update_KN = _update_norm(step, pairs.left_JM, pairs.right_JN)
+    images_JM, coimages_JN, size_l, update_KN = update_norm(
+        step.operator, step.direction, pairs.left_JM, pairs.right_JN, step.update_KN, step.rough
+    )
     first_l = (block.u_RM[:, 0] * images_JM[:, 0]).sum(-1)
     count = stretches(size_l, block.s_R[:, 0])
     if count == 1:
@@ -188,22 +191,34 @@ def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
         return tensor(q_lK.sum(1)[:, None] * noise.factor)
 
 
-def _update_norm(step: Passage, left_JM: Rows, right_JN: Rows) -> tuple[Rows, Rows, Rows, Rows]:
+def update_norm(
+    operator: Operator,
+    direction: Kernel,
+    left_JM: Rows,
+    right_JN: Rows,
+    start_KN: Rows,
+    rough: Operator | None = None,
+) -> tuple[Rows, Rows, Rows, Rows]:
     """Return images of given vectors, ``s_1(U)`` (l,), and right vectors (l, K, N) for next time.
 
     The size is a lower bound but for rounding. A convolution's starts from the last step's top vector and from the wave
     at which the update is largest now, see :mod:`lipadvisor.spectra.wave`.
 
     Args:
-        step: whose direction is U.
+        operator: geometry of the layers.
+        direction: U (l, *kernel shape).
         left_JM: vectors whose images ``U'u`` (l, J, N) come second.
         right_JN: vectors whose images ``U v`` (l, J, M) come first.
+        start_KN: right vectors of the last update.
+        rough: the operator where exactness is not asked for; None finds out.
     """
-    operator, direction, start_KN = step.operator, step.direction, step.update_KN
     wave_1N = _waves(operator, direction, start_KN)
     if wave_1N is not None:
         images_JM, coimages_JN = apply(operator, direction, right_JN), adjoint(operator, direction, left_JM)
-        return images_JM, coimages_JN, *_climb(step.rough, direction, joined([start_KN[:, :1], wave_1N]))
+        if rough is None:
+            assert isinstance(direction, Tensor)
+            rough = roughly(operator, direction)
+        return images_JM, coimages_JN, *_climb(rough, direction, joined([start_KN[:, :1], wave_1N]))
     count = right_JN.shape[1]
     image_KM = apply(operator, direction, joined([right_JN, start_KN]))
     q_KM, _ = orthonormal(image_KM[:, count:])
