@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "require_above",
     "require_at_least_one",
+    "require_factor",
     "require_fraction",
     "require_fraction_below_one",
     "require_non_negative",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 _LARGEST_INTEGER = 2**63 - 1  # of a column of the trajectory; beyond some 1e308 integers cannot be computed with
+_LARGEST_FACTOR = 100.0
 _TOLD = 100  # characters of a value in a message
 
 
@@ -40,6 +42,12 @@ def require_non_negative(owner: str, argument: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a finite number of at least zero."""
     if not (_is_number(value) and value >= 0.0):
         raise ValueError(f"{owner}({argument}=...) must be a finite number >= 0, got {told(value)}.")
+
+
+def require_factor(owner: str, argument: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is in [1, 100]."""
+    if not (_is_number(value) and 1.0 <= value <= _LARGEST_FACTOR):
+        raise ValueError(f"{owner}({argument}=...) must be in [1, {_LARGEST_FACTOR:g}], got {told(value)}.")
 
 
 def require_fraction(owner: str, argument: str, value: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import (
     require_at_least_one,
+    require_factor,
     require_fraction,
     require_non_negative,
     require_positive,
@@ -91,10 +92,7 @@ class LipschitzBudget:
         require_non_negative(owner, "deviations", self.deviations)
         require_non_negative(owner, "loss_room", self.loss_room)
         for argument in ("release", "most_release"):
-            if not 1.0 <= getattr(self, argument) <= LARGEST_RELEASE:  # false for nan
-                raise ValueError(
-                    f"{owner}({argument}=...) must be in [1, {LARGEST_RELEASE:g}], got {getattr(self, argument)!r}."
-                )
+            require_factor(owner, argument, getattr(self, argument))
 
     @property
     def name(self) -> str:
@@ -202,7 +200,6 @@ class LipschitzBudget:
 # larger than before: half the logarithm of the number of taps, for the usual three in each direction.
 ALIGNED_TAPS = {f"conv{n}d": 0.5 * n * math.log(3.0) for n in (1, 2, 3)}
 LOSS_MEMORY = 0.5  # of the loss, relative to that of the growth
-LARGEST_RELEASE = 100.0
 LARGEST_GROWTH = 1e6  # nats in one step: more is not a measurement
 
 
