@@ -26,6 +26,7 @@ __all__ = ["Strides"]
 DEGREES = (0.006, 0.015, 0.03)  # relative steps up to which filters of degree 0, 1 and 2 keep up
 TURNING = 0.1  # relative step over relative gap from which the top pair is turned within the block
 SMALL_STEP = 1e-4  # relative update below which the difference of float32 weights has lost its last digits
+WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(slots=True)
@@ -101,8 +102,8 @@ class Strides:
             ratio = self.ratio_L[index]
             if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:
                 layer = pack.layers[place]
-                if isinstance(layer.source, Computed):
-                    continue  # the state is of the parameters, not of the weight
+                if isinstance(layer.source, Computed) or layer.weight.dtype not in WIDE:
+                    continue  # the state is not of the weight; half precision rounds most of a small step away
                 known = optimizers.known_direction(self.optimizer, layer.weight, layer.group)
                 if known is not None:
                     pack.put(direction, place, known)

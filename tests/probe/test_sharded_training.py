@@ -22,6 +22,7 @@ SIZES = ("frobenius_ratio_L", "row_ratio_L")
 FIELDS = (*EXACT, "noise_curvature_L", "log_norm_after_L", "gap_after_L", "frobenius_L", *SIZES)
 RATES = {"sgd": 0.02, "momentum": 0.02, "nesterov": 0.02, "adamw": 1e-3}
 CASES = [(kind, name) for kind in ("mlp", "convnet") for name in ("sgd", "momentum", "adamw")]
+CASES += [("patches", "momentum"), ("patches", "adamw")]
 
 
 def network(kind: str) -> nn.Sequential:
@@ -31,6 +32,11 @@ def network(kind: str) -> nn.Sequential:
         if kind == "mlp":
             sides = (7, 13, 12, 1, 3)
             parts = [part for n, m in pairwise(sides) for part in (nn.Linear(n, m), nn.Tanh())]
+        elif kind == "patches":  # convolutions that repeat a matrix
+            parts = [
+                nn.Conv2d(2, 5, 2, stride=2), nn.Tanh(), nn.Conv2d(5, 9, 1), nn.Tanh(),
+                nn.ConvTranspose2d(9, 3, 2, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(108, 3),
+            ]  # fmt: skip
         else:
             parts = [
                 nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), *(nn.Conv2d(5, 5, 3, padding=1) for _ in range(2)), nn.Tanh(),
