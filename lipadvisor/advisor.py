@@ -16,14 +16,10 @@ from lipadvisor.announce import log_unclosed, log_what_is_owned
 from lipadvisor.apply import Applier, Mode
 from lipadvisor.arguments import check_arguments, check_inspection, check_plan, open_store
 from lipadvisor.fail_open import FailOpen, Patience
-from lipadvisor.forecast import Forecast
+from lipadvisor.forecast import Alarm, Forecast
 from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 from lipadvisor.line import Line
-from lipadvisor.policies import (
-    Decision,
-    Policy,
-    named_policy,
-)
+from lipadvisor.policies import Decision, Policy, named_policy
 from lipadvisor.probe import NoiseReport, Probe
 from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
@@ -270,6 +266,11 @@ class Advisor:
     def overhead(self) -> float:
         """Share of the run's time spent on measuring, predicting, deciding and recording so far."""
         return self._probe.overhead
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Early warnings of divergence, the last thousand in this process; of those in a row the first."""
+        return tuple(self._line.alarms)
 
     @property
     def measurements(self) -> int:

@@ -140,9 +140,15 @@ def report(run: Path, out: Path | None) -> None:
       lipadvisor report runs/mine --out mine.html
     """  # noqa: D301
     with _one_line_errors():
-        from lipadvisor.report import write_report
+        from lipadvisor.report import endangered_trials, write_report
+        from lipadvisor.trajectory import load_run
 
         click.echo(write_report(run, out))
+        loaded = load_run(run)
+        found = endangered_trials(loaded)
+        if found:  # the path alone goes to standard output, for scripts
+            told = f"{', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+            click.echo(f"Early warning of divergence in {len(found)} of {len(loaded.trials)} trials: {told}.", err=True)
 
 
 @main.command()

@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
 from lipadvisor.checkpoint import arrays, plain
+from lipadvisor.forecast import Alarm, wanted_update
 from lipadvisor.loss import LossReader, LossWatch
-from lipadvisor.observe import initial_observation, observation, refreshed
+from lipadvisor.observe import endangered, initial_observation, observation, refreshed
 from lipadvisor.policies import Decision, Knobs, Observation, Policy, as_json, from_json, restore_state
 from lipadvisor.prediction import HORIZONS, Prediction
 from lipadvisor.probe import Probe
@@ -36,6 +38,7 @@ __all__ = ["Line"]
 _log = logging.getLogger("lipadvisor")
 
 DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
+_ALARMS = 1000  # kept in memory
 LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 
 
@@ -61,6 +64,7 @@ class Line:
         prediction: what the dynamics made of the measurements; None before the start.
         last: the last observation.
         decision: in force.
+        alarms: of a divergence, the last thousand; each the first of those in a row.
         state: the policy's.
         validation: step and loss of the last validation reported.
     """
@@ -84,6 +88,8 @@ class Line:
         self._foreign_seen = 0
         self._beyond = False
         self._until: float = 0  # the number of steps up to which calm ones need no decision and no snapshot
+        self._endangered = False  # at the last measurement
+        self.alarms: deque[Alarm] = deque(maxlen=_ALARMS)
         self._urgent = False  # the last loss was unusual: the next step is measured out of turn
         self.step, self.tau = 0, 0.0
         self.decisions = 0
@@ -243,11 +249,13 @@ class Line:
             loss=loss,
             overhead=overhead,
         )
+        seen, alarm = self._warned(terms, seen)
         self._recorder.add_observation(
             seen,
             extra_columns(terms, rates, self.prediction.reconstruction),
             measure_s=terms.measure_s,
             step_s=terms.step_s,
+            alarm=alarm,
         )
         if self.prediction.measurements % LAYER_BANDS_EVERY == 1:
             self._recorder.add_forecasts(
@@ -257,6 +265,22 @@ class Line:
                 weight_decay=knobs[0].weight_decay,
             )
         return seen
+
+    def _warned(self, terms: Terms, seen: Observation) -> tuple[Observation, str]:
+        """Return what was seen, marked where the run is in danger of diverging, and the signs of that."""
+        assert self.prediction is not None
+        loss = None if seen.loss is None else self._watch.level if math.isfinite(seen.loss) else seen.loss
+        held = self._mode == "takeover" and self.decision is not None
+        wanted = wanted_update(self.decision.read) if held and self.decision is not None else None
+        alarm = self.prediction.watch(terms, seen, loss, wanted)
+        before, self._endangered = self._endangered, alarm.raised
+        if not alarm.raised:
+            return seen, ""
+        if not before:
+            self.alarms.append(alarm)
+            if len(self.alarms) == 1:  # once is a warning, often is noise; all of them are recorded
+                _log.warning("early warning: %s; later ones are only recorded", alarm.describe())
+        return endangered(seen), " ".join(alarm.signs)
 
     def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
         decision, self.state = self._policy.decide(seen, self.state)
@@ -284,9 +308,10 @@ class Line:
         """Forget what was learned about weights that are gone; say so where there were none to go back to."""
         if not restored:
             return [f"{what}: no snapshot"]
-        measurements = 0 if self.prediction is None else self.prediction.measurements
-        self.prediction = Prediction(self._probe.spectrum())
-        self.prediction.measurements = measurements
+        before, self.prediction = self.prediction, Prediction(self._probe.spectrum())
+        if before is not None:
+            self.prediction.measurements, self.prediction.warning = before.measurements, before.warning
+            self.prediction.warning.restart()
         return []
 
     def _record(self, decision: Decision, applied: Applied) -> None:

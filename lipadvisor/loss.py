@@ -54,6 +54,11 @@ class LossWatch:
         self._spread += RATE * (abs(off) - self._spread)
         return jumped
 
+    @property
+    def level(self) -> float | None:
+        """The loss, smoothed in its logarithm over some twenty steps; ``None`` before any was seen."""
+        return None if self._mean is None else math.exp(min(self._mean, 700.0))
+
     def state_dict(self) -> dict[str, float | None]:
         """Return running mean and spread."""
         return {"mean": self._mean, "spread": self._spread}

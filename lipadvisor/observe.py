@@ -15,7 +15,7 @@ from lipadvisor.dynamics import Coefficients
 from lipadvisor.policies.contract import Band, Knobs, Layer, Observation, Status
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["initial_observation", "observation", "refreshed"]
+__all__ = ["endangered", "initial_observation", "observation", "refreshed"]
 
 
 def initial_observation(terms: Terms, total_steps: int | None, knobs: tuple[Knobs, ...]) -> Observation:
@@ -130,10 +130,17 @@ def refreshed(
     last: Observation, *, step: int, tau: float, knobs: tuple[Knobs, ...], loss: float | None, overhead: float
 ) -> Observation:
     """Return ``last`` brought forward to ``step`` for a step that was not measured: its measurement stays as it is."""
-    status = last.network.status
+    status = Status.UNSTABLE if last.status is Status.UNSTABLE else last.network.status
     if loss is not None and not math.isfinite(loss):
         status = Status.NON_FINITE
     return dataclasses.replace(last, step=step, tau=tau, knobs=knobs, loss=loss, overhead=overhead, status=status)
+
+
+def endangered(seen: Observation) -> Observation:
+    """Return ``seen`` with the status ``UNSTABLE``, unless there is no loss or no norm that could diverge any more."""
+    if seen.status in (Status.NON_FINITE, Status.NOT_MEASURED):
+        return seen
+    return dataclasses.replace(seen, status=Status.UNSTABLE)
 
 
 _SEVERITY = (Status.OK, Status.GAP_LIMITED, Status.NOT_CONVERGED, Status.NOT_MEASURED, Status.NON_FINITE)

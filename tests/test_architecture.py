@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
     "line": {
-        "apply", "checkpoint", "loss", "observe", "policies", "prediction", "probe", "record", "snapshot", "terms",
-        "trajectory",
+        "apply", "checkpoint", "forecast", "loss", "observe", "policies", "prediction", "probe", "record", "snapshot",
+        "terms", "trajectory",
     },
     "advisor": {
         "announce", "apply", "arguments", "fail_open", "forecast", "inspection", "line", "policies", "probe",

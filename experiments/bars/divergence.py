@@ -20,6 +20,7 @@ from lipadvisor.experiments.reproduce.run_log import RunLog, kept_run
 from lipadvisor.experiments.reproduce.sharpness import sharpness
 from lipadvisor.experiments.reproduce.training import OPTIMIZERS, OptimizerKind, Recipe, train
 from lipadvisor.forecast import DivergenceWarning, Forecaster, is_refused, stability_load
+from lipadvisor.loss import LossWatch
 from lipadvisor.policies import Status
 from lipadvisor.trajectory import read_json, write_json
 
@@ -66,17 +67,20 @@ def _run(
 
 def _alarms(log: RunLog) -> dict[str, Any]:
     """Replay a run through the warning; return the steps at which it was raised after it had not been."""
-    warning = DivergenceWarning()
+    warning, watch, told = DivergenceWarning(smoothing=1.0), LossWatch(), 0  # as an advisor has them
     forecaster: Forecaster | None = None
     raised, before, steps = [], False, 0
     for terms in log.terms():
         forecaster = forecaster or Forecaster(terms.names, terms.composition_L, terms.optimizer, terms.momentum)
         forecaster.update(terms, coefficients(terms))
         band = forecaster.forecast(2 * INTERVAL - 1).network
-        loss = log.recent_loss(terms.step, INTERVAL)
+        losses, told = log.loss_T[told : terms.step + 1], terms.step + 1
+        for loss in losses:
+            watch.unusual(float(loss))
+        level = watch.level if np.isfinite(losses).all() else np.nan
         ratio = float(np.max(terms.update_ratio_L * terms.lr_L))
         made = (terms.step + 2 * INTERVAL, float(band.mean[-1]), float(band.std[-1]))
-        alarm = warning.update(terms.step, loss, terms.network_log_norm, ratio, made)
+        alarm = warning.update(terms.step, level, terms.network_log_norm, ratio, made)
         if alarm.raised and not before:
             raised.append(terms.step)
         before, steps = alarm.raised, terms.step + INTERVAL

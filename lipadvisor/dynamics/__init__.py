@@ -1,6 +1,6 @@
 """From measured terms to the stochastic differential equation of the log-norms, its statistics and its paths."""
 
-from lipadvisor.dynamics.attribution import PARTS, Attribution, attribute, attribute_recorded
+from lipadvisor.dynamics.attribution import PARTS, Attribution, attribute, attribute_recorded, attributed_growth
 from lipadvisor.dynamics.coefficients import Coefficients, Form, Noise, coefficients, log_decay, network_lr
 from lipadvisor.dynamics.ensemble import EnsembleChange, ensemble_change
 from lipadvisor.dynamics.expansion import expansion_factor, map_expansion, stability_limit
@@ -23,6 +23,7 @@ __all__ = [
     "Response",
     "attribute",
     "attribute_recorded",
+    "attributed_growth",
     "batches_of",
     "clipped",
     "coefficients",

@@ -23,7 +23,7 @@ from lipadvisor.terms import Array, Terms
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PARTS", "Attribution", "attribute", "attribute_recorded"]
+__all__ = ["PARTS", "Attribution", "attribute", "attribute_recorded", "attributed_growth"]
 
 PARTS = ("drift", "noise_curvature", "diffusion", "finite_step", "decay", "remainder")
 
@@ -81,54 +81,105 @@ def attribute(measured: Iterable[Terms]) -> Attribution:
     return _closed(parts_L, growth_L, growth, series[-1].composition_L)
 
 
-def attribute_recorded(observations: pd.DataFrame) -> Attribution:
-    """Split the growth of the log-norms over a recorded run: ``attribute_recorded(advisor.trajectory.observations)``.
+def attribute_recorded(observations: pd.DataFrame, last: int | None = None) -> Attribution:
+    """Split the growth of the log-norms over a recorded run, or over its last steps.
 
-    A recorded row holds the log-norms after its last step, and that step's rates; steps between two rows are taken to
-    be like those of the earlier one (of the later one, where the earlier is the start). What is not finite, and what
-    weights that were put back or rescaled have lost, is in the remainder.
+    ``attribute_recorded(advisor.trajectory.observations, last=200)`` while the training goes on, or with the frame of
+    ``load_run(...)``. A recorded row holds the log-norms after its last step, and that step's rates; steps between two
+    rows are taken to be like those of the earlier one (of the later one, where the earlier is the start). What is not
+    finite, and what weights that were put back or rescaled have lost, is in the remainder.
 
     Args:
         observations: of one trial, as ``Advisor.trajectory`` or ``load_run(...)`` has them; two observations at least.
+        last: steps back from the last observation, >= 1; the interval begins at the last observation that is as old.
+            ``None``: all.
+
+    Raises:
+        ValueError: there are fewer than two observations, or several trials, or ``last`` is out of range.
+    """
+    seen = _Recorded.read(observations, "attribute_recorded")
+    first = seen.first_within(last)
+    parts_L = {name: change_TL[first:].sum(axis=0) for name, change_TL in seen.change_TL.items()}
+    growth_L = seen.log_norm_TL[-1] - seen.log_norm_TL[first]
+    return _closed(parts_L, growth_L, float(seen.level_T[-1] - seen.level_T[first]), seen.weight_L)
+
+
+def attributed_growth(observations: pd.DataFrame) -> pd.DataFrame:
+    """Return the parts of the network's growth from the start of a recorded run to each of its observations.
+
+    Args:
+        observations: as for :func:`attribute_recorded`.
+
+    Returns:
+        Columns ``step``, ``growth`` and the parts, nats; the parts of a row add up to its growth.
 
     Raises:
         ValueError: there are fewer than two observations, or several trials.
     """
-    if "trial" in observations and observations["trial"].nunique() > 1:
-        raise ValueError("attribute_recorded(observations) must be of one trial; see Run.trial(name).")
-    network = observations[observations["layer"] == "*"]
-    if len(network) < 2:
-        raise ValueError(f"attribute_recorded(observations) must have at least 2 observations, got {len(network)}.")
-    names = observations.loc[observations["layer"] != "*", "layer"].unique()
+    import pandas as pd
 
-    def table(column: str) -> Array:
-        wide = observations.pivot(index="step", columns="layer", values=column)[names]
-        return np.asarray(wide.to_numpy(dtype=np.float64))
+    seen = _Recorded.read(observations, "attributed_growth")
+    table = {"step": seen.step_T, "growth": seen.level_T - seen.level_T[0]}
+    for name, change_TL in seen.change_TL.items():
+        table[name] = np.concatenate([[0.0], np.cumsum(change_TL @ seen.weight_L)])
+    table["remainder"] = table["growth"] - np.sum([table[name] for name in seen.change_TL], axis=0)
+    return pd.DataFrame(table)
 
-    step_T = np.sort(network["step"].to_numpy(dtype=np.int64))
-    lr_TL, kappa_TL, ito_TL = table("lr"), table("noise_curvature"), -0.5 * table("diffusion") ** 2
-    kappa_TL, ito_TL = np.nan_to_num(kappa_TL), np.nan_to_num(ito_TL)
-    rates_TL = {
-        "drift": table("drift"),
-        "noise_curvature": kappa_TL,
-        "diffusion": ito_TL,
-        "finite_step": table("finite_step") - kappa_TL - ito_TL,
-        "decay": table("decay"),
-    }
-    between_T1 = (np.diff(step_T) - 1.0)[:, None]  # steps of which nothing was measured
-    parts_L = {}
-    for name, rate_TL in rates_TL.items():
-        change_TL = np.nan_to_num(lr_TL * rate_TL, posinf=0.0, neginf=0.0)
-        earlier_TL = change_TL[:-1].copy()
-        if step_T[0] == 0:
-            earlier_TL[0] = change_TL[1]
-        parts_L[name] = (change_TL[1:] + between_T1 * earlier_TL).sum(axis=0)
-    parts_L["remainder"] = np.zeros(len(names))
-    log_norm_TL = table("log_norm")
-    level_T = network.sort_values("step")["log_norm"].to_numpy(dtype=np.float64)
-    return _closed(
-        parts_L, log_norm_TL[-1] - log_norm_TL[0], float(level_T[-1] - level_T[0]), table("composition_weight")[-1]
-    )
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A recorded run: ``T`` observations, and the parts of what happened between each two of them."""
+
+    step_T: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    log_norm_TL: Array
+    level_T: Array  # of the network
+    weight_L: Array  # composition weights, of the last observation
+    change_TL: dict[str, Array]  # by part, nats; T - 1 rows
+
+    @classmethod
+    def read(cls, observations: pd.DataFrame, owner: str) -> _Recorded:
+        """Read the frame of one trial; the public functions tell what it must be."""
+        if "trial" in observations and observations["trial"].nunique() > 1:
+            raise ValueError(f"{owner}(observations) must be of one trial; see Run.trial(name).")
+        network = observations[observations["layer"] == "*"].sort_values("step")
+        if len(network) < 2:
+            raise ValueError(f"{owner}(observations) must have at least 2 observations, got {len(network)}.")
+        names = observations.loc[observations["layer"] != "*", "layer"].unique()
+
+        def table(column: str) -> Array:
+            wide = observations.pivot(index="step", columns="layer", values=column)[names]
+            return np.asarray(wide.to_numpy(dtype=np.float64))
+
+        step_T = network["step"].to_numpy(dtype=np.int64)
+        lr_TL = table("lr")
+        kappa_TL, ito_TL = np.nan_to_num(table("noise_curvature")), np.nan_to_num(-0.5 * table("diffusion") ** 2)
+        rates_TL = {
+            "drift": table("drift"),
+            "noise_curvature": kappa_TL,
+            "diffusion": ito_TL,
+            "finite_step": table("finite_step") - kappa_TL - ito_TL,
+            "decay": table("decay"),
+        }
+        between_T1 = (np.diff(step_T) - 1.0)[:, None]  # steps of which nothing was measured
+        change_TL = {}
+        for name, rate_TL in rates_TL.items():
+            with np.errstate(over="ignore"):  # of a run that was lost
+                now_TL = np.nan_to_num(lr_TL * rate_TL, posinf=0.0, neginf=0.0)
+            earlier_TL = now_TL[:-1].copy()
+            if step_T[0] == 0:
+                earlier_TL[0] = now_TL[1]
+            change_TL[name] = now_TL[1:] + between_T1 * earlier_TL
+        level_T = network["log_norm"].to_numpy(dtype=np.float64)
+        return cls(step_T, table("log_norm"), level_T, table("composition_weight")[-1], change_TL)
+
+    def first_within(self, last: int | None) -> int:
+        """Return the place of the last observation that is ``last`` steps old, or of the first of all."""
+        if last is None:
+            return 0
+        if not isinstance(last, int) or isinstance(last, bool) or last < 1:
+            raise ValueError(f"attribute_recorded(last=...) must be an integer >= 1 or None, got {last!r}.")
+        first = int(np.searchsorted(self.step_T, self.step_T[-1] - last, side="right")) - 1
+        return min(max(first, 0), len(self.step_T) - 2)
 
 
 def _closed(parts_L: dict[str, Array], growth_L: Array, growth: float, weight_L: Array) -> Attribution:

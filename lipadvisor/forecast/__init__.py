@@ -5,9 +5,11 @@ from lipadvisor.forecast.guard import is_refused, stability_load
 from lipadvisor.forecast.recorded import recorded_alarms
 from lipadvisor.forecast.rehearsed import rehearsed
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
-from lipadvisor.forecast.warning import Alarm, DivergenceWarning
+from lipadvisor.forecast.wanted import wanted_update
+from lipadvisor.forecast.warning import LEAD_STEPS, Alarm, DivergenceWarning
 
 __all__ = [
+    "LEAD_STEPS",
     "Alarm",
     "BandSeries",
     "DivergenceWarning",
@@ -18,4 +20,5 @@ __all__ = [
     "recorded_alarms",
     "rehearsed",
     "stability_load",
+    "wanted_update",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lipadvisor.forecast.wanted import wanted_update
 from lipadvisor.forecast.warning import Alarm, DivergenceWarning
-from lipadvisor.terms import Array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,23 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["recorded_alarms"]
 
 _HORIZON = 10  # steps, of the forecasts that are judged
-_NEAR = (5, 20)  # steps ahead of a measurement at which its forecast can be judged
 
 
 def recorded_alarms(
-    observations: pd.DataFrame, forecasts: pd.DataFrame, warning: DivergenceWarning | None = None
+    observations: pd.DataFrame,
+    forecasts: pd.DataFrame,
+    warning: DivergenceWarning | None = None,
+    decisions: pd.DataFrame | None = None,
 ) -> tuple[Alarm, ...]:
     """Say for each observation whether the run was in danger of diverging.
 
-    ``recorded_alarms(advisor.trajectory.observations, advisor.trajectory.forecasts)`` while the training goes on, or
-    with the frames of ``load_run(...)``. The first alarm that is ``raised`` begins the lead: on ramps of the learning
-    rate a median of some 200 steps before the loss is lost (``lipadvisor bars divergence``). The signs were set on
-    runs measured every 5 steps; measured more rarely than every 20, the forecast has no say.
+    An ``Advisor`` does this while it runs, and records it in the column ``alarm``; this is for other limits, and for
+    runs recorded without. The losses between the observations are not recorded: where these are far apart, the loss is
+    smoothed less than in the run. Measured more rarely than every 20 steps, the forecast has no say.
 
     Args:
-        observations: of one trial.
+        observations: of one trial, as ``Advisor.trajectory`` or ``load_run(...)`` has them.
         forecasts: of the same.
         warning: a fresh one with other limits; by default those of the bar.
+        decisions: of the same, where the policy was in charge: an update as large as it wanted is no sign then.
 
     Raises:
         ValueError: the frames are of several trials.
@@ -39,31 +42,32 @@ def recorded_alarms(
     if "trial" in observations and observations["trial"].nunique() > 1:
         raise ValueError("recorded_alarms(observations, forecasts) must be of one trial; see Run.trial(name).")
     warning = DivergenceWarning() if warning is None else warning
-    layers = observations[observations["layer"] != "*"]
+    layers = observations[(observations["layer"] != "*") & (observations["composition_weight"] != 0.0)]
     moved = (layers["lr"] * layers["update_ratio"]).groupby(layers["step"]).max().to_dict()
     network = observations[observations["layer"] == "*"].sort_values("step")
     judged = forecasts[(forecasts["layer"] == "*") & (forecasts["horizon"] == _HORIZON)]
-    bands = dict(zip(judged["step"].tolist(), judged[["mean", "std"]].to_numpy(dtype=np.float64), strict=True))
-    step_T = network["step"].to_numpy(dtype=np.int64)
-    alarms = []
-    for place, (step, log_norm, loss) in enumerate(
-        zip(step_T.tolist(), network["log_norm"].tolist(), network["loss"].tolist(), strict=True)
-    ):
+    bands = dict(zip(judged["step"].tolist(), judged[["mean", "std"]].to_numpy(dtype=np.float64).tolist(), strict=True))
+    wishes = _wishes(decisions)
+    alarms: list[Alarm] = []
+    wanted: float | None = None
+    columns = (network[name].tolist() for name in ("step", "log_norm", "loss", "given"))
+    for step, log_norm, loss, given in zip(*columns, strict=True):
+        while wishes and wishes[0][0] < step:  # a decision at n is in force from the step after n on
+            wanted = wishes.pop(0)[1]
         if step == 0:  # nothing has been trained
             continue
-        ahead = _judged_in(step_T[place:])
-        forecast = None
-        if ahead is not None and step in bands:
-            mean, std = bands[step].tolist()
-            share = ahead / _HORIZON
-            forecast = (step + ahead, log_norm + share * (mean - log_norm), std * share**0.5)
-        given = loss if network["given"].iloc[place] and "loss" in network["given"].iloc[place].split() else None
-        alarms.append(warning.update(step, given, log_norm, float(moved[step]), forecast))
+        forecast = (step + _HORIZON, *bands[step]) if step in bands else None
+        told = loss if given and "loss" in given.split() else None
+        alarms.append(warning.update(step, told, log_norm, float(moved[step]), forecast, wanted))
     return tuple(alarms)
 
 
-def _judged_in(step_T: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> int | None:
-    """Return in how many steps the observation nearest to the horizon comes; None if there is none near it."""
-    ahead_T: Array = step_T[1:].astype(np.float64) - float(step_T[0])
-    near_T = ahead_T[(ahead_T >= _NEAR[0]) & (ahead_T <= _NEAR[1])]
-    return int(near_T[np.argmin(np.abs(near_T - _HORIZON))]) if len(near_T) else None
+def _wishes(decisions: pd.DataFrame | None) -> list[tuple[int, float | None]]:
+    """Return step and wanted update of each decision that was applied, ascending."""
+    if decisions is None or decisions.empty:
+        return []
+    applied = decisions[decisions["mode"] == "takeover"].drop_duplicates("step", keep="last").sort_values("step")
+    return [
+        (int(step), wanted_update(json.loads(read or "{}").items()))
+        for step, read in zip(applied["step"].tolist(), applied["read"].tolist(), strict=True)
+    ]

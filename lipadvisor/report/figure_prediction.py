@@ -15,8 +15,8 @@ __all__ = ["draw_prediction"]
 _COLUMNS = 3
 
 
-def draw_prediction(tracks: Sequence[Track], name: str) -> str:
-    """Return the figure of ``tracks``, the network's first, as SVG."""
+def draw_prediction(tracks: Sequence[Track], name: str, alarms: Sequence[tuple[int, int]] = ()) -> str:
+    """Return the figure of ``tracks``, the network's first, as SVG; ``alarms`` are stretches of steps, marked in it."""
     layers = tracks[1:]
     rows = -(-len(layers) // _COLUMNS)
     with styled():
@@ -24,8 +24,12 @@ def draw_prediction(tracks: Sequence[Track], name: str) -> str:
         grid = drawn.add_gridspec(rows + 1, _COLUMNS, height_ratios=[1.6, *([1.0] * rows)])
         whole = drawn.add_subplot(grid[0, :])
         _panel(whole, tracks[0], "network: Z, log of the Lipschitz bound")
+        for index, (first, last) in enumerate(alarms):
+            label = "early warning" if not index else None
+            whole.axvspan(first, max(last, first + 1), color=COLOURS[1], alpha=0.22, linewidth=0, label=label)
+            whole.axvline(first, color=COLOURS[1], linewidth=0.9)
         handles, labels = whole.get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8)
+        drawn.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8)
         for index, seen in enumerate(layers):
             axes = drawn.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
             _panel(axes, seen, f"layer {seen.layer}")

@@ -15,19 +15,22 @@ from markupsafe import Markup
 from lipadvisor.report.figure_comparison import draw_comparison
 from lipadvisor.report.figure_curves import draw_curves
 from lipadvisor.report.figure_forecast import draw_forecast
+from lipadvisor.report.figure_growth import draw_growth
 from lipadvisor.report.figure_knobs import draw_knobs
 from lipadvisor.report.figure_prediction import draw_prediction
+from lipadvisor.report.growth import dangers, growth
 from lipadvisor.report.prediction import bound_error, horizon_scores, track
 from lipadvisor.report.timeline import timeline
 from lipadvisor.trajectory import Run, load_run, read_json, write_text
 
-__all__ = ["COMPARISON_FILE", "REPORT_FILE", "write_report"]
+__all__ = ["COMPARISON_FILE", "REPORT_FILE", "endangered_trials", "write_report"]
 
 COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
 _SHOWN_AT_MOST = 4  # trials with figures of their own, in a run without a comparison
 _CHANGES_AT_MOST = 25  # rows of the table of reasons; the figure shows them all
 _BAND_HORIZON = 10
+_ALARMS_AT_MOST = 10  # stretches in the sentence; the figure shows them all
 
 
 def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -67,9 +70,18 @@ def _render(run: Run, comparison: Mapping[str, Any]) -> str:
         lost=sum(facts["lost_batches"] for facts in run.meta["trials"].values()),
         sources=run.decisions["source"].value_counts().to_dict(),
         overhead=_overhead(run),
+        endangered=endangered_trials(run),
         workloads=workloads,
         alone=alone,
     )
+
+
+def endangered_trials(run: Run) -> tuple[str, ...]:
+    """Return the trials in which the early warning of divergence was raised."""
+    observations = run.observations
+    if "alarm" not in observations:
+        return ()
+    return tuple(sorted(observations.loc[observations["alarm"].fillna("") != "", "trial"].unique()))
 
 
 def _workload(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +110,8 @@ def _trial(run: Run, name: str) -> dict[str, Any]:
     tracks = [track(observations, one.forecasts, layer, _BAND_HORIZON) for layer in ("*", *layers)]
     scores = horizon_scores(observations, one.forecasts)
     knobs = timeline(one.decisions)
+    danger, grown = dangers(observations), growth(observations)
+    stretches = [(stretch.first, stretch.last) for stretch in danger.stretches]
     network = observations[observations["layer"] == "*"].sort_values("step")
     return {
         "name": name,
@@ -110,7 +124,11 @@ def _trial(run: Run, name: str) -> dict[str, Any]:
         "scores": scores,
         "knobs": knobs,
         "changes": knobs.changes[:_CHANGES_AT_MOST],
-        "prediction_figure": Markup(draw_prediction(tracks, f"{name}-prediction")),
+        "prediction_figure": Markup(draw_prediction(tracks, f"{name}-prediction", stretches)),
+        "danger": danger,
+        "dangers_shown": danger.stretches[:_ALARMS_AT_MOST],
+        "growth": grown,
+        "growth_figure": Markup(draw_growth(grown, f"{name}-growth")) if grown is not None else None,
         "knobs_figure": Markup(draw_knobs(knobs, f"{name}-knobs")),
         "forecast_figure": Markup(draw_forecast(scores, f"{name}-forecast")) if scores else None,
         "band_horizon": _BAND_HORIZON,

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["BoundError", "HorizonScore", "Track", "bound_error", "horizon_scores", "track"]
+__all__ = ["BoundError", "HorizonScore", "Track", "believable", "bound_error", "horizon_scores", "track"]
 
 Array = NDArray[np.float64]
+_LARGEST = 1e4  # nats: some layers' logarithms of float32's largest number
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ def track(observations: pd.DataFrame, forecasts: pd.DataFrame, layer: str, horiz
     return Track(
         layer=layer,
         step_T=rows["step"].to_numpy(float),
-        observed_T=rows["log_norm"].to_numpy(float),
-        finite_step_T=rows["predicted"].to_numpy(float),
-        paper_T=rows["predicted_paper"].to_numpy(float),
+        observed_T=believable(rows["log_norm"].to_numpy(float)),
+        finite_step_T=believable(rows["predicted"].to_numpy(float)),
+        paper_T=believable(rows["predicted_paper"].to_numpy(float)),
         target_F=bands["target"].to_numpy(float),
         lower_F=bands["lower"].to_numpy(float),
         upper_F=bands["upper"].to_numpy(float),
@@ -68,11 +69,16 @@ def track(observations: pd.DataFrame, forecasts: pd.DataFrame, layer: str, horiz
     )
 
 
+def believable(value_T: Array) -> Array:
+    """Return log-norms (nats) with nan for what no number can have as its logarithm, in a run that was lost."""
+    return np.where(np.abs(value_T) < _LARGEST, value_T, np.nan)
+
+
 def bound_error(seen: Track) -> BoundError:
     """Return the relative errors of the two predictions of ``K``; nan where nothing was predicted."""
     errors = []
     for predicted_T in (seen.finite_step_T, seen.paper_T):
-        error_T = np.abs(np.expm1(predicted_T - seen.observed_T))
+        error_T = np.abs(np.expm1(np.minimum(predicted_T - seen.observed_T, 700.0)))
         errors.append(error_T[np.isfinite(error_T)])
     largest = [float(error.max()) if len(error) else float("nan") for error in errors]
     mean = [float(error.mean()) if len(error) else float("nan") for error in errors]

@@ -78,6 +78,7 @@ class Recorder:
         *,
         measure_s: float = _NAN,
         step_s: float = _NAN,
+        alarm: str = "",
     ) -> None:
         """Record an observation, its bands included (as forecasts of ``"*"`` under the present knobs).
 
@@ -87,11 +88,12 @@ class Recorder:
                 each with ``L + 1`` numbers: the layers' in order, then the network's.
             measure_s: Seconds spent on measuring this step.
             step_s: Seconds of the whole step, measuring included.
+            alarm: Signs that the run may be about to diverge, where two of them were there.
 
         Raises:
             ValueError: an extra has an unknown name or the wrong length.
         """
-        rows = observation_rows(observation, extras, measure_s, step_s)
+        rows = observation_rows(observation, extras, measure_s, step_s, alarm)
         present = next((knobs for knobs in observation.knobs if knobs.group == 0), Knobs(0))
         bands = {"*": observation.bands}
         self._add("forecasts", forecast_rows(observation.step, bands, "present", present.lr, present.weight_decay))

@@ -21,6 +21,7 @@ def observation_rows(
     extras: Mapping[str, Sequence[float]] | None = None,
     measure_s: float = _NAN,
     step_s: float = _NAN,
+    alarm: str = "",
 ) -> list[Row]:
     """Return the rows of one observation: its layers in order, then the network.
 
@@ -30,6 +31,7 @@ def observation_rows(
             A column that is left out is nan.
         measure_s: Seconds spent on measuring this step.
         step_s: Seconds of the whole step.
+        alarm: Signs of a divergence to come, where two of them were there.
 
     Raises:
         ValueError: an extra has an unknown name or the wrong length.
@@ -43,7 +45,7 @@ def observation_rows(
         (*when, *_layer_values(layer), *knobs, *extra, measured, *_NO_STEP_VALUES)
         for layer, knobs, extra in zip(observation.layers, groups, columns[:-1], strict=True)
     ]
-    step_values = _step_values(observation, measure_s, step_s)
+    step_values = _step_values(observation, measure_s, step_s, alarm)
     rows.append((*when, *_layer_values(observation.network), *network_group, *columns[-1], measured, *step_values))
     return rows
 
@@ -137,10 +139,10 @@ def _by_size(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-_NO_STEP_VALUES: Row = (None, "", _NAN, _NAN, _NAN, None, _NAN, _NAN, _NAN, "", "", "")
+_NO_STEP_VALUES: Row = (None, "", _NAN, _NAN, _NAN, None, _NAN, _NAN, _NAN, "", "", "", "")
 
 
-def _step_values(observation: Observation, measure_s: float, step_s: float) -> Row:
+def _step_values(observation: Observation, measure_s: float, step_s: float, alarm: str) -> Row:
     losses = {"loss": observation.loss, "validation_loss": observation.validation_loss}
     return (
         observation.total_steps,
@@ -152,6 +154,7 @@ def _step_values(observation: Observation, measure_s: float, step_s: float) -> R
         str(observation.status),
         " ".join(name for name, value in losses.items() if value is not None),
         json.dumps(as_json(observation.knobs)),
+        alarm,
     )
 
 

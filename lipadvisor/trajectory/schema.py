@@ -58,6 +58,7 @@ TABLES: Mapping[str, pa.Schema] = {
         (_INT, "validation_step"),
         (_FLOAT, "overhead measure_s step_s"),
         (_TEXT, "step_status given knobs"),  # given: which losses there were, nan is one; knobs: JSON of all groups
+        (_TEXT, "alarm"),  # on the row "*", signs of a divergence to come: "forecast update"; "" while not raised
     ),
     "forecasts": _schema(
         (_INT, "step"),
