@@ -58,7 +58,7 @@ def rehearse(
 
     Call it between two steps of the loop, after ``advisor.step``. Weights, buffers, gradients, optimizer, its knobs
     and all global generators are afterwards what they were, bit by bit. What else ``train_step`` moves stays moved:
-    a loader, a learning-rate schedule, a gradient scaler.
+    a loader, a learning-rate schedule, a gradient scaler. Weights and optimizer state take twice their memory.
 
     Args:
         advisor: of the training.
