@@ -30,6 +30,7 @@ from lipadvisor.trajectory import read_json, write_json
 
 __all__ = ["Branch", "Outcome", "Walk", "branch"]
 
+_LOST = 1e100  # a weight as large is on its way to infinity, and its square may be there
 _OTHER_SEED = 10**6  # batches of the replicas that stop at the first horizon
 
 
@@ -140,11 +141,11 @@ def _walked(
 
 
 def _levels(replicas: Replicas, done: Run, layers: tuple[TrackedLayer, ...], shapes: list[tuple[int, ...]]) -> Array:
-    """Return the chain's log-norm of every replica; nan where a weight is not finite."""
+    """Return the chain's log-norm of every replica; nan where a weight is not finite, or about to be."""
     total_R = np.zeros(replicas.count)
     for layer, shape in zip(layers, shapes, strict=True):
         kernels_R = replicas.kernels(layer, done.model)
-        finite_R = kernels_R.flatten(1).isfinite().all(1)
+        finite_R = kernels_R.flatten(1).abs().amax(1) < _LOST  # false of what is not a number
         safe_R = torch.where(finite_R.view(-1, *([1] * (kernels_R.ndim - 1))), kernels_R, torch.ones_like(kernels_R))
         total_R += np.where(finite_R.numpy(), log_norms(layer, shape, safe_R), np.nan)
     return total_R
