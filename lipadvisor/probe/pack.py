@@ -339,7 +339,7 @@ def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tu
         sides = layer.form.kernel_shape
         side = max(sides)
         form = getattr(layer.form, "whole", layer.form)  # processes that share weights must have the same packs
-        if isinstance(form, ConvolutionForm) and form.plain and isinstance(layer.source, Plain):
+        if isinstance(form, ConvolutionForm) and isinstance(layer.source, Plain):
             key: tuple[object, ...] = (weight.dtype, weight.device, form, layer.shares, layer.group, layer.decays)
         elif layer.shares and form.matrix:
             key = (weight.dtype, weight.device, *sides, layer.shares, layer.flat)

@@ -8,13 +8,16 @@ selection of entries along each dimension, whose adjoint adds them back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 __all__ = ["PADDING_MODES", "ConvGeometry", "ConvOperator"]
 
+GROUPED = 400_000  # entries of all maps of a call up to which layers are taken together
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -135,9 +138,19 @@ class ConvGeometry:
         return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
+@lru_cache(maxsize=256)
+def _as_groups(geometry: ConvGeometry, layers: int) -> ConvGeometry:
+    """Return layers side by side, their channels one after the other, as one convolution."""
+    first, *rest = geometry.kernel_shape
+    return replace(geometry, kernel_shape=(first * layers, *rest), groups=geometry.groups * layers)
+
+
 @dataclass(frozen=True, slots=True)
 class ConvOperator:
     """A convolution, or a transpose, on maps of a fixed size.
+
+    Kernels (l, *kernel_shape) and maps (l, K, N) are of as many layers, which are the groups of one convolution; for
+    one layer both may do without.
 
     Attributes:
         geometry: of the layer.
@@ -171,15 +184,45 @@ class ConvOperator:
 
     def apply(self, kernel: Tensor, x_KN: Tensor) -> Tensor:
         """Return the convolutions (K, M) of the flat maps (K, N)."""
-        y = self._forward(kernel, x_KN.reshape(-1, *self.input_shape))
-        return y.reshape(*x_KN.shape[:-1], self.outputs)
+
+        def act(geometry: ConvGeometry, kernel: Tensor, x: Tensor) -> Tensor:
+            return geometry.forward(kernel, x, self.output_padding)
+
+        return self._by_layers(act, kernel, x_KN, self.input_shape, self.outputs)
 
     def adjoint(self, kernel: Tensor, y_KM: Tensor) -> Tensor:
         """Return the adjoint convolutions (K, N) of the flat maps (K, M)."""
-        y = y_KM.reshape(-1, *self.output_shape)
-        shape = (y.shape[0], *self.input_shape)
-        x = self.geometry.backward(kernel.reshape(self.kernel_shape), y, shape, self.output_padding)
-        return x.reshape(*y_KM.shape[:-1], self.inputs)
+
+        def act(geometry: ConvGeometry, kernel: Tensor, y: Tensor) -> Tensor:
+            channels = self.input_shape[0] * (geometry.groups // self.geometry.groups)
+            shape = (len(y), channels, *self.input_shape[1:])
+            return geometry.backward(kernel, y, shape, self.output_padding)
+
+        return self._by_layers(act, kernel, y_KM, self.output_shape, self.inputs)
+
+    def _by_layers(
+        self,
+        act: Callable[[ConvGeometry, Tensor, Tensor], Tensor],
+        kernel: Tensor,
+        x_KN: Tensor,
+        shape: tuple[int, ...],
+        made: int,
+    ) -> Tensor:
+        """Return the flat maps that ``act`` makes of flat ones, for as many layers at once as the cache can take."""
+        layers = kernel.numel() // math.prod(self.kernel_shape)
+        if layers == 1:
+            y = act(self.geometry, kernel.reshape(self.kernel_shape), x_KN.reshape(-1, *shape))
+            return y.reshape(*x_KN.shape[:-1], made)
+        vectors, parts = x_KN.shape[1], []
+        together = max(1, GROUPED // (vectors * (self.inputs + self.outputs)))
+        for start in range(0, layers, together):
+            kernels, maps = kernel[start : start + together], x_KN[start : start + together]
+            count, (first, *rest) = len(kernels), self.kernel_shape
+            geometry = _as_groups(self.geometry, count)
+            channels = maps.transpose(0, 1).reshape(vectors, count * shape[0], *shape[1:])
+            y = act(geometry, kernels.reshape(count * first, *rest), channels)
+            parts.append(y.reshape(vectors, count, made).transpose(0, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def outer(self, y_KM: Tensor, x_KN: Tensor) -> Tensor:
         """Return the kernel-shaped ``sum_k d <y_k, conv(x_k; kernel)> / d kernel``."""

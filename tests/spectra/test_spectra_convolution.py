@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lipadvisor.probe.kinds.convolution import AnyConv, ConvolutionForm, find_convolution
 from lipadvisor.probe.kinds.kind import Options
-from lipadvisor.spectra import Conv2dOperator, ConvOperator, cold_start, start_vectors
+from lipadvisor.spectra import Conv2dOperator, ConvOperator, cold_start, conv2d, convolution, start_vectors
 
 FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -129,3 +129,21 @@ def test_the_form_needs_the_input_size(shape: tuple[int, ...] | None) -> None:
     form = found[0].form
     assert isinstance(form, ConvolutionForm)
     assert (form.operator(shape) is None) == (shape is None)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(layers(), st.integers(0, 99), st.sampled_from([1, 400_000]))
+def test_layers_side_by_side_are_each_by_itself(
+    case: tuple[AnyConv, tuple[int, ...]], seed: int, together: int
+) -> None:
+    module, shape = case
+    operator = operator_of(module, shape)
+    kernels = random(3, *operator.kernel_shape, seed=seed)
+    x, y = random(3, 2, operator.inputs, seed=seed + 1), random(3, 2, operator.outputs, seed=seed + 2)
+    with pytest.MonkeyPatch.context() as patch:
+        for home in (conv2d, convolution):
+            patch.setattr(home, "GROUPED", together)
+        images, coimages = operator.apply(kernels, x), operator.adjoint(kernels, y)
+    for k in range(3):
+        torch.testing.assert_close(images[k], operator.apply(kernels[k], x[k]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(coimages[k], operator.adjoint(kernels[k], y[k]), rtol=1e-12, atol=1e-12)
