@@ -99,12 +99,9 @@ class Probe:
         self.level = level
         self._model, self.ranks = bare(model), ranks_of(model)
         self.layers, self.skipped = find_layers(
-            self._model,
-            optimizer,
-            globs("include", include),
-            globs("exclude", exclude),
+            self._model, optimizer, globs("include", include), globs("exclude", exclude),
             Options(conv_view, gains, parameters),
-        )
+        )  # fmt: skip
         self._eager, self._blind, self._watched = EagerStep(), False, False
         self._compiled, self._wrapped = is_compiled(model), self._model is not model
         self._optimizer = optimizer
@@ -121,8 +118,7 @@ class Probe:
             self._model, optimizer, self._packs, self._capture, self._generator, independent_samples, self._strides
         )
         self._armed: int | None = None
-        self._armed_at = 0.0
-        self._spent_s = 0.0
+        self._armed_at = self._spent_s = 0.0
         self._tail_s = 0.0  # what accounting for the last idle step took itself
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
@@ -252,10 +248,8 @@ class Probe:
         if started:
             self._meter.regroup(self._packs)
         times = measure_s, step_s, max(wait, 1)
-        knobs, unsettled = self._strides.knobs, self._unsettled
-        measured = Measured(
-            step, self.level, knobs, readings.samples, unsettled, *times, doubts, self._population, sizes
-        )
+        known = self._strides.knobs, readings.samples, self._unsettled, *times, doubts, self._population, sizes
+        measured = Measured(step, self.level, *known)
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
