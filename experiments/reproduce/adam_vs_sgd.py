@@ -8,6 +8,7 @@ best learning rate at every spread. Losses are geometric means over seeds.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.kept import keep
+from lipadvisor.experiments.reproduce.kept import keep, kept_part, plain_log
 
 __all__ = ["run"]
 
@@ -67,6 +68,12 @@ def _final_loss(images: Images, optimizer: str, spread: float, lr: float, steps:
     return sum(last) / len(last)
 
 
+def _mean_loss(images: Images, optimizer: str, spread: float, lr: float, steps: int, seeds: range) -> float:
+    """Return the geometric mean of the final losses."""
+    losses = [_final_loss(images, optimizer, spread, lr, steps, seed) for seed in seeds]
+    return math.exp(sum(math.log(loss) for loss in losses) / len(losses))
+
+
 def run(settings: Settings) -> Verdict:
     """Train at every spread, with every learning rate."""
     images = load_images(settings.data)
@@ -78,8 +85,8 @@ def run(settings: Settings) -> Verdict:
         for spread in spreads:
             tried = {}
             for lr in rates:
-                losses = [_final_loss(images, optimizer, spread, lr, steps, seed) for seed in seeds]
-                tried[lr] = math.exp(sum(math.log(loss) for loss in losses) / len(losses))
+                made = partial(_mean_loss, images, optimizer, spread, lr, steps, seeds)
+                tried[lr] = kept_part(settings, f"{optimizer} {spread:g} {lr:.3g}", (lr, steps, seeds), made)
             lr = min(tried, key=tried.__getitem__)
             listed = [{"lr": r, "loss": value if math.isfinite(value) else None} for r, value in tried.items()]
             rows.append({"optimizer": optimizer, "spread": spread, "lr": lr, "loss": tried[lr], "tried": listed})
@@ -113,6 +120,7 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
     rates.set_xscale("log")
     for axes in (losses, rates):
         axes.set_yscale("log")
+        plain_log(axes.yaxis)
         axes.grid(alpha=0.25)
-    losses.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False)
     return figure

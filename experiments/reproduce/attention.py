@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
-from lipadvisor.experiments.reproduce.kept import keep, slope
+from lipadvisor.experiments.reproduce.kept import keep, kept_part, slope
 from lipadvisor.modules import DotProductAttention, L2Attention, ScaledCosineAttention, constant_of, jacobian_of
 
 __all__ = ["run"]
@@ -59,6 +60,13 @@ def _row(kind: str, sweep: str, at: float, module: nn.Module, x: Tensor) -> dict
     return {"kind": kind, "sweep": sweep, "at": at, "jacobian": norm, "bound": bound}
 
 
+def _rows(kind: str, seed: int, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+    plain = _module(kind, seed)
+    rows = [_row(kind, "size of the inputs", s, plain, _tokens(8, s, seed)) for s in SIZES]
+    rows += [_row(kind, "scale of queries and keys", s, _module(kind, seed, s), _tokens(8, 4.0, seed)) for s in SCALES]
+    return rows + [_row(kind, "tokens", n, plain, _tokens(n, 4.0, seed)) for n in lengths]
+
+
 def run(settings: Settings) -> Verdict:
     """Sweep size of the inputs, weight scale of queries and keys, and sequence length."""
     seeds = range(settings.seed, settings.seed + (2 if settings.quick else 8))
@@ -66,13 +74,7 @@ def run(settings: Settings) -> Verdict:
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         for seed in seeds:
-            plain = _module(kind, seed)
-            rows += [_row(kind, "size of the inputs", s, plain, _tokens(8, s, seed)) for s in SIZES]
-            rows += [
-                _row(kind, "scale of queries and keys", s, _module(kind, seed, s), _tokens(8, 4.0, seed))
-                for s in SCALES
-            ]
-            rows += [_row(kind, "tokens", n, plain, _tokens(n, 4.0, seed)) for n in lengths]
+            rows += kept_part(settings, f"{kind} {seed}", lengths, partial(_rows, kind, seed, lengths))
         settings.progress(f"{kind}: {sum(row['kind'] == kind for row in rows)} Jacobians")
     means = {key: _medians([r for r in rows if (r["kind"], r["sweep"]) == key]) for key in _keys(rows)}
     tail = {kind: _exponent(means[kind, "size of the inputs"][-4:]) for kind in KINDS}
@@ -121,6 +123,8 @@ def _figure(means: dict[tuple[str, str], list[tuple[float, float]]]) -> Figure:
             axes.plot(*zip(*means[kind, sweep], strict=True), ".-", label=kind)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        at = [place for place, _ in means[next(iter(KINDS)), sweep]]
+        axes.set_xticks(at, [f"{place:g}" for place in at])
         axes.set_xlabel(sweep)
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("Jacobian norm (median)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from lipadvisor.experiments.reproduce.convnet import conv_net, initialize
 from lipadvisor.experiments.reproduce.figures import keep_figure
 from lipadvisor.experiments.reproduce.full_batch import full_batch_terms
 from lipadvisor.experiments.reproduce.images import Images, load_images
+from lipadvisor.experiments.reproduce.kept import kept_part
 from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
 from lipadvisor.experiments.reproduce.replicas import Replicas
 from lipadvisor.experiments.reproduce.training import Recipe, Run, train
 from lipadvisor.probe import Probe
 from lipadvisor.report.style import COLOURS
 from lipadvisor.terms import Array
-from lipadvisor.trajectory import read_json, write_json
+from lipadvisor.trajectory import write_json
 
 __all__ = ["exponent", "measured_scaling", "run"]
 
@@ -57,11 +59,7 @@ def measured_scaling(settings: Settings) -> dict[str, Any]:
     stages = {"early": 20} if settings.quick else {"early": 40, "middle": 200, "late": 800}
     found: dict[str, Any] = {}
     for stage, steps in stages.items():
-        path = settings.out / "runs" / f"{stage}.json"
-        if not path.exists():
-            write_json(path, _stage(settings, images, steps))
-            settings.progress(f"{stage}: measured")
-        found[stage] = read_json(path)
+        found[stage] = kept_part(settings, stage, (steps, _LR), partial(_stage, settings, images, steps))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ __all__ = ["reproduce"]
 @click.option("--data", default="digits", show_default=True, help="digits, cifar10:PATH or cifar100:PATH (a folder).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A small version: seconds instead of minutes, too small to judge by.")
-@click.option("--fresh", is_flag=True, help="Run again even where a verdict is there already.")
+@click.option("--fresh", is_flag=True, help="Run again from the start, whatever is there already.")
 def reproduce(name: str, out: Path, data: str, seed: int, quick: bool, fresh: bool) -> None:
     """Rerun a result of the two papers: writes data, a figure and a verdict computed from the data.
 
@@ -64,6 +65,10 @@ def _run_one(name: str, out: Path, data: str, seed: int, quick: bool, fresh: boo
         if kept.get("settings") == settings:
             click.echo(f"{prefix}{name}: done before (--fresh runs it again)")
             return Verdict(**kept["verdict"])
+    if fresh:  # without what earlier runs left for the next one to resume from
+        done.unlink(missing_ok=True)
+        shutil.rmtree(out / "runs", ignore_errors=True)
+        (out / "landscape.npz").unlink(missing_ok=True)
     begun = time.monotonic()
 
     def progress(line: str) -> None:

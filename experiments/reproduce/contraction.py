@@ -14,7 +14,8 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.kept import keep, slope
+from lipadvisor.experiments.reproduce.kept import keep, kept_part, slope
 from lipadvisor.modules import DropPath, Residual, constant_of, local_lipschitz
 
 __all__ = ["run"]
@@ -165,6 +166,10 @@ def expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: i
     return Expansion(growth, loss, size, relative, lowest)
 
 
+def _expansion(images: Images, optimizer: str, shrink: float, steps: int, seed: int) -> dict[str, float | None]:
+    return asdict(expansion(images, optimizer, shrink, steps, seed))
+
+
 def _reset(model: nn.Module, other: nn.Module, rules: tuple[_Rule, _Rule]) -> float:
     """Scale the distance of the two states (weights and moments) back to tiny; return the log of how it had grown."""
     pairs = list(zip(model.parameters(), other.parameters(), strict=True))
@@ -263,7 +268,9 @@ def run(settings: Settings) -> Verdict:
     rows: list[dict[str, Any]] = []
     for optimizer in RATES:
         for decay in decays:
-            found = expansion(images, optimizer, decay / 100, steps, settings.seed)
+            part = partial(_expansion, images, optimizer, decay / 100, steps, settings.seed)
+            given = (steps, BATCH, TINY, RATES[optimizer])
+            found = Expansion(**kept_part(settings, f"{optimizer} {decay:g}", given, part))
             row = {"optimizer": optimizer, "decay_per_step": decay / 100, "log_expansion": found.log_factor}
             rows.append(row | {name: getattr(found, name) for name in MEASURED})
             settings.progress(
@@ -271,7 +278,10 @@ def run(settings: Settings) -> Verdict:
                 f"|W| {found.weights:.3f} of its start, relative step {found.relative_step:.4f}"
                 + ("" if found.lowest_curvature is None else f", lowest curvature {found.lowest_curvature:+.4f}")
             )
-    checks = [sgd_factor(images, decay / 100, 20, settings.seed) for decay in decays]
+    checks = [
+        kept_part(settings, f"Jacobian {decay:g}", 20, partial(sgd_factor, images, decay / 100, 20, settings.seed))
+        for decay in decays
+    ]
     drops = [_drop_path(p, settings.seed) for p in DROPS]
     falls = {name: _slope_over_decay(rows_of(rows, name)) for name in RATES}
     bare = {r["optimizer"]: r["log_expansion"] for r in rows if r["decay_per_step"] == 0}
@@ -337,18 +347,26 @@ def _slope_over_decay(rows: list[dict[str, Any]]) -> float:
     return slope([-math.log1p(-r["decay_per_step"]) for r in rows], [r["log_expansion"] for r in rows])
 
 
+_TICKS = (-0.1, -0.05, -0.02, -0.01, -0.005, 0, 0.005, 0.01, 0.02)
+
+
 def _figure(rows: list[dict[str, Any]], drops: list[dict[str, float]], limit: float) -> Figure:
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     update, forward = figure.subplots(1, 2)
+    decays = sorted({r["decay_per_step"] for r in rows})
     for optimizer in RATES:
         part = rows_of(rows, optimizer)
-        line = [r["decay_per_step"] for r in part], [r["log_expansion"] for r in part]
+        line = [decays.index(r["decay_per_step"]) for r in part], [r["log_expansion"] for r in part]
         (drawn,) = update.plot(*line, "-", label=optimizer)
         for x, y, r in zip(*line, part, strict=True):
             update.plot(x, y, "o", color=drawn.get_color(), mfc=None if r["loss"] < limit else "white")
-    update.set_title("open circles: the loss is that of guessing", fontsize=9)
+    update.set_title("open circles: the loss is that of guessing; linear within 0.01", fontsize=9)
     update.axhline(0, color="0.4", lw=0.8)
-    update.set_xlabel("learning rate x weight decay")
+    update.set_xticks(range(len(decays)), [f"{100 * decay:g} %" for decay in decays])
+    update.set_yscale("symlog", linthresh=0.01)
+    update.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+    update.set_yticks([], minor=True)
+    update.set_xlabel("learning rate x weight decay, not to scale")
     update.set_ylabel("ln of the update map's factor, nats per step")
     forward.plot([d["p"] for d in drops], [d["log_bound"] for d in drops], "o-", label="bound, 1 + (1 - p) K")
     forward.plot([d["p"] for d in drops], [d["log_local"] for d in drops], "o-", label="local constant")

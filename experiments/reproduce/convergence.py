@@ -98,8 +98,8 @@ def _long_run(settings: Settings, images: Images, recipe: Recipe) -> None:
 
     done = train(recipe, images, build, on_step)
     log.end = {"steps": float(done.steps)}
-    log.save(settings.out / "runs" / "long.npz")
     write_json(settings.out / "runs" / "split.json", split)
+    log.save(settings.out / "runs" / "long.npz")  # last: its identity stands for both files
 
 
 def _split(model: nn.Module, images: Images) -> dict[str, float]:

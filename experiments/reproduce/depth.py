@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
-from lipadvisor.experiments.reproduce.kept import keep, slope
+from lipadvisor.experiments.reproduce.kept import keep, kept_part, slope
 from lipadvisor.modules import DotProductAttention, ResNetBlock, TransformerBlock, constant_of, local_lipschitz
 
 __all__ = ["run"]
@@ -69,8 +70,8 @@ def run(settings: Settings) -> Verdict:
     rows = []
     for kind, make in KINDS.items():
         for depth in depths:
-            rows.append(_measured(kind, depth, make(), settings.seed))
-            last = rows[-1]
+            part = partial(_measured, kind, depth, make(), settings.seed)
+            rows.append(last := kept_part(settings, f"{kind} {depth}", "", part))
             settings.progress(
                 f"{kind}, depth {depth}: bound e^{last['log_bound']:.1f}, local e^{last['log_local']:.1f}"
             )
@@ -102,13 +103,16 @@ def run(settings: Settings) -> Verdict:
     return Verdict("depth", CLAIM, below and grows and alive and lost, figures, finding)
 
 
+_TICKS = (-100, -50, -20, -10, -5, 0, 5, 10)
+
+
 def _figure(by_kind: dict[str, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(10.0, 3.6), layout="constrained")
     titles = {"log_bound": "log bound", "log_local": "log local constant", "log_gradient": "log gradient at the input"}
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for kind, part in by_kind.items():
             axes.plot([row["depth"] for row in part], [row[key] for row in part], ".-", label=kind)
-        axes.set_title(f"{title}, nats" + ("" if key == "log_bound" else " (linear within 5)"), fontsize=9)
+        axes.set_title(f"{title}, nats" + ("" if key == "log_bound" else ", linear within 5"), fontsize=9)
         axes.set_xscale("log", base=2)
         depths = sorted({row["depth"] for part in by_kind.values() for row in part})
         axes.set_xticks(depths, [str(depth) for depth in depths])
@@ -116,5 +120,7 @@ def _figure(by_kind: dict[str, list[dict[str, Any]]]) -> Figure:
         axes.grid(alpha=0.25)
         if key != "log_bound":
             axes.set_yscale("symlog", linthresh=5)
+            axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+            axes.set_yticks([], minor=True)
     figure.axes[0].legend(fontsize=7, frameon=False)
     return figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
 from lipadvisor.experiments.reproduce.images import Images, load_images
-from lipadvisor.experiments.reproduce.kept import keep
+from lipadvisor.experiments.reproduce.kept import keep, kept_part, plain_log
 from lipadvisor.modules import ResNetBlock, TransformerBlock
 
 __all__ = ["run"]
@@ -104,9 +105,14 @@ def run(settings: Settings) -> Verdict:
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         rates = RATES[1:2] if settings.quick else RATES
-        lr = max(rates, key=lambda rate: _trained(kind, images, 1.0, rate, steps, settings.seed))
+
+        def reached(factor: float, lr: float, seed: int, kind: str = kind) -> float:
+            name, made = f"{kind} x{factor:g} lr {lr:g} seed {seed}", partial(_trained, kind, images, factor, lr)
+            return float(kept_part(settings, name, (factor, lr, steps), partial(made, steps, seed)))
+
+        lr = max(rates, key=lambda rate: reached(1.0, rate, settings.seed))
         for factor in factors:
-            found = [_trained(kind, images, factor, lr, steps, settings.seed + s) for s in range(seeds)]
+            found = [reached(factor, lr, settings.seed + s) for s in range(seeds)]
             rows.append({"kind": kind, "factor": factor, "lr": lr, "accuracy": sum(found) / len(found)})
             settings.progress(f"{kind}, init x{factor:g}: accuracy {rows[-1]['accuracy']:.3f}")
     loss_of_accuracy = {kind: _sensitivity([row for row in rows if row["kind"] == kind]) for kind in KINDS}
@@ -143,6 +149,7 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
         part = [row for row in rows if row["kind"] == kind]
         axes.plot([row["factor"] for row in part], [row["accuracy"] for row in part], ".-", label=kind)
     axes.set_xscale("log")
+    plain_log(axes.xaxis, (1.0, 3.0))
     axes.set_xlabel("factor on every weight matrix of the default initialization")
     axes.set_ylabel("test accuracy (0: diverged)")
     axes.grid(alpha=0.25)

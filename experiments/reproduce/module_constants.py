@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lipadvisor.experiments.reproduce import Settings, Verdict
-from lipadvisor.experiments.reproduce.kept import keep
+from lipadvisor.experiments.reproduce.kept import keep, kept_part
 from lipadvisor.modules import (
     CenterNorm,
     DropPath,
@@ -121,19 +122,28 @@ def _climb(module: nn.Module, x: Tensor, steps: int) -> float:
     return best
 
 
+def _simulated_row(name: str, generator: torch.Generator, quick: bool) -> dict[str, Any]:
+    """Return the row of one module, and where it leaves the generator, which the next one goes on with."""
+    build, shape = MODULES[name]
+    module = _randomized(build, generator, name in _WORST)
+    like = torch.zeros((1, *shape), dtype=torch.float64)
+    constant = constant_of(module) if name in _WORST else constant_of(module, like)
+    found = simulated(module, shape, generator, 10 if quick else 60)
+    row = {"module": name, "formula": constant.value, "simulated": found, "kind": str(constant.kind)}
+    return {"row": row, "generator_after": generator.get_state().numpy().tobytes().hex()}
+
+
 def run(settings: Settings) -> Verdict:
     """Simulate every module of the table."""
     generator = torch.Generator().manual_seed(settings.seed)
     names = list(MODULES)[::6] if settings.quick else list(MODULES)
     rows: list[dict[str, Any]] = []
     for index, name in enumerate(names, 1):
-        build, shape = MODULES[name]
-        module = _randomized(build, generator, name in _WORST)
-        like = torch.zeros((1, *shape), dtype=torch.float64)
-        constant = constant_of(module) if name in _WORST else constant_of(module, like)
-        found = simulated(module, shape, generator, 10 if settings.quick else 60)
-        rows.append({"module": name, "formula": constant.value, "simulated": found, "kind": str(constant.kind)})
-        settings.progress(f"{index}/{len(names)} {name}: {found:.4g} of {constant.value:.4g} ({constant.kind})")
+        part = kept_part(settings, f"{index} {name}", "", partial(_simulated_row, name, generator, settings.quick))
+        generator.set_state(torch.frombuffer(bytearray.fromhex(part["generator_after"]), dtype=torch.uint8))
+        rows.append(row := part["row"])
+        told = f"{row['simulated']:.4g} of {row['formula']:.4g} ({row['kind']})"
+        settings.progress(f"{index}/{len(names)} {name}: {told}")
     ratios = {row["module"]: row["simulated"] / row["formula"] for row in rows}
     exact = {row["module"]: ratios[row["module"]] for row in rows if row["kind"] == Kind.EXACT}
     exceeded = [name for name, ratio in ratios.items() if ratio > 1 + 1e-6]

@@ -29,7 +29,7 @@ def test_runs_small_and_leaves_its_files(name: str, tmp_path: Path) -> None:
     assert verdict.claim.startswith("[J]")
     assert verdict.finding
     assert lines
-    assert {path.name for path in tmp_path.iterdir()} == {"data.json", "figure.svg", "figure.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data.json", "figure.svg", "figure.png", "runs"}
     rows = json.loads((tmp_path / "data.json").read_text())["rows"]
     assert len(rows) > 3
     json.dumps(verdict.figures, allow_nan=False)
