@@ -60,6 +60,7 @@ class Capture:
     sized: tuple[int, ...] = ()  # layers whose operators depend on these
     always: bool = False  # look at sizes where no gradient is asked for, too
     spent_s: float = 0.0
+    still: set[int] = field(default_factory=set)  # layers whose gradient was written to and is zero (dead units)
     asleep: bool = False  # hooks stay where they are and record nothing
     _sequences_first: bool = False
     _round: int = 0
@@ -123,6 +124,7 @@ class Capture:
         self.calls = [[] for _ in self.layers]
         self._marks = [[] for _ in self.layers]
         self._sizes.clear()
+        self.still.clear()
         self._round, self._graded = 0, False
 
     @property
@@ -297,6 +299,7 @@ class Capture:
         marks = self._marks[index]
         if all(turn != known for known, _ in marks):
             self._drop(index)
+            self.still.discard(index)
             marks.append((turn, GradMark.of(self.layers[index])))
 
     def _drop(self, index: int) -> None:
@@ -310,6 +313,7 @@ class Capture:
             gone = {turn}
         elif found.zeroed(layer):
             gone = {known for known, _ in marks}
+            self.still.add(index)
         if gone:
             marks[:] = [mark for mark in marks if mark[0] not in gone]
             self.calls[index] = [call for call in self.calls[index] if call.round not in gone]

@@ -238,7 +238,10 @@ class NoiseMeter:
         signs = torch.randint(0, 2, (LINEAR_SIGNS, self.samples), generator=self._generator)
         self._signs_KB = signs * 2.0 - 1.0
         return [
-            [own_batch(pack, place, batches[index], self.samples) for place, index in enumerate(pack.indices)]
+            [
+                own_batch(pack, place, batches[index], self.samples, index in self._capture.still)
+                for place, index in enumerate(pack.indices)
+            ]
             for pack in self._packs
         ]
 

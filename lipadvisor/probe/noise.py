@@ -245,7 +245,7 @@ def sample_count(batch: Batch) -> int:
     return batch[0].shape[0] if isinstance(batch, tuple) else batch.count
 
 
-def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batch:
+def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int, still: bool = False) -> Batch:
     """Return one layer's batch with the samples first; stand-ins where there is none.
 
     No gradient, no noise: zeros. A gradient whose samples are not known: not-a-numbers.
@@ -255,6 +255,7 @@ def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batc
         place: of the layer in it.
         batch: what the layer saw, if that is known.
         samples: M.
+        still: its gradient is zero.
     """
     layer = pack.layers[place]
     if batch is not None and sample_count(batch) == samples:
@@ -267,7 +268,7 @@ def own_batch(pack: Pack, place: int, batch: Batch | None, samples: int) -> Batc
             return inputs.reshape(samples, -1, inputs.shape[-1]), grads.reshape(samples, -1, grads.shape[-1])
     like = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
     like = like if like.dtype == torch.float64 else like.float()
-    fill = 0.0 if layer.weight.grad is None else float("nan")
+    fill = 0.0 if still or layer.weight.grad is None else float("nan")
     if not layer.flat:
         return NoSamples(samples, like.new_full((), fill), layer.form.kernel_shape)
     return like.new_full((samples, 1, layer.shape[1]), fill), like.new_full((samples, 1, layer.shape[0]), fill)

@@ -1,0 +1,71 @@
+"""Layers behind units that no sample reaches, in loops that write to the gradients: no noise, and no harm to others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from layer_twins import sample_gradients, top_pair
+from torch import Tensor, nn
+
+from lipadvisor.probe import Probe
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation whose inner units are dead."""
+
+    def __init__(self, convolution: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 3)
+        self.inner: nn.Module = nn.Conv2d(6, 4, 3, padding=1) if convolution else nn.Conv2d(6, 4, 1)
+        self.gate = nn.Conv2d(4, 6, 1)
+        nn.init.constant_(self.inner.bias, -9.0)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        x = x * torch.sigmoid(self.gate(torch.relu(self.inner(x.mean((2, 3), keepdim=True)))))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize("written", ["clipped", "divided", "nothing"])
+@pytest.mark.parametrize("halves", [1, 2])
+def test_a_dead_layer_has_no_noise_and_the_others_keep_their_samples(
+    convolution: bool, written: str, halves: int
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gated(convolution).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    probe = Probe(model, optimizer, interval=1)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(3):
+        x = torch.randn(12, 2, 5, 5, generator=generator, dtype=torch.float64)
+        y = torch.randint(0, 3, (12,), generator=generator)
+        grads = sample_gradients(model, probe, (x, y), nn.functional.cross_entropy)
+        probe.arm(step)
+        for part, target in zip(x.chunk(halves), y.chunk(halves), strict=True):
+            (nn.functional.cross_entropy(model(part), target) / halves).backward()
+        if written == "clipped":
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        elif written == "divided":
+            for p in model.parameters():
+                assert p.grad is not None
+                p.grad.mul_(0.25).mul_(2.0)
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 0.02}, {0: 0.0})
+        optimizer.zero_grad()
+        terms = probe.collect(step)
+    assert terms is not None
+    assert probe.noise.method == "samples"
+    assert not probe.noise.unmatched
+    names = [layer.name for layer in probe.layers]
+    variance = dict(zip(names, np.diag(terms.noise_LL), strict=True))
+    assert variance["inner"] == 0.0
+    assert terms.status_L[names.index("inner")] in ("ok", "gap_limited")
+    u, s_1, v = top_pair(probe, names.index("head"))
+    shares = [float(u @ g[names.index("head")] @ v / s_1) for g in grads]
+    expected = np.var(shares, ddof=1) / 12 * probe.noise.factor**2
+    assert variance["head"] == pytest.approx(expected, rel=1e-8)
