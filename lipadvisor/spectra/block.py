@@ -124,9 +124,9 @@ def refresh(
     near = near and not complete and (degree == 0 or (degree <= 2 and tensor(v_RN).dtype == torch.float32))
     direct = getattr(operator, "top", None)  # of operators whose singular vectors are known beforehand
     if direct is not None:
-        u_RM, s_R, v_RN = direct(kernel, count)
-        block = TrackedBlock(u_RM, s_R, v_RN, complete)
-        return block if isinstance(v_RN, Tensor) else block.rows()
+        left_RM, s_R, right_RN = direct(kernel, count)
+        known = TrackedBlock(left_RM, s_R, right_RN, complete)
+        return known if isinstance(v_RN, Tensor) else known.rows()
     if near and image_RM is not None:
         if degree > 0:
             image_RM = apply(operator, kernel, _filter(operator, kernel, v_RN, degree, image_RM))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lipadvisor.spectra import DiagonalOperator, cold_start, refresh, start_vectors
+from lipadvisor.spectra.rows import rows
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -33,3 +35,12 @@ def test_its_block_is_exact_however_close_the_entries(size: int) -> None:
     torch.testing.assert_close(block.s_R, expected[:, : block.s_R.shape[1]], rtol=0, atol=0)
     torch.testing.assert_close(operator.apply(kernel, block.v_RN), block.u_RM * block.s_R.unsqueeze(-1))
     assert block.complete == (size <= 12)
+
+
+def test_a_refresh_in_arrays_gives_arrays() -> None:
+    operator, kernel = DiagonalOperator(40), random(1, 40)
+    start = torch.stack([start_vectors(operator, 6, kernel, torch.Generator().manual_seed(0))])
+    block, other = refresh(operator, kernel, start), refresh(operator, kernel, rows(start))
+    assert all(isinstance(part, np.ndarray) for part in (other.u_RM, other.s_R, other.v_RN))
+    torch.testing.assert_close(other.tensors().u_RM, block.u_RM, rtol=0, atol=0)
+    torch.testing.assert_close(other.tensors().s_R, block.s_R, rtol=0, atol=0)
