@@ -14,7 +14,7 @@ import torch
 
 from lipadvisor.announce import log_unclosed, log_what_is_owned
 from lipadvisor.apply import Applier, Mode
-from lipadvisor.arguments import check_arguments, check_inspection, check_plan, open_store
+from lipadvisor.arguments import as_loss, check_arguments, check_inspection, check_plan, open_store
 from lipadvisor.fail_open import FailOpen, Patience
 from lipadvisor.forecast import Alarm, Forecast
 from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
@@ -235,7 +235,7 @@ class Advisor:
         Raises:
             ValueError: ``loss_fn`` cannot be called, ``every`` is out of range, or a quantity is unknown.
         """
-        check_inspection(loss_fn, every)
+        check_inspection(loss_fn, every, quantities)
         key = " ".join(quantities)
         if every is not None and self._line.step < self._inspected_at.get(key, -every) + every:
             return None
@@ -252,7 +252,7 @@ class Advisor:
         and where the loss reported after the last step is clearly above the lowest: report twenty times a run, and
         at its end, before the model is used. Of several ranks each must report one: their mean counts.
         """
-        mean = self._probe.ranks.mean(float(loss))
+        mean = self._probe.ranks.mean(as_loss(loss))
         assert mean is not None
         if not (self._closed or self._gave_up):
             self._errors.guard(self._line.report_validation, float(mean))

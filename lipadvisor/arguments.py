@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from lipadvisor.apply import MODES
 from lipadvisor.trajectory import TrajectoryStore
 
-__all__ = ["check_arguments", "check_inspection", "check_plan", "open_store"]
+__all__ = ["as_loss", "check_arguments", "check_inspection", "check_plan", "open_store"]
 
 MOST_STEPS = 1_000_000  # of a forecast: one array of it for each layer fits into memory
 
@@ -91,6 +91,20 @@ def check_plan(horizon: Any, plan: Any) -> Mapping[str, Any]:
     return plan or {}
 
 
+def as_loss(loss: Any) -> float:
+    """Return a validation loss as a number; nan and infinity are losses too.
+
+    Raises:
+        ValueError: it is no number, and no tensor of one.
+    """
+    if isinstance(loss, (str, bytes)) or loss is None:
+        raise ValueError(f"report_validation(loss=...) must be a number, got {loss!r}.")
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"report_validation(loss=...) must be a number, got {loss!r:.100}.") from error
+
+
 def open_store(out: str | os.PathLike[str]) -> TrajectoryStore:
     """Return the store in the directory ``out``, which is made.
 
@@ -104,7 +118,7 @@ def open_store(out: str | os.PathLike[str]) -> TrajectoryStore:
         raise OSError(f"Advisor(out=...) must be {rule}, got {os.fspath(out)!r}: {error}") from error
 
 
-def check_inspection(loss_fn: Any, every: Any) -> None:
+def check_inspection(loss_fn: Any, every: Any, quantities: Any) -> None:
     """Check what ``Advisor.inspect`` was given.
 
     Raises:
@@ -112,6 +126,9 @@ def check_inspection(loss_fn: Any, every: Any) -> None:
     """
     if not callable(loss_fn):
         raise ValueError(f"Advisor.inspect(loss_fn=...) must be a function that returns the loss, got {loss_fn!r}.")
+    listed = isinstance(quantities, Sequence) and not isinstance(quantities, (str, bytes))
+    if not listed or not all(isinstance(name, str) for name in quantities):
+        raise ValueError(f"inspect(quantities=...) must be a tuple of names, got {quantities!r:.100}.")
     if every is not None and not _is_count(every):
         raise ValueError(f"Advisor.inspect(every=...) must be an integer >= 1 or None, got {every!r}.")
 

@@ -88,3 +88,41 @@ def test_an_advisor_that_could_not_be_made_steers_nothing() -> None:
     with pytest.raises(OSError, match="out"):
         Advisor(model, optimizer, 10, out="/proc/nope")
     Advisor(model, optimizer, 10).close()
+
+
+@pytest.mark.parametrize("value", ["x", b"a", {}, 1 + 2j, None, [], object(), torch.zeros(2)])
+def test_a_validation_loss_that_is_no_number_is_told(value: object) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with Advisor(model, torch.optim.SGD(model.parameters(), lr=0.1)) as advisor:
+        with pytest.raises(ValueError, match=r"report_validation\(loss=\.\.\.\) must be a number, got "):
+            advisor.report_validation(value)  # type: ignore[arg-type]
+        advisor.report_validation(torch.tensor(0.5))  # type: ignore[arg-type]
+        advisor.report_validation(float("inf"))
+        assert advisor.errors == 0
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+@pytest.mark.parametrize("value", [3, None, 2.5, b"a", {"a": 1}, ["a", 1]])
+def test_globs_that_are_none_are_told(argument: str, value: object) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=rf"{argument}=\.\.\.\) must be globs"):
+        Advisor(model, torch.optim.SGD(model.parameters(), lr=0.1), **{argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [3, None, b"a", "sharpness", [1], {"sharpness": 1}])
+def test_quantities_that_are_no_names_are_told(value: object) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with (
+        Advisor(model, torch.optim.SGD(model.parameters(), lr=0.1)) as advisor,
+        pytest.raises(ValueError, match=r"inspect\(quantities=\.\.\.\) must be"),
+    ):
+        advisor.inspect(lambda: model(torch.ones(2, 4)).sum(), quantities=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("knob", ["lr", "weight_decay"])
+def test_a_plan_beyond_any_float_is_told(knob: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with Advisor(model, torch.optim.SGD(model.parameters(), lr=0.1)) as advisor:
+        model(torch.ones(2, 4))
+        with pytest.raises(ValueError, match=rf"plan\['{knob}'\] must be a number"):
+            advisor.forecast(3, plan={knob: 10**400})

@@ -150,7 +150,7 @@ def test_replaying_the_recorded_policy_proposes_what_was_recorded(recorded: Path
         (["--policy", "nosuch"], "nosuch"),
         (["--policy", "cosine", "--param", "lr=-1"], "lr"),
         (["--policy", "cosine", "--param", "speed=1"], "speed"),
-        (["--policy", "step", "--param", "milestones=0.5"], "milestones=0.5"),
+        (["--policy", "step", "--param", "milestones=0.5"], "Step(milestones=...) must be a tuple"),
         (["--policy", "cosine", "--param", "lr"], "KEY=VALUE"),
         (["--policy", "cosine", "--trial", "other"], "no trial 'other'"),
     ],
@@ -185,4 +185,4 @@ def test_report_of_a_plain_run(recorded: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = _run("report", recorded, "--out", page)
     assert result.exit_code == 0, result.output
-    assert page.read_text().count("<svg") == 3
+    assert page.read_text().count("<svg") == 4

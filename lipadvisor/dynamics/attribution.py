@@ -178,7 +178,7 @@ class _Recorded:
             return 0
         if not isinstance(last, int) or isinstance(last, bool) or last < 1:
             raise ValueError(f"attribute_recorded(last=...) must be an integer >= 1 or None, got {last!r}.")
-        first = int(np.searchsorted(self.step_T, self.step_T[-1] - last, side="right")) - 1
+        first = int(np.searchsorted(self.step_T, max(int(self.step_T[-1]) - last, -1), side="right")) - 1
         return min(max(first, 0), len(self.step_T) - 2)
 
 

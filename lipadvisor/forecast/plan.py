@@ -39,7 +39,7 @@ def validated_horizon(horizon: Any) -> int:
 def _values(key: str, value: Any, horizon: int) -> Array:
     try:
         values = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"plan[{key!r}] must be a number or an array of numbers, got {value!r}.") from None
     if values.shape not in ((), (horizon,)):
         raise ValueError(f"plan[{key!r}] must be a number or have length {horizon}, got shape {values.shape}.")

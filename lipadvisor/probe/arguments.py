@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -49,7 +49,8 @@ def globs(argument: str, value: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: one of them is no string.
     """
-    found = (value,) if isinstance(value, str) else tuple(value)
+    whole = isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping))
+    found: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(value) if whole else (None,)
     if not all(isinstance(glob, str) for glob in found):
         raise ValueError(f"Probe({argument}=...) must be globs over the names of layers, got {value!r}.")
     return found
