@@ -30,13 +30,14 @@ from lipadvisor.spectra import (
     TrackedBlock,
     cold_start,
     refresh,
+    residual,
     start_vectors,
 )
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.rows import FEW, Kernel, Operator, Rows, apply, root, rows, squares, tensor
+from lipadvisor.spectra.rows import FEW, Rows, apply, row_lengths, rows, tensor
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "residual", "rows_of_layers"]
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "rows_of_layers"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
@@ -47,6 +48,9 @@ CONV_RANK = 6  # where each vector costs a convolution
 UPDATE_RANK = 3  # vectors that follow the top of the update
 
 
+Marks = tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Refreshed:
     """Weights with their block.
@@ -54,14 +58,16 @@ class Refreshed:
     Attributes:
         kernel: copy of the weights, (l, *kernel shape), float32 or better.
         block: their tracked block.
-        row_lC: s_1, s_2, the block's last value, sum of squares, residual of the top pair.
+        row_lC: s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual of the top pair.
+        length_lr: of each row of the kernels that are here.
         versions: of the parameters when they were copied; while these stand, nothing has been written to them.
     """
 
     kernel: Tensor
     block: TrackedBlock
     row_lC: Tensor
-    versions: tuple[float, ...]
+    length_lr: Tensor
+    versions: Marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Moved:
 
     kernel: Tensor
     image_RM: Rows
-    versions: tuple[float, ...]
+    versions: Marks
 
 
 @dataclass(slots=True)
@@ -94,6 +100,7 @@ class Pack:
         old: weights before the step.
         new: weights after it.
         moved: the same before their block is found, from :meth:`move` to :meth:`take`.
+        seen: what :meth:`versions` returns, as long as the weights cannot be written to.
     """
 
     indices: tuple[int, ...]
@@ -106,6 +113,7 @@ class Pack:
     old: Refreshed | None = None
     new: Refreshed | None = None
     moved: Moved | None = None
+    seen: Marks | None = None
     _slots: list[tuple[slice, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -155,8 +163,15 @@ class Pack:
         """Write a tensor of one parameter's shape into its layer's place of a stack."""
         stack[place][self._slots[place]] = self.layers[place].view(tensor).to(stack)
 
-    def versions(self) -> tuple[float, ...]:
+    def look(self) -> None:
+        """Find out what tells whether the weights have been written to, until they may be."""
+        self.seen = None
+        self.seen = self.versions()
+
+    def versions(self) -> Marks:
         """Return what tells whether the weights have been written to."""
+        if self.seen is not None:
+            return self.seen
         found = [version for layer in self.layers for version in layer.source.versions()]
         sums = [version for version in found if isinstance(version, Tensor)]
         read = iter(torch.stack(sums).tolist() if sums else ())  # all at once
@@ -182,8 +197,7 @@ class Pack:
             block = cold_start(self.operator, kernel, start_RN)
             self.start_RN = block.v_RN
             if kernel.dtype == torch.float32:  # float64 asks for one more
-                row_lC = self._row(kernel, block.s_R, residual(self.operator, kernel, block))
-                self.new = Refreshed(kernel, block, row_lC, self.versions())
+                self.new = self._state(kernel, block, residual(self.operator, kernel, block), self.versions())
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
 
@@ -237,10 +251,8 @@ class Pack:
     def take(self, block: TrackedBlock, residual_l1: Rows) -> None:
         """Set ``new`` to the moved weights with their block."""
         assert self.moved is not None
-        kernel, block = self.moved.kernel, self._agreed(block.tensors())
-        row_lC = self._row(kernel, block.s_R, tensor(residual_l1))
-        self.new = Refreshed(kernel, block, row_lC, self.moved.versions)
-        self.moved = None
+        block, moved = self._agreed(block.tensors()), self.moved
+        self.new, self.moved = self._state(moved.kernel, block, tensor(residual_l1), moved.versions), None
 
     def keep(self, sound: Sequence[bool]) -> None:
         """Go on from ``new`` where it is sound; the layers where it is not keep their last sound vectors.
@@ -298,15 +310,14 @@ class Pack:
         kernel = self.kernel()
         u_RM, s_R, v_RN, row_lC = (tensor.to(kernel, copy=True) for tensor in tensors)
         complete = s_R.shape[-1] == min(self.operator.inputs, self.operator.outputs)
-        row_lC = self._row(kernel, s_R, row_lC[:, 4:])
-        self.new = Refreshed(kernel, TrackedBlock(u_RM, s_R, v_RN, complete), row_lC, self.versions())
+        self.new = self._state(kernel, TrackedBlock(u_RM, s_R, v_RN, complete), row_lC[:, 4:], self.versions())
 
     def _refresh(self, start_RN: Tensor, degree: int) -> Refreshed:
         assert self.operator is not None
         kernel = self.kernel()
         block = refresh(self.operator, kernel, start_RN, degree)
-        row_lC = self._row(kernel, block.s_R, residual(self.operator, kernel, block))
-        return Refreshed(kernel, self._agreed(block), row_lC, self.versions())
+        off_l1 = residual(self.operator, kernel, block)
+        return self._state(kernel, self._agreed(block), off_l1, self.versions())
 
     def _agreed(self, block: TrackedBlock) -> TrackedBlock:
         """Return a block that is the same on all processes that share the weights: rounding may differ."""
@@ -316,19 +327,15 @@ class Pack:
         u_RM, s_R, v_RN, self.update_KN = self.operator.same(block.u_RM, block.s_R, block.v_RN, self.update_KN)
         return TrackedBlock(u_RM, s_R, v_RN, block.complete)
 
-    def _row(self, kernel: Tensor, s_lR: Tensor, residual_l1: Tensor) -> Tensor:
-        """Return s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual (l, 5)."""
-        squares_l1 = torch.linalg.vector_norm(kernel.flatten(1), dim=-1, keepdim=True).square()
+    def _state(self, kernel: Tensor, block: TrackedBlock, residual_l1: Tensor, versions: Marks) -> Refreshed:
+        """Return weights with their block, and the row of numbers that is read of them."""
+        length_lr, s_lR = row_lengths(kernel), block.s_R
+        squares_l1 = length_lr.square().sum(-1, keepdim=True)
         if isinstance(self.operator, ShardedOperator):
             squares_l1 = squares_l1 * self.operator.shard.processes
         second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
-        return torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
-
-
-def residual(operator: Operator, kernel: Kernel, block: TrackedBlock) -> Rows:
-    """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
-    off_l1M = apply(operator, kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
-    return root(squares(off_l1M)) / block.s_R[:, :1]
+        row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
+        return Refreshed(kernel, block, row_lC, length_lr, versions)
 
 
 def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:

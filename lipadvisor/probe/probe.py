@@ -39,7 +39,7 @@ from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.strides import Strides
-from lipadvisor.probe.together import Came, follow, move
+from lipadvisor.probe.together import follow, looked_at, move
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
@@ -191,17 +191,11 @@ class Probe:
     def before_update(self) -> None:
         """Read the weights before the optimizer acts: gradients are there, hooks have fired."""
         started = time.perf_counter()
-        if self.level in NOISY:
-            self._meter.before_update(measured=self._armed is not None)
-        if self._armed is not None:
-            self._capture.detach()
-            self._capture.finish()
-            self._eager.end()
-            self._unsettled = self._begin()
-            self._blind = any(self._unsettled)
-            self._unsettled = tuple(map(or_, self._unsettled, self.following.marked(self._changes.look())))
-            if self._updates and self._watched and self._capture.empty and EagerStep.possible():
-                self._compiled = True  # outside of the model, where it does not show
+        with looked_at(self._packs if self._armed is not None or self._meter.pending else ()):
+            if self.level in NOISY:
+                self._meter.before_update(measured=self._armed is not None)
+            if self._armed is not None:
+                self._read_weights()
         self._spent_s += time.perf_counter() - started
 
     def after_update(self, lr_by_group: Mapping[int, float], weight_decay_by_group: Mapping[int, float]) -> None:
@@ -310,13 +304,23 @@ class Probe:
                         unsettled[index] = True
         return tuple(unsettled)
 
+    def _read_weights(self) -> None:
+        self._capture.detach()
+        self._capture.finish()
+        self._eager.end()
+        self._unsettled = self._begin()
+        self._blind = any(self._unsettled)
+        self._unsettled = tuple(map(or_, self._unsettled, self.following.marked(self._changes.look())))
+        if self._updates and self._watched and self._capture.empty and EagerStep.possible():
+            self._compiled = True  # outside of the model, where it does not show
+
     def _regroup(self, packs: tuple[Pack, ...]) -> None:
         self._packs, self._place_L = packs, rows_of_layers(packs)
         self._meter.regroup(packs)
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
-        came = self._move()
+        came = (follow if self.level == "norms" else move)(self._packs, self._strides)
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):
@@ -333,17 +337,6 @@ class Probe:
             for table, sums in zip(tables, sums_by_pack, strict=True):
                 table.append(sums)
         self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
-
-    def _move(self) -> list[Came | None]:
-        """Bring the packs to the weights after the step; return what it did to each that can be measured."""
-        ready = [pack for pack in self._packs if pack.old is not None]
-        if self.level == "norms":
-            for pack in ready:
-                pack.move()
-                follow(pack, max(2, self._strides.degree(pack)))
-            return [None] * len(self._packs)
-        came = iter(move(ready, self._strides))
-        return [None if pack.old is None else next(came) for pack in self._packs]
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""

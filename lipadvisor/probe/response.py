@@ -47,6 +47,7 @@ from lipadvisor.spectra.rows import (
     orthonormal,
     quiet,
     root,
+    row_lengths,
     rows,
     solved,
     squares,
@@ -166,12 +167,17 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
     return Response(joined([column[:, None] for column in columns], 1), ahead_RM, update_KN)
 
 
-def relative_sizes(operator: LayerOperator, direction: Tensor, kernel: Tensor) -> Tensor:
+def relative_sizes(operator: LayerOperator, direction: Tensor, length_lr: Tensor) -> Tensor:
     """Return ``|U|_F / |W|_F``, and the largest norm of a row of ``U`` over that of a row of ``W``, (l, 2).
 
     Rows are those of the kernel's first dimension: a convolution's row is what makes one output channel.
+
+    Args:
+        operator: geometry of the layers.
+        direction: U.
+        length_lr: of the rows of W that are here.
     """
-    rows_2lr = torch.stack([torch.linalg.vector_norm(x.reshape(*x.shape[:2], -1), dim=-1) for x in (direction, kernel)])
+    rows_2lr = torch.stack([row_lengths(direction), length_lr])
     if isinstance(operator, ShardedOperator):
         rows_2lr = operator.shard.gather(rows_2lr)
     sizes_2l2 = torch.stack([torch.linalg.vector_norm(rows_2lr, dim=-1), rows_2lr.amax(-1)], dim=-1)

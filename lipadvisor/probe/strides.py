@@ -95,9 +95,10 @@ class Strides:
         knobs = [self.knobs[index] for index in pack.indices]
         inverse = _factor(pack, [1.0 / lr if lr > 0 else 0.0 for lr, _ in knobs])
         kept = _factor(pack, [1.0 - lr * weight_decay for lr, weight_decay in knobs])
-        same = isinstance(kept, float) and kept == 1.0  # a tensor where the pack's layers differ
-        moved = pack.moved.kernel - (pack.old.kernel if same else pack.old.kernel * kept)
-        direction = moved.mul_(inverse)
+        if isinstance(kept, float):  # a tensor where the pack's layers differ
+            direction = torch.sub(pack.moved.kernel, pack.old.kernel, alpha=kept).mul_(inverse)
+        else:
+            direction = (pack.moved.kernel - pack.old.kernel * kept).mul_(inverse)
         for place, (index, (lr, _)) in enumerate(zip(pack.indices, knobs, strict=True)):
             ratio = self.ratio_L[index]
             if lr * (1.0 if math.isinf(ratio) else ratio) < SMALL_STEP:

@@ -8,7 +8,8 @@ Shapes: ``l`` layers of a pack or of those that are joined, ``R`` block, ``M`` o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipadvisor.probe.pack import Pack, residual
+from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
 from lipadvisor.probe.strides import Strides
-from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh
+from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh, residual
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
 from lipadvisor.spectra.rows import Kernel, Operator, Rows, quiet, root, rows, squares, tensor
 from lipadvisor.spectra.sharded import ShardedOperator
 
-__all__ = ["Came", "follow", "move"]
+__all__ = ["Came", "follow", "looked_at", "move"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,12 @@ class Came:
     resolvent: Resolvent
 
 
-def move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
-    """Bring packs to the weights after the step; return what it did to each."""
+def move(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
+    """Bring packs to the weights after the step; return what it did to each that can be measured."""
     groups: dict[Hashable, list[int]] = {}
     for number, pack in enumerate(packs):
+        if pack.old is None:
+            continue
         pack.move()
         groups.setdefault(_kind(number, pack, strides), []).append(number)
     came: dict[int, Came] = {}
@@ -53,16 +56,21 @@ def move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
         for numbers in groups.values():
             members = [packs[number] for number in numbers]
             came.update(zip(numbers, _move(members, strides), strict=True))
-    return [came[number] for number in range(len(packs))]
+    return [came.get(number) for number in range(len(packs))]
 
 
-def follow(pack: Pack, degree: int) -> None:
-    """Bring a pack, moved, to the weights after the step: their spectrum alone."""
-    assert pack.old is not None
-    assert pack.moved is not None
+def follow(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
+    """Bring packs to the weights after the step: their spectra alone."""
     with quiet():
-        block = pack.old.block.rows() if pack.short else pack.old.block
-        pack.take(*_refreshed(pack.operator, pack.moved.kernel, block, degree, pack.moved.image_RM))
+        for pack in packs:
+            if pack.old is None:
+                continue
+            pack.move()
+            assert pack.moved is not None
+            block = pack.old.block.rows() if pack.short else pack.old.block
+            degree = max(2, strides.degree(pack))
+            pack.take(*_refreshed(pack.operator, pack.moved.kernel, block, degree, pack.moved.image_RM))
+    return [None] * len(packs)
 
 
 def _kind(number: int, pack: Pack, strides: Strides) -> Hashable:
@@ -107,7 +115,7 @@ def _move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
         assert pack.old is not None
         pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
         pack.take(_own(block, place, operator), residual_l1[place])
-        sizes_l2 = relative_sizes(operator, direction, pack.old.kernel)
+        sizes_l2 = relative_sizes(operator, direction, pack.old.length_lr)
         came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent))
     return came
 
@@ -199,3 +207,16 @@ def _each(numbers: Sequence[float | Tensor], counts: Sequence[int], dtype: np.dt
         return first
     parts = [np.broadcast_to(_number(n, True), (count, 1, 1)) for n, count in zip(numbers, counts, strict=True)]
     return np.concatenate(parts).astype(dtype, copy=False)
+
+
+@contextmanager
+def looked_at(packs: Iterable[Pack]) -> Iterator[None]:
+    """Look once whether weights have been written to; nothing writes to them meanwhile."""
+    try:
+        with torch.no_grad():
+            for pack in packs:
+                pack.look()
+        yield
+    finally:
+        for pack in packs:
+            pack.seen = None

@@ -1,6 +1,6 @@
 """Spectra: a layer as an operator, its tracked top singular block, and the second-order form of its norm."""
 
-from lipadvisor.spectra.block import TrackedBlock, block_rank, cold_start, refresh, start_vectors
+from lipadvisor.spectra.block import TrackedBlock, block_rank, cold_start, refresh, residual, start_vectors
 from lipadvisor.spectra.conv2d import Conv2dOperator
 from lipadvisor.spectra.convolution import ConvGeometry, ConvOperator
 from lipadvisor.spectra.curvature import (
@@ -30,5 +30,6 @@ __all__ = [
     "cold_start",
     "curvature_form",
     "refresh",
+    "residual",
     "start_vectors",
 ]

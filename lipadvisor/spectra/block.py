@@ -44,7 +44,7 @@ from lipadvisor.spectra.rows import (
     wide,
 )
 
-__all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "start_vectors"]
+__all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "residual", "start_vectors"]
 
 # The filter's cut-off is kept above this share of s_1^2, so that float32 does not lose the lower vectors of the block.
 MIN_CUTOFF = 0.02
@@ -165,6 +165,12 @@ def _between_images(image_RM: Rows, coimage_RN: Rows) -> TrackedBlock:
     u_RM = like(turn_RR, image_RM) @ image_RM
     v_RN = like(turn_RR / at_least(s_R, 1e-30)[..., None], image_RM) @ coimage_RN
     return TrackedBlock(u_RM, like(s_R, image_RM), v_RN, False)
+
+
+def residual(operator: Operator, kernel: Kernel, block: TrackedBlock) -> Rows:
+    """Return ``|W v - s u| / s`` of the top pair (l, 1)."""
+    off_l1M = apply(operator, kernel, block.v_RN[:, :1]) - block.u_RM[:, :1] * block.s_R[:, :1, None]
+    return root(squares(off_l1M)) / block.s_R[:, :1]
 
 
 def cold_start(operator: LayerOperator, kernel: Tensor, v_RN: Tensor, tolerance: float = 1e-5) -> TrackedBlock:

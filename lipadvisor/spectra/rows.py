@@ -43,6 +43,7 @@ __all__ = [
     "orthonormal",
     "quiet",
     "root",
+    "row_lengths",
     "rows",
     "singular_values",
     "solved",
@@ -92,6 +93,12 @@ def adjoint(operator: Operator, kernel: Kernel, y_KM: Rows) -> Rows:
     if isinstance(operator, LinearOperator) and operator.outputs * operator.inputs <= FEW:
         return y_KM @ kernel.numpy()
     return operator.adjoint(kernel, torch.from_numpy(y_KM)).numpy()
+
+
+def row_lengths(kernel: Tensor) -> Tensor:
+    """Return the length of each row of the kernels' first dimension (l, r)."""
+    lengths: Tensor = torch.linalg.vector_norm(kernel.flatten(2) if kernel.dim() > 2 else kernel[..., None], dim=-1)
+    return lengths
 
 
 def joined(parts: Sequence[Rows], axis: int = -2) -> Rows:
