@@ -39,11 +39,13 @@ from lipadvisor.spectra.rows import (
     adjoint,
     apply,
     decomposed,
+    eigen,
     identity,
     joined,
     like,
     log,
     lower_factor,
+    normal,
     orthonormal,
     quiet,
     root,
@@ -53,6 +55,7 @@ from lipadvisor.spectra.rows import (
     squares,
     tensor,
     unit,
+    whitening,
     wide,
 )
 from lipadvisor.spectra.sharded import ShardedOperator
@@ -62,6 +65,7 @@ __all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respo
 
 
 MAX_STRETCHES = 32
+APART = 0.1  # distance of a unit row from those before it, from which Gram matrices stand for factorisations
 DEPENDENT = 1e-5  # of unit rows: squared distance of one from the others below which it adds nothing to them
 
 
@@ -227,10 +231,18 @@ def update_norm(
         return images_JM, coimages_JN, *_climb(rough, direction, joined([start_KN[:, :1], wave_1N]))
     count = right_JN.shape[1]
     image_KM = apply(operator, direction, joined([right_JN, start_KN]))
-    q_KM, _ = orthonormal(image_KM[:, count:])
-    coimage_KN = adjoint(operator, direction, joined([left_JM, q_KM]))
-    basis_KN, upper_KK = orthonormal(coimage_KN[:, count:])
-    start_KN = decomposed(upper_KK)[0].mT @ basis_KN
+    own_KM = image_KM[:, count:]
+    white_KK = None if isinstance(own_KM, Tensor) else whitening(own_KM, APART)
+    if white_KK is None:
+        own_KM, _ = orthonormal(own_KM)
+    coimage_KN = adjoint(operator, direction, joined([left_JM, own_KM]))
+    own_KN = coimage_KN[:, count:]
+    if white_KK is None:
+        basis_KN, upper_KK = orthonormal(own_KN)
+        start_KN = decomposed(upper_KK)[0].mT @ basis_KN
+    else:
+        _, turn_KK = eigen(normal(white_KK @ wide(own_KN @ own_KN.mT) @ white_KK.mT))
+        start_KN = unit(like(turn_KK.mT @ white_KK, own_KN) @ own_KN)
     # The top one goes once more there and back: a step's direction may be all new.
     again_1M = unit(apply(operator, direction, start_KN[:, :1]))
     size_l = root(squares(adjoint(operator, direction, again_1M)))[:, 0]

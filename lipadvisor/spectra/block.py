@@ -33,14 +33,13 @@ from lipadvisor.spectra.rows import (
     extremes,
     identity,
     like,
-    lower_factor,
     normal,
     orthonormal,
     root,
     rows,
-    solved,
     squares,
     tensor,
+    whitening,
     wide,
 )
 
@@ -50,6 +49,7 @@ __all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "residual", "s
 MIN_CUTOFF = 0.02
 COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
 CACHED = 262_144  # entries of the vectors of so many layers are brought to converge at a time
+NEAR = 0.5  # distance of a unit row from those before it, above which rows count as nearly orthogonal
 LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
@@ -130,7 +130,7 @@ def refresh(
     if near and image_RM is not None:
         if degree > 0:
             image_RM = apply(operator, kernel, _filter(operator, kernel, v_RN, degree, image_RM))
-        return _between_images(image_RM, adjoint(operator, kernel, image_RM))
+        return _between_images(image_RM, adjoint(operator, kernel, image_RM), whitening(image_RM))
     if count == operator.outputs:  # every left vector is in: the basis may as well be the unit vectors
         q_RM = identity(count, v_RN)
     else:
@@ -140,6 +140,10 @@ def refresh(
             v_RN = _filter(operator, kernel, v_RN, degree, image_RM)
         if complete or degree > 0 or image_RM is None:
             image_RM = apply(operator, kernel, v_RN)
+        if not complete and not isinstance(image_RM, Tensor):
+            white_RR = whitening(image_RM, NEAR)
+            if white_RR is not None:
+                return _between_images(image_RM, adjoint(operator, kernel, image_RM), white_RR)
         q_RM, _ = orthonormal(image_RM)
     basis_RN, upper_RR = orthonormal(adjoint(operator, kernel, q_RM))
     # Q'W = upper' basis, and upper' = x diag(s) z
@@ -147,18 +151,13 @@ def refresh(
     return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_RN, complete)
 
 
-def _between_images(image_RM: Rows, coimage_RN: Rows) -> TrackedBlock:
+def _between_images(image_RM: Rows, coimage_RN: Rows, white_RR: Rows) -> TrackedBlock:
     """Return the block between left vectors that were orthogonal a small step ago and their images under the adjoint.
 
     Gram matrices in float64 stand for the factorisations: each vector is read four times in all, and this is as good
     as long as the rows, once they are of one length, are nearly orthogonal.
     """
-    gram_RR = wide(image_RM @ image_RM.mT)
-    unit_RR = identity(gram_RR.shape[-1], gram_RR)
-    inverse_R1 = 1.0 / root(at_least((gram_RR * unit_RR).sum(-1), 1e-60))[..., None]
-    lower_RR = lower_factor(gram_RR * inverse_R1 * inverse_R1.mT)
     # q = white image is orthonormal, and W'q = white coimage
-    white_RR = solved(lower_RR, unit_RR * inverse_R1)
     squared_RR = white_RR @ wide(coimage_RN @ coimage_RN.mT) @ white_RR.mT
     power_R, x_RR = eigen(normal(squared_RR))
     s_R, turn_RR = root(at_least(power_R, 0.0)), x_RR.mT @ white_RR

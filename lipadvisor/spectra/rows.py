@@ -51,6 +51,7 @@ __all__ = [
     "tensor",
     "unit",
     "where",
+    "whitening",
     "wide",
 ]
 
@@ -200,6 +201,22 @@ def eigen(x: Rows) -> tuple[Rows, Rows]:
         return values.flip(-1), vectors.flip(-1)
     values, vectors = np.linalg.eigh(x)
     return values[..., ::-1], vectors[..., ::-1]
+
+
+def whitening(x_KN: Rows, least: float | None = None) -> Rows | None:
+    """Return ``T`` (K, K), float64 and triangular, for which the rows of ``T x`` are orthonormal.
+
+    Args:
+        x_KN: rows, none of which is near the span of the others: what is made of them is off by the square of that.
+        least: of arrays, the distance of each row, at length one, from those before it below which None is returned.
+    """
+    gram_KK = wide(x_KN @ x_KN.mT)
+    unit_KK = identity(gram_KK.shape[-1], gram_KK)
+    inverse_K1 = 1.0 / root(at_least((gram_KK * unit_KK).sum(-1), TINY * TINY))[..., None]
+    lower_KK = lower_factor(gram_KK * inverse_K1 * inverse_K1.mT)
+    if least is not None and not lower_KK.diagonal(0, -2, -1).min() >= least:
+        return None
+    return solved(lower_KK, unit_KK * inverse_K1)
 
 
 def singular_values(x: Rows) -> Rows:
