@@ -39,11 +39,15 @@ class LossWatch:
     def __init__(self) -> None:
         self._mean: float | None = None
         self._spread = 0.0
+        self._plain: float | None = None  # mean of the losses themselves
+        self._signed = False  # some were not above 0
 
     def unusual(self, loss: float) -> bool:
         """Take in the loss of the next step; return whether it is far above those before it."""
         if not math.isfinite(loss):
             return True
+        self._signed = self._signed or loss <= 0.0
+        self._plain = loss if self._plain is None else self._plain + RATE * (loss - self._plain)
         log_loss = math.log(loss) if loss > SMALLEST else math.log(SMALLEST)
         if self._mean is None:
             self._mean = log_loss
@@ -56,13 +60,20 @@ class LossWatch:
 
     @property
     def level(self) -> float | None:
-        """The loss, smoothed in its logarithm over some twenty steps; ``None`` before any was seen."""
-        return None if self._mean is None else math.exp(min(self._mean, 700.0))
+        """The loss, smoothed over some twenty steps; ``None`` before any was seen.
+
+        It is smoothed in its logarithm, which forgives single steps, unless one was 0 or below.
+        """
+        if self._mean is None or self._signed:
+            return self._plain
+        return math.exp(min(self._mean, 700.0))
 
     def state_dict(self) -> dict[str, float | None]:
-        """Return running mean and spread."""
-        return {"mean": self._mean, "spread": self._spread}
+        """Return running means and spread."""
+        return {"mean": self._mean, "spread": self._spread, "plain": self._plain, "signed": float(self._signed)}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
         """Go on from :meth:`state_dict`."""
         self._mean, self._spread = state["mean"], float(state["spread"] or 0.0)
+        # Neither is in checkpoints of earlier versions.
+        self._plain, self._signed = state.get("plain", self.level), bool(state.get("signed"))

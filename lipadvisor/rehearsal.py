@@ -71,9 +71,13 @@ def rehearse(
         replicas: their mean counts: four halve the noise of one.
 
     Raises:
-        ValueError: an argument is out of range, or the training runs in several processes.
-        RuntimeError: the advisor has not measured yet.
+        TypeError: ``advisor`` is none.
+        ValueError: an argument is out of range, ``train_step`` returns no number, takes no optimizer step or calls
+            ``advisor.step``, or the training runs in several processes.
+        RuntimeError: the advisor has not measured yet, is closed, or has given the knobs back after errors.
     """
+    if not isinstance(advisor, Advisor):
+        raise TypeError(f"rehearse(advisor=...) must be an Advisor, got {type(advisor).__name__}.")
     for name, value in (("steps", steps), ("replicas", replicas)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"rehearse({name}=...) must be an integer >= 1, got {value!r}.")
@@ -84,6 +88,8 @@ def rehearse(
     probe, line = advisor._probe, advisor._line
     if probe.ranks.size > 1:
         raise ValueError(f"rehearse() needs a training in one process, got one in {probe.ranks.size}.")
+    if advisor._closed or advisor._gave_up:
+        raise RuntimeError("rehearse() was called after the advisor was closed, or had given the knobs back.")
     advisor.forecast(horizon, plan)  # names what is wrong with the plan before anything is tried
     if line.prediction is None or line.prediction.measurements == 0:
         raise RuntimeError("rehearse() was called before the first measured step.")
@@ -112,24 +118,43 @@ def _tried(
 
     start_S = levels()
     change_RS, loss_RT = np.empty((shape[0], len(start_S))), np.empty(shape)
-    with untouched(model), _put_back(model, optimizer) as begin, _knobs(advisor, plan, horizon) as at:
+    skipped, taken = advisor.skipped_steps, list[bool]()
+    with untouched(model), _put_back(model, optimizer) as begin, _knobs(advisor, plan, horizon, taken) as at:
         for replica in range(shape[0]):
             begin()
             for step in range(shape[1]):
                 at(step)
-                loss = train_step()
-                loss_RT[replica, step] = float(loss.detach() if isinstance(loss, Tensor) else loss)
+                loss_RT[replica, step] = _loss_of(train_step())
+                if advisor.skipped_steps > skipped:
+                    advisor.skipped_steps = skipped
+                    raise ValueError("rehearse(train_step=...) must not call advisor.step, and it did.")
+            if not taken:
+                raise ValueError("rehearse(train_step=...) must call optimizer.step(), and it took no step.")
             change_RS[replica] = levels() - start_S
     return start_S, change_RS, loss_RT
 
 
+def _loss_of(returned: Any) -> float:
+    if isinstance(returned, Tensor) and returned.numel() == 1:
+        return float(returned.detach())
+    if isinstance(returned, (int, float, np.number)):
+        return float(returned)
+    raise ValueError(f"rehearse(train_step=...) must return the loss, a number, got {type(returned).__name__}.")
+
+
 def _verdict(change_RS: Array, loss_RT: Array, first: float) -> str | None:
-    """Return why a plan is not to be followed: a replica is not finite, or ends no better than the run began."""
+    """Return why a plan is not to be followed: a replica is not finite, or ends no better than the run began.
+
+    Where the run stands about there still, an end within what batches differ by says nothing: it must then be above all
+    of the replicas' losses before their first steps, by as much as these differ.
+    """
     broken = int((~np.isfinite(change_RS).all(axis=1) | ~np.isfinite(loss_RT).all(axis=1)).sum())
     if broken:
         return f"{broken} of {len(loss_RT)} replicas are no longer finite"
     last = max(1, loss_RT.shape[1] // _END)
-    lost = int((loss_RT[:, -last:].mean(axis=1) >= first).sum()) if first > 0.0 else 0
+    before_R = loss_RT[:, 0]  # of the same weights, on batches of their own
+    limit = max(first, 2.0 * float(before_R.max()) - float(before_R.min()))
+    lost = int((loss_RT[:, -last:].mean(axis=1) >= limit).sum()) if first > 0.0 else 0
     return f"{lost} of {len(loss_RT)} replicas end no better than the run began" if lost else None
 
 
@@ -189,8 +214,12 @@ def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Ca
 
 
 @contextmanager
-def _knobs(advisor: Advisor, plan: Mapping[str, Any], horizon: int) -> Iterator[Callable[[int], None]]:
+def _knobs(
+    advisor: Advisor, plan: Mapping[str, Any], horizon: int, taken: list[bool]
+) -> Iterator[Callable[[int], None]]:
     """Keep the advisor's hands off the optimizer, and yield what sets the planned knobs of a step.
+
+    Optimizer steps are noted in ``taken``.
 
     In takeover the planned decay shrinks the matrices as the advisor's own does; else it is the optimizer's.
     """
@@ -211,6 +240,7 @@ def _knobs(advisor: Advisor, plan: Mapping[str, Any], horizon: int) -> Iterator[
                 _write(group, "weight_decay", decay)
 
     def before(*_: Any) -> None:
+        taken[:] = [True]
         with torch.no_grad():
             for index, factor in factors.items():
                 params = optimizer.param_groups[index]["params"]

@@ -85,6 +85,20 @@ def test_a_loss_watch_is_calm_on_noise_and_on_decay_and_sees_a_jump() -> None:
     assert again.state_dict() == watch.state_dict()
 
 
+def test_losses_of_either_sign_have_a_level() -> None:
+    generator = np.random.default_rng(0)
+    watch, losses = LossWatch(), 2.0 + 0.1 * generator.normal(size=200)
+    for loss in losses:
+        watch.unusual(float(loss))
+    assert watch.level == pytest.approx(2.0, abs=0.1)
+    for loss in losses - 3.5:
+        watch.unusual(float(loss))
+    assert watch.level == pytest.approx(-1.5, abs=0.1)
+    again = LossWatch()
+    again.load_state_dict({"mean": 0.5, "spread": 0.0})  # of an earlier version
+    assert again.level == pytest.approx(np.exp(0.5))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_long_blind_stretches_do_not_kill_a_network_that_has_learnt(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

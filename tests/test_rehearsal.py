@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lipadvisor import Advisor, rehearse
 from lipadvisor.forecast import rehearsed
 from lipadvisor.policies import Status
+from lipadvisor.rehearsal import _verdict
 
 Batch = tuple[Tensor, Tensor]
 
@@ -223,3 +224,51 @@ def test_it_needs_a_measurement_and_a_length_within_the_forecast() -> None:
     made = trained("plain", "adamw", "takeover")[2].forecast(5)
     with pytest.raises(ValueError, match="steps"):
         rehearsed(made, {}, 6)
+
+
+def test_a_step_that_is_none_is_told_by_name_and_leaves_nothing() -> None:
+    model, optimizer, advisor, source = trained("plain", "momentum", "takeover")
+    before = whole_state(model, optimizer)
+
+    def closes() -> Tensor:
+        loss = step_of(model, optimizer, source)
+        advisor.step(loss)
+        return loss
+
+    tried = {
+        "return the loss": lambda: [step_of(model, optimizer, source)],
+        "must not call advisor.step": closes,
+        "took no step": lambda: 1.0,
+    }
+    for what, train_step in tried.items():
+        with pytest.raises(ValueError, match=what):
+            rehearse(advisor, train_step, 20)
+        assert_same(before, whole_state(model, optimizer))
+    assert (advisor.steps, advisor.skipped_steps, advisor.errors) == (25, 0, 0)
+    step_of(model, optimizer, source)
+    assert advisor.step(1.0) is not None
+    with pytest.raises(TypeError, match="Advisor"):
+        rehearse(model, lambda: 1.0, 20)  # type: ignore[arg-type]
+    advisor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        rehearse(advisor, lambda: step_of(model, optimizer, source), 20)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_going_on_as_it_is_near_the_start_is_not_unstable(steps: int) -> None:
+    model, optimizer, advisor, _ = trained("plain", "adamw", "takeover", steps)
+    for seed in range(8):
+        other = batches(20 + seed)
+        found = rehearse(advisor, lambda other=other: step_of(model, optimizer, other), 20)  # type: ignore[misc]
+        assert found.forecast.status is not Status.UNSTABLE, found.loss_RT
+
+
+def test_what_batches_differ_by_breaks_no_plan_and_a_lost_loss_does() -> None:
+    generator = np.random.default_rng(0)
+    change_RS = np.zeros((4, 2))
+    noisy = [_verdict(change_RS, generator.normal(2.0, 0.3, (4, 10)), 2.1) for _ in range(500)]
+    assert sum(one is not None for one in noisy) <= 25
+    lost_RT = generator.normal(2.0, 0.3, (4, 10))
+    lost_RT[1, -2:] = 5.0
+    assert _verdict(change_RS, lost_RT, 2.1) == "1 of 4 replicas end no better than the run began"
+    assert _verdict(change_RS, np.linspace(0.1, 2.2, 10)[None], 2.1) is not None

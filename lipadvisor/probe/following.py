@@ -8,8 +8,9 @@ not, so that a series of norms stays one. Each start is counted, logged, and mar
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -95,6 +96,19 @@ class Following:
         """Return the size (channels, ...) of the maps that each layer's norm is for, where there is one."""
         shapes = self.capture.input_shapes
         return {self.layers[i].name: _one(self.layers[i], shapes[i]) for i in self.capture.sized if i in shapes}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sizes that operators were for, those seen lately, and the number of starts: numbers and lists."""
+        past = {index: [list(size) for size in sorted(sizes)] for index, sizes in self._past.items()}
+        other = {index: [list(size), count] for index, (size, count) in self._other.items()}
+        return {"past": past, "other": other, "restarts": self.restarts, "varied": self._varied}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; what is not there is as at the start."""
+        past, other = state.get("past", {}), state.get("other", {})
+        self._past = {int(index): {tuple(size) for size in sizes} for index, sizes in past.items()}
+        self._other = {int(index): (tuple(size), int(count)) for index, (size, count) in other.items()}
+        self.restarts, self._varied = int(state.get("restarts", 0)), bool(state.get("varied", False))
 
     def _changed(self, index: int) -> bool:
         """Count a size that is not the operator's; return whether it is to be taken up."""

@@ -231,19 +231,16 @@ class Probe:
             beside_s = step_s - measure_s
             measure_s += min(self._budget.unseen_s(beside_s), measure_s, beside_s)
         wait = self._budget.spend(step, step_s, measure_s, readings is not None)
-        if readings is not None:
-            self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
-        self._armed, self._values_LC = None, None
-        self._capture.spent_s = 0.0
+        self._armed, self._values_LC, self._capture.spent_s = None, None, 0.0
         if readings is None:
             return None
+        self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
         self._note(readings.columns)
         sizes, started = self.following.sizes(), self.following.look(self._packs)
         if started:
             self._meter.regroup(self._packs)
-        times = measure_s, step_s, max(wait, 1)
-        known = self._strides.knobs, readings.samples, self._unsettled, *times, doubts, self._population, sizes
-        measured = Measured(step, self.level, *known)
+        seen = self._strides.knobs, readings.samples, self._unsettled
+        measured = Measured(step, self.level, *seen, measure_s, step_s, max(wait, 1), doubts, self._population, sizes)
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
@@ -297,11 +294,10 @@ class Probe:
             self._regroup(parts)
         with torch.no_grad():
             for pack in self._packs:
-                if pack.settle(self._capture.input_shapes.get(pack.indices[0])):
+                if known := pack.settle(self._capture.input_shapes.get(pack.indices[0])):
                     pack.begin(4)
-                else:
-                    for index in pack.indices:
-                        unsettled[index] = True
+                for index in pack.indices:
+                    unsettled[index] = not known
         return tuple(unsettled)
 
     def _read_weights(self) -> None:
@@ -324,17 +320,15 @@ class Probe:
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):
-                row_l5 = table[0]
-                table.append(row_l5.new_full((len(row_l5), 6), float("nan")) if one is None else one.columns_l6)
+                table.append(table[0].new_full((len(table[0]), 6), float("nan")) if one is None else one.columns_l6)
         if self.level in NOISY:
             self._meter.judge.curved = self.level == "full"
-            noises, sums_by_pack = self._meter.measure()
-            for pack, table, one, noise in zip(self._packs, tables, came, noises, strict=True):
+            measured = self._meter.measure()
+            for pack, table, one, noise, sums in zip(self._packs, tables, came, *measured, strict=True):
                 if one is None or noise is None or noise.image_KM is None:
                     table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
                     table.append(noise_form(pack, one.resolvent, noise))
-            for table, sums in zip(tables, sums_by_pack, strict=True):
                 table.append(sums)
         self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
 
@@ -363,6 +357,7 @@ class Probe:
             "updates": self._updates,
             "generator": self._generator.get_state(),
             "noise": self._meter.state_dict(),
+            "following": self.following.state_dict(),
             "budget": self._budget.state_dict(),
         }
 
@@ -390,3 +385,4 @@ class Probe:
         self._budget.load_state_dict(state["budget"])
         if "noise" in state:
             self._meter.load_state_dict(state["noise"])
+        self.following.load_state_dict(state.get("following", {}))

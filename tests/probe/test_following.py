@@ -189,3 +189,24 @@ def test_a_resumed_run_goes_on_with_the_size_that_it_had() -> None:
     assert probe.following.sizes()["0"] == (2, 8, 8)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.noise_LL, other.noise_LL)
+
+
+@pytest.mark.parametrize(
+    "sides", [[8] * 2 + [12] * 4, [8] * 3 + [12] * 2], ids=["a size that was left", "a size counted"]
+)
+def test_a_resumed_run_knows_the_sizes_of_before(sides: list[int]) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = Probe(model, optimizer, level="drift", interval=1)
+    train(model, probe, optimizer, sides)
+    saved = copy.deepcopy((model.state_dict(), probe.state_dict()))
+    later = [8] * 5 if len(set(sides[-3:])) == 1 else [12] * 3
+    expected = train(model, probe, optimizer, later, start=len(sides))
+    again = network()
+    again.load_state_dict(saved[0])
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.01)
+    resumed = Probe(again, optimizer, level="drift", interval=1)
+    resumed.load_state_dict(saved[1])
+    found = train(again, resumed, optimizer, later, start=len(sides))
+    assert [one.input_sizes for one in found] == [one.input_sizes for one in expected]
+    assert resumed.following.restarts == probe.following.restarts
