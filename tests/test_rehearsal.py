@@ -271,4 +271,4 @@ def test_what_batches_differ_by_breaks_no_plan_and_a_lost_loss_does() -> None:
     lost_RT = generator.normal(2.0, 0.3, (4, 10))
     lost_RT[1, -2:] = 5.0
     assert _verdict(change_RS, lost_RT, 2.1) == "1 of 4 replicas end no better than the run began"
-    assert _verdict(change_RS, np.linspace(0.1, 2.2, 10)[None], 2.1) is not None
+    assert _verdict(change_RS, np.linspace(0.1, 3.0, 10)[None], 2.1) is not None
