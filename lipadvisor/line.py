@@ -365,6 +365,7 @@ class Line:
             "last": as_json(self.last),
             "decision": as_json(self.decision),
             "watch": self._watch.state_dict(),
+            "endangered": self._endangered,
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
             "prediction": None if self.prediction is None else plain(self.prediction.state_dict()),
@@ -382,6 +383,7 @@ class Line:
             self.prediction.load_state_dict(arrays(state["prediction"]))
         if "watch" in state:  # not in checkpoints of earlier versions
             self._watch.load_state_dict(state["watch"])
+        self._endangered = bool(state.get("endangered"))  # likewise
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
         self._recorder.truncate(self.step + 1)

@@ -70,7 +70,8 @@ def test_a_loss_that_leaves_its_range_is_looked_at_out_of_turn(monkeypatch: pyte
             advisor.step(loss.item() * (50.0 if step in (200, 201) else 1.0))
         steps = advisor.trajectory.observations.query("layer == '*'").step.tolist()
     late = [step for step in steps if step > 125]
-    assert late == [202, 203], "the steps after the two that were unusual, counted as steps taken"
+    assert late[:2] == [202, 203], "the steps after the two that were unusual, counted as steps taken"
+    assert late[2:] == [212, 222, 242], "ever more rarely while the smoothed loss is still up"
 
 
 def test_a_loss_watch_is_calm_on_noise_and_on_decay_and_sees_a_jump() -> None:
@@ -83,6 +84,22 @@ def test_a_loss_watch_is_calm_on_noise_and_on_decay_and_sees_a_jump() -> None:
     again = LossWatch()
     again.load_state_dict(watch.state_dict())
     assert again.state_dict() == watch.state_dict()
+
+
+def test_a_loss_that_climbs_slowly_is_looked_at_ever_more_rarely_until_it_is_back() -> None:
+    watch = LossWatch()
+    climbing = [1.0] * 50 + [1.0 + 0.01 * step for step in range(300)]
+    looks = [step for step, loss in enumerate(climbing) if watch.unusual(loss)]
+    assert len(looks) == 6
+    assert 50 < looks[0] < 90
+    assert np.diff(looks).tolist() == [10, 10, 20, 40, 80]
+    again = LossWatch()
+    again.load_state_dict(watch.state_dict())
+    assert again.state_dict() == watch.state_dict()
+    assert not any(watch.unusual(1.0) for _ in range(20))
+    for _ in range(100):
+        watch.unusual(1.0)
+    assert any(watch.unusual(1.5) for _ in range(20)), "a new climb is told anew"
 
 
 def test_losses_of_either_sign_have_a_level() -> None:

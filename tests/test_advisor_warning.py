@@ -79,6 +79,29 @@ def test_a_ramp_is_announced_while_it_runs(interval: int, caplog: pytest.LogCapt
     assert not (network.step_status[~np.array(raised)] == Status.UNSTABLE).any()
 
 
+@pytest.mark.parametrize(("kind", "growth"), [("sgd", 1.02), ("sgd", 1.04), ("momentum", 1.02)])
+def test_under_the_default_budget_a_loss_that_climbs_has_the_next_step_measured(kind: str, growth: float) -> None:
+    training = Training(growth, 400, kind, mode="shadow").run(400)
+    assert len(training.advisor.trajectory.observations.query("layer == '*'")) < 100
+    assert training.advisor.alarms
+    assert 100 < training.advisor.alarms[0].step < training.lost
+
+
+def test_an_alarm_in_force_is_told_once_whether_the_run_was_interrupted_or_not() -> None:
+    first = Training(1.02, 400, mode="shadow", interval=1)
+    while not first.advisor.alarms:
+        first.run(1)
+    second = Training(1.02, 400, mode="shadow", interval=1)
+    for part in ("model", "optimizer", "advisor"):
+        getattr(second, part).load_state_dict(getattr(first, part).state_dict())
+    second.generator.set_state(first.generator.get_state())
+    second.losses = list(first.losses)
+    known = len(first.advisor.alarms)
+    assert first.run(1).advisor.trajectory.observations.alarm.iloc[-1] != "", "it is still in force"
+    assert len(first.advisor.alarms) == known
+    assert second.run(1).advisor.alarms == ()
+
+
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
 def test_a_default_run_that_goes_well_raises_nothing(kind: str) -> None:
     training = Training(1.0, 400, kind, interval=1).run(400)
