@@ -44,6 +44,7 @@ def test_the_change_is_that_of_the_weights_as_they_are_rounded(name: str, dtype:
             size = float(torch.linalg.matrix_norm(dense(probe, index, made), 2) / s[0]) / lr
             assert terms.first_L[index] == pytest.approx(first, abs=2e-3 * size), (step, layer.name)
             after = float(torch.linalg.matrix_norm(dense(probe, index, old[index] + made), 2))
-            assert terms.change_L[index] == pytest.approx(np.log(after / float(s[0])), abs=2e-2 * size * lr + 1e-7)
+            rounding = 1e-6  # of a logarithm of singular values in float32
+            assert terms.change_L[index] == pytest.approx(np.log(after / float(s[0])), abs=2e-2 * size * lr + rounding)
     if name == "sgd":
         assert max(eaten) > 0.5  # or the test would not show what it is about
