@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -22,10 +22,10 @@ from lipadvisor.probe.kinds.convolution import (
     conv_sides,
     convolution_form,
 )
-from lipadvisor.probe.kinds.kind import Candidate, Options, wide
+from lipadvisor.probe.kinds.kind import Candidate, Form, Options, wide
 from lipadvisor.spectra import ConvGeometry, LinearOperator
 
-__all__ = ["ConvolutionMatrixForm", "ConvolutionMatrixUse", "find_convolution_matrix", "patches"]
+__all__ = ["ConvolutionMatrixForm", "ConvolutionMatrixUse", "MatrixUse", "find_convolution_matrix", "patches"]
 
 
 def find_convolution_matrix(module: nn.Module, options: Options) -> tuple[Candidate, ...] | None:
@@ -74,18 +74,26 @@ class ConvolutionMatrixForm:
         return LinearOperator(*conv_sides(self.geometry))
 
 
-@dataclass(frozen=True, slots=True)
-class ConvolutionMatrixUse:
-    """A call of a convolution: ``g = sum_t d_t a_t'`` over the output's places, ``a_t`` the patch under place t."""
-
-    module: nn.Module
-    form: ConvolutionMatrixForm
-    maps: ConvolutionUse
+class MatrixForm(Form, Protocol):
+    """A convolution's kernel as a matrix (M, N)."""
 
     @property
-    def flat(self) -> bool:
-        """Whether patches are cut out: with groups and in transposes there are none of the matrix's width."""
-        return self.form.geometry.groups == 1 and not self.form.geometry.transposed
+    def geometry(self) -> ConvGeometry:
+        """Of the convolution."""
+        ...
+
+    def unview(self, matrix: Tensor) -> Tensor:
+        """Return the matrix as a tensor of the parameter's shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixUse:
+    """A call of a convolution whose kernel is measured as a matrix: reduced by maps, whatever its matrix is."""
+
+    module: nn.Module
+    form: MatrixForm
+    maps: ConvolutionUse
 
     @property
     def ordered(self) -> bool:
@@ -100,13 +108,6 @@ class ConvolutionMatrixUse:
         """Return the number of samples."""
         return self.maps.count(kept, grad)
 
-    def pair(self, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patches (B, T, N) and output gradients (B, T, M)."""
-        geometry = self.form.geometry
-        dims = geometry.dimensions
-        x, d = (wide(t) if t.dim() == dims + 2 else wide(t).unsqueeze(0) for t in (kept, grad))
-        return patches(geometry, geometry.padded(x), d.shape[2:]), d.flatten(2).mT
-
     def scalars(self, jacobian: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``<g_i, J>`` (B,)."""
         return self.maps.scalars(self.form.unview(jacobian), kept, grad)
@@ -114,6 +115,23 @@ class ConvolutionMatrixUse:
     def weighted(self, weight_B: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
         """Return ``sum_i w_i g_i`` (M, N)."""
         return self.form.view(self.maps.weighted(weight_B, kept, grad))
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionMatrixUse(MatrixUse):
+    """A call of a convolution: ``g = sum_t d_t a_t'`` over the output's places, ``a_t`` the patch under place t."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether patches are cut out: with groups and in transposes there are none of the matrix's width."""
+        return self.form.geometry.groups == 1 and not self.form.geometry.transposed
+
+    def pair(self, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patches (B, T, N) and output gradients (B, T, M)."""
+        geometry = self.form.geometry
+        dims = geometry.dimensions
+        x, d = (wide(t) if t.dim() == dims + 2 else wide(t).unsqueeze(0) for t in (kept, grad))
+        return patches(geometry, geometry.padded(x), d.shape[2:]), d.flatten(2).mT
 
 
 def patches(geometry: ConvGeometry, maps: Tensor, places: Sequence[int]) -> Tensor:

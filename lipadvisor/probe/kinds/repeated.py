@@ -13,9 +13,8 @@ Shapes: ``B`` samples, ``T`` places, ``M`` rows of the kernel, ``N`` the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from lipadvisor.probe.kinds.convolution import (
     conv_sides,
     convolution_form,
 )
-from lipadvisor.probe.kinds.convolution_matrix import patches
+from lipadvisor.probe.kinds.convolution_matrix import MatrixUse, patches
 from lipadvisor.probe.kinds.kind import Candidate, Form, Options, Use, wide
 from lipadvisor.spectra import ConvGeometry, LinearOperator
 
@@ -94,30 +93,13 @@ class RepeatedForm:
 
 
 @dataclass(frozen=True, slots=True)
-class RepeatedUse:
+class RepeatedUse(MatrixUse):
     """A call of such a convolution: ``g = sum_t d_t a_t'``, with ``a_t`` the patch of the finer map at place t."""
-
-    module: nn.Module
-    form: RepeatedForm
-    maps: ConvolutionUse
 
     @property
     def flat(self) -> bool:
         """Whether a sample's gradient is a sum of few outer products: yes."""
         return True
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the samples are along the first dimension whatever the others are: yes."""
-        return True
-
-    def read(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
-        """Return the input."""
-        return self.maps.read(arguments, keywords)
-
-    def count(self, kept: Tensor, grad: Tensor) -> int:
-        """Return the number of samples."""
-        return self.maps.count(kept, grad)
 
     def pair(self, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return patches of the finer maps (B, T, N) and the coarser ones (B, T, M)."""
@@ -125,14 +107,6 @@ class RepeatedUse:
         x, d = (wide(t) if t.dim() == geometry.dimensions + 2 else wide(t).unsqueeze(0) for t in (kept, grad))
         fine, coarse = (d, x) if geometry.transposed else (x, d)
         return patches(geometry, fine, coarse.shape[2:]), coarse.flatten(2).mT
-
-    def scalars(self, jacobian: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
-        """Return ``<g_i, J>`` (B,)."""
-        return self.maps.scalars(self.form.unview(jacobian), kept, grad)
-
-    def weighted(self, weight_B: Tensor, kept: Tensor, grad: Tensor) -> Tensor:
-        """Return ``sum_i w_i g_i`` (M, N)."""
-        return self.form.view(self.maps.weighted(weight_B, kept, grad))
 
 
 def of_one_form(form: Form, uses: Sequence[Use]) -> tuple[Form, tuple[Use, ...]]:
