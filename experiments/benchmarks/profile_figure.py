@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["profile_figure"]
 
+_ROWS = 20  # of the legend, which stands beside the curves
+
 
 def profile_figure(
     panels: Mapping[str, Mapping[str, Mapping[str, float]]],
@@ -29,7 +31,8 @@ def profile_figure(
     Returns:
         The path written.
     """
-    figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
+    columns = -(-max([len(arms) for arms in panels.values()], default=1) // _ROWS)
+    figure = Figure(figsize=(5.0 * max(len(panels), 1) + 2.0 * columns, 3.6), layout="constrained")
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False, sharey=True)[0]
     factors = np.geomspace(0.5, highest, 400)
     for ax, (title, arms) in zip(axes, panels.items(), strict=False):
@@ -44,7 +47,7 @@ def profile_figure(
         ax.set_xlabel(f"test loss, ratio to {against}")
         ax.set_title(title)
     axes[0].set_ylabel("share of tasks")
-    axes[0].legend(fontsize=7, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper", ncols=columns)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.stem}.part{target.suffix}")
