@@ -18,7 +18,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_positive
+from lipadvisor.policies.checks import (
+    require_above,
+    require_at_least_one,
+    require_fraction,
+    require_fraction_below_one,
+    require_positive,
+)
 from lipadvisor.policies.contract import Decision, Layer, Observation, hold
 from lipadvisor.policies.schedules import same_knobs
 
@@ -87,11 +93,9 @@ class SpectralRate:
         require_fraction("SpectralRate", "horizon_power", self.horizon_power)
         require_positive("SpectralRate", "listening_share", self.listening_share)
         require_fraction("SpectralRate", "listening_share", self.listening_share)
-        if not 1.0 < self.rise < math.inf:
-            raise ValueError(f"SpectralRate(rise=...) must be a finite number > 1, got {self.rise!r}.")
+        require_above("SpectralRate", "rise", self.rise, 1.0)
         require_at_least_one("SpectralRate", "rise_steps", self.rise_steps)
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"SpectralRate(smoothing=...) must be in [0, 1), got {self.smoothing!r}.")
+        require_fraction_below_one("SpectralRate", "smoothing", self.smoothing)
         for argument in ("memory", "highest_lr", "settling"):
             require_positive("SpectralRate", argument, getattr(self, argument))
         for argument in ("settling", "later_power"):

@@ -149,7 +149,7 @@ def test_beyond_the_end_the_rate_stays_at_its_last_value(name):
         ("lipschitz", {"low_gain": 2.0}, r"Initialization\(target=\.\.\.\) must lie between"),
         ("cosine", {"rate": 1.0}, r"policy 'cosine' has no parameter 'rate'; it has \['lr', 'weight_decay'"),
         ("step", {"milestones": 0.5}, r"Step\(milestones=...\) must be a tuple, got 0.5"),
-        ("lipschitz", {"rise": "fast"}, r"policy 'lipschitz' cannot be made with rise='fast': "),
+        ("lipschitz", {"rise": "fast"}, r"SpectralRate\(rise=\.\.\.\) must be a finite number > 1, got 'fast'"),
         ("cosine", {"lr": 10**400}, r"Cosine\(lr=...\) must be a finite number > 0, got 1000"),
         ("sine", {}, r"must be one of \['constant', .*, got 'sine'"),
     ],
