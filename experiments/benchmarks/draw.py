@@ -46,6 +46,11 @@ class Draw:
         """Return AdamW twice as often as SGD."""
         return self.of(("adamw", "adamw", "sgd"))
 
+    def matrices_only(self, muon: bool) -> tuple[OptimizerKind, bool]:
+        """Return the optimizer and whether there are biases: under ``muon``, whatever is drawn, there are none."""
+        drawn = self.optimizer()
+        return ("muon", False) if muon else (drawn, True)
+
     def activation(self) -> type[nn.Module]:
         """Return a kind of activation."""
         return self.of((nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Tanh, nn.SiLU, nn.GELU))

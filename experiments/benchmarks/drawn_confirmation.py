@@ -8,19 +8,13 @@ from lipadvisor.experiments.benchmarks import fresh_networks as net
 from lipadvisor.experiments.benchmarks import fresh_sources as data
 from lipadvisor.experiments.benchmarks.draw import Draw, under_muon
 from lipadvisor.experiments.benchmarks.networks import Mixer, perceptron
-from lipadvisor.experiments.benchmarks.task import OptimizerKind, Task
+from lipadvisor.experiments.benchmarks.task import Task
 
 __all__ = ["DRAWN"]
 
 _SEED = 20_261_121  # of all draws
 _MATRICES_ONLY = ("autoencoder", "inpainting", "mixer", "teacher")  # what Muon can train without biases
 _MUON = under_muon(_SEED, _MATRICES_ONLY, 2)
-
-
-def _matrices_only(name: str, draw: Draw) -> tuple[OptimizerKind, bool]:
-    """Return the optimizer and whether there are biases."""
-    drawn = draw.optimizer()
-    return ("muon", False) if name in _MUON else (drawn, True)
 
 
 def _deep_plain() -> Task:
@@ -60,7 +54,7 @@ def _recurrent() -> Task:
 
 def _mixer() -> Task:
     draw = Draw(_SEED, "mixer")
-    optimizer, bias = _matrices_only("mixer", draw)
+    optimizer, bias = draw.matrices_only("mixer" in _MUON)
     return Task("mixer_gratings", "MLP-mixer on gratings", optimizer, draw.steps(150, 250), draw.of((12, 16, 24, 32)),
                 "cross_entropy", partial(Mixer, draw.width(8, 16), draw.of((1, 2, 3)), 10, bias),
                 data.gratings)  # fmt: skip
@@ -76,7 +70,7 @@ def _groupnorm() -> Task:
 
 def _teacher() -> Task:
     draw = Draw(_SEED, "teacher")
-    optimizer, bias = _matrices_only("teacher", draw)
+    optimizer, bias = draw.matrices_only("teacher" in _MUON)
     inputs, width, activation = draw.of((8, 12, 16)), draw.width(32, 64), draw.activation()
     noise = draw.of((0.1, 0.2, 0.3))
     return Task("sine_teacher", f"two sums of sines, noise {noise:g}", optimizer, draw.steps(400, 900), draw.batch(),
@@ -95,7 +89,7 @@ def _low_noise() -> Task:
 
 def _autoencoder() -> Task:
     draw = Draw(_SEED, "autoencoder")
-    optimizer, bias = _matrices_only("autoencoder", draw)
+    optimizer, bias = draw.matrices_only("autoencoder" in _MUON)
     width, code, activation = draw.width(28, 48), draw.of((5, 6, 10, 12)), draw.activation()
     return Task("shifted_autoencoder", f"autoencoder 64-{width}-{code}-{width}-64 of moved digits", optimizer,
                 draw.steps(400, 700), draw.batch(), "mse",
@@ -105,7 +99,7 @@ def _autoencoder() -> Task:
 
 def _patches() -> Task:
     draw = Draw(_SEED, "patches")
-    optimizer, bias = _matrices_only("inpainting", draw)
+    optimizer, bias = draw.matrices_only("inpainting" in _MUON)
     width, activation = draw.width(40, 72), draw.activation()
     return Task("inpainting", "patches with a hole", optimizer, draw.steps(250, 450), draw.batch(), "mse",
                 partial(perceptron, 16, width, width, 16, activation=activation, bias=bias),

@@ -15,6 +15,7 @@ from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
 from lipadvisor.experiments.benchmarks.drawn_confirmation import DRAWN
 from lipadvisor.experiments.benchmarks.seen_confirmation import SEEN
 from lipadvisor.experiments.benchmarks.task import Task
+from lipadvisor.experiments.benchmarks.used_confirmation import USED
 
 __all__ = ["CONFIRMATION", "DESIGN", "HORIZON_TASKS", "INTERVAL_TASKS", "QUICK", "SHOCK_TASKS", "TASKS"]
 
@@ -117,6 +118,7 @@ DESIGN: tuple[Task, ...] = (
          partial(sources.table, "iris", 60, 45), small_table=True),
     *SEEN,  # a third one
     *DRAWN,  # a fourth one
+    *USED,  # a fifth one
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

@@ -1,4 +1,4 @@
-"""Data of the confirmation list that the design list does not have."""
+"""Data of what was the fifth confirmation list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "votes",
 ]
 
-_SEED = 530_211  # of every set here; none of them is shared with the design list
+_SEED = 530_211  # of every set here
 CHARACTERS = 60  # of the texts: the most frequent ones, the rest are one symbol
 
 

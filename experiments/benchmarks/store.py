@@ -18,6 +18,7 @@ _LIST_FILES = (
     "confirmation.py",
     "drawn_confirmation.py",
     "seen_confirmation.py",
+    "used_confirmation.py",
 )  # only call what the others build
 _TASK_FILES = ("task.py", "sources.py", "splits.py", "networks.py", "updates.py", "population.py")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lipadvisor.experiments.benchmarks.other_sources import occluded_digits
+from lipadvisor.experiments.benchmarks.sixth_sources import bearings, segments, turned_digits
 from lipadvisor.experiments.benchmarks.sources import digits_images
 from lipadvisor.experiments.benchmarks.splits import character_windows, cut, each, relabelled, standardised
 from lipadvisor.experiments.workloads import Split
@@ -62,3 +63,35 @@ def test_confused_labels_are_mirrored_in_training_alone():
     assert torch.equal(clean.validation.targets, confused.validation.targets)
     covered = (clean.train.inputs.view(-1, 8, 8) == 0.0).sum((1, 2))
     assert int(covered.min()) >= 9
+
+
+def test_borrowed_labels_are_those_of_other_training_rows_alone():
+    clean, borrowed = turned_digits(True), turned_digits(True, 0.4)
+    changed = clean.train.targets != borrowed.train.targets
+    assert float(changed.float().mean()) == pytest.approx(0.36, abs=0.05)
+    assert torch.equal(clean.train.inputs, borrowed.train.inputs)
+    assert torch.equal(clean.test.targets, digits_images().test.targets)
+    assert torch.equal(clean.validation.targets, borrowed.validation.targets)
+
+
+def test_an_eight_has_all_bars_of_a_display_and_a_one_the_fewest():
+    shown = segments(noise=0.0).train
+    ink = torch.stack([shown.inputs[shown.targets == digit].mean() for digit in range(10)])
+    assert int(ink.argmax()) == 8
+    assert int(ink.argmin()) == 1
+
+
+def test_the_dark_spot_lies_where_the_label_says():
+    shown = bearings().train
+    place = torch.arange(8.0)
+    images = shown.inputs[:, 0]
+    light, dark = (images.clamp_min(0.0).square(), (-images).clamp_min(0.0).square())
+
+    def centre(weights):
+        rows, columns = weights.sum(2) @ place, weights.sum(1) @ place
+        return torch.stack((rows, columns), 1) / weights.sum((1, 2))[:, None]
+
+    far = centre(dark) - centre(light)
+    angle = torch.atan2(far[:, 1], far[:, 0]) / (torch.pi / 4.0)
+    off = (angle - shown.targets + 4.0).remainder(8.0) - 4.0
+    assert float((off.abs() < 0.5).float().mean()) > 0.8
