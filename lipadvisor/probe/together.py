@@ -78,7 +78,7 @@ def _kind(number: int, pack: Pack, strides: Strides) -> Hashable:
     assert pack.old is not None
     assert pack.operator is not None
     block = pack.old.block
-    if block.complete or not pack.short:
+    if block.complete or not pack.short or hasattr(pack.operator, "top"):  # whose vectors are no iteration's
         return number
     wave = waved(pack.operator)
     return (wave, pack.exact, block.s_R.dtype, block.s_R.shape[1], strides.degree(pack), strides.pace(pack).turned)

@@ -104,3 +104,29 @@ def test_a_layer_of_low_rank_beside_others_keeps_orthonormal_vectors() -> None:
     np.testing.assert_allclose(block.v_RN @ block.v_RN.mT, eye, atol=1e-10)
     np.testing.assert_allclose(block.s_R[2, :5], torch.linalg.svdvals(kernel[2])[:5], rtol=1e-6)
     assert whitening(rows(operator.apply(kernel, start)), 0.5) is None
+
+
+def test_gains_that_overtake_each_other_are_read_off_and_not_followed() -> None:
+    """Nothing ties the entries of a diagonal together: one from outside of a joined block would never be found."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(20, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 70), nn.RMSNorm(70), nn.Linear(70, 5)
+        )
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    probe = Probe(model, optimizer, interval=1, gains=True, level="drift")
+    data = torch.Generator().manual_seed(1)
+    for step in range(20):
+        x = torch.randn(32, 20, generator=data)
+        probe.arm(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), x[:, :5].argmax(1)).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 3e-3}, {})
+        terms = probe.collect(step)
+        assert terms is not None
+        for index, layer in enumerate(probe.layers):
+            if layer.weight.dim() == 1:
+                largest = float(layer.weight.detach().abs().max())
+                assert np.exp(terms.log_norm_after_L[index]) == pytest.approx(largest, rel=1e-6)
