@@ -13,13 +13,7 @@ from lipadvisor.experiments.benchmarks.task import Task
 
 __all__ = ["Results", "content_key", "source_hash", "task_fingerprint"]
 
-_LIST_FILES = (
-    "lists.py",
-    "confirmation.py",
-    "drawn_confirmation.py",
-    "seen_confirmation.py",
-    "used_confirmation.py",
-)  # only call what the others build
+_LIST_FILE = "lists.py"  # only calls what the others build
 _TASK_FILES = ("task.py", "sources.py", "splits.py", "networks.py", "updates.py", "population.py")
 
 
@@ -112,7 +106,7 @@ def _further_files(task: Task) -> list[Path]:
     folder = Path(__file__).parent
     modules = {getattr(function, "func", function).__module__ for function in (task.build, task.load)}
     names = sorted(f"{module.rpartition('.')[2]}.py" for module in modules if module.startswith(__package__))
-    return [folder / name for name in names if name not in (*_TASK_FILES, *_LIST_FILES)]
+    return [folder / name for name in names if name not in (*_TASK_FILES, _LIST_FILE)]
 
 
 def _called(function: Any) -> str:
