@@ -15,12 +15,8 @@ __all__ = ["profile_figure"]
 
 _ROWS = 20  # of the legend, which stands beside the curves
 _COLOURS = 10  # of the cycle
-_DASHES: tuple[Literal["solid", "dashed", "dotted", "dashdot"], ...] = (
-    "solid",
-    "dashed",
-    "dotted",
-    "dashdot",
-)  # each with all colours, before any look comes again
+# Each with all colours, before any look comes again.
+_DASHES: tuple[Literal["solid", "dashed", "dotted", "dashdot"], ...] = ("solid", "dashed", "dotted", "dashdot")
 
 
 def profile_figure(
