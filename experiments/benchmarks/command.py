@@ -9,6 +9,7 @@ import click
 __all__ = ["bench"]
 
 ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
+LISTS = ("design", "confirmation", "both")
 SUITES = ("zero", "baselines", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
 
@@ -31,7 +32,7 @@ def bench() -> None:
 @click.option(
     "--list",
     "which",
-    type=click.Choice(("design", "confirmation", "both")),
+    type=click.Choice(LISTS),
     default="both",
     show_default=True,
     help="Tasks to run. The policy's constants are recorded before the confirmation list is touched.",
@@ -82,6 +83,15 @@ def policies(
       shocks     at half the run 40 % wrong labels, or the learning rate x 10
 
     \b
+    Arms of the suite zero, besides the policy itself:
+      rules        two older rules
+      blind        the policy, never shown a validation loss
+      foreign      Schedule-Free and Prodigy with their defaults
+      rehearsal    the policy with a step size from short trials, their steps counted
+      revalidated  a harder baseline: the best six trials validated on more seeds
+      stopped      the tuned configuration, which may end with its best weights too
+
+    \b
     Examples:
       lipadvisor bench policies --quick
       lipadvisor bench policies --list design --suite variants
@@ -109,6 +119,20 @@ def policies(
         raise click.ClickException(f"interrupted; the same command goes on from {out / 'results.json'}.") from None
     click.echo(text)
     click.echo(f"Wrote {out / suite}.md, {out / suite}.svg and {out / 'results.json'}.", err=True)
+
+
+@bench.command()
+@click.option(
+    "--list", "which", type=click.Choice(("design", "confirmation", "both")), default="both", show_default=True
+)
+def tasks(which: str) -> None:
+    """Print the tasks: name, list, optimizer, steps, batch size, what it is."""
+    from lipadvisor.experiments.benchmarks.lists import CONFIRMATION, DESIGN
+
+    for title, listed in (("design", DESIGN), ("confirmation", CONFIRMATION)):
+        for task in listed if which in (title, "both") else ():
+            numbers = f"{task.optimizer:5s} {task.steps:5d} steps, batches of {task.batch_size:2d}"
+            click.echo(f"{task.name:20s} {title:12s} {numbers}  {task.summary}")
 
 
 @bench.command()

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from lipadvisor.experiments.benchmarks import bench as bench_module
 from lipadvisor.experiments.benchmarks.bench import Bench
-from lipadvisor.experiments.benchmarks.command import SUITES, bench
+from lipadvisor.experiments.benchmarks.command import ARMS, SUITES, bench
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash, source_files
 from lipadvisor.experiments.benchmarks.lists import (
     CONFIRMATION,
@@ -97,9 +97,15 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     assert "the same command goes on from" in result.output
 
 
-def test_help_names_every_suite():
+def test_help_names_every_suite_and_arm():
     text = CliRunner().invoke(bench, ["policies", "--help"]).output
-    assert all(f"  {suite} " in text for suite in SUITES)
+    assert all(f"  {name} " in text for name in (*SUITES, *ARMS))
+
+
+def test_every_task_of_a_list_is_named():
+    lines = CliRunner().invoke(bench, ["tasks", "--list", "design"]).output.splitlines()
+    assert [line.split()[0] for line in lines] == [task.name for task in DESIGN]
+    assert len(CliRunner().invoke(bench, ["tasks"]).output.splitlines()) == len(TASKS)
 
 
 def test_what_is_run_often_is_of_the_design_list_alone():
