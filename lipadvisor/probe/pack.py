@@ -10,14 +10,12 @@ Shapes: ``l`` layers of the pack, ``R`` block, ``M`` outputs, ``N`` inputs of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lipadvisor.probe.kinds import Plain
-from lipadvisor.probe.kinds.convolution import ConvolutionForm
 from lipadvisor.probe.kinds.sharded import sharded_bound
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.spectra import (
@@ -35,12 +33,12 @@ from lipadvisor.spectra import (
 )
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.rows import FEW, Rows, apply, row_lengths, rows, tensor
+from lipadvisor.spectra.scout import looked_around, scout_vector, wants_scout
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row", "make_packs", "pack_up", "rows_of_layers"]
+__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
-PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
 CG_ITERATIONS = 2  # in float32: predictions integrated over 300 steps are as good as with three
 EXACT_CG_ITERATIONS = 3  # in float64
 RANK = 8
@@ -97,6 +95,7 @@ class Pack:
         operator: None until the size of a convolution's input is known.
         start_RN: right vectors of the last sound refresh, (l, R, N).
         update_KN: right vectors of the last update, (l, K, N).
+        scout_1N: a vector with a part in every group of a convolution in groups, (l, 1, N); None for others.
         old: weights before the step.
         new: weights after it.
         moved: the same before their block is found, from :meth:`move` to :meth:`take`.
@@ -110,6 +109,7 @@ class Pack:
     operator: LayerOperator | None = None
     start_RN: Tensor | None = None
     update_KN: Tensor | None = None
+    scout_1N: Tensor | None = None
     old: Refreshed | None = None
     new: Refreshed | None = None
     moved: Moved | None = None
@@ -195,15 +195,19 @@ class Pack:
             if isinstance(self.operator, ShardedOperator):
                 (start_RN,) = self.operator.same(start_RN)
             block = cold_start(self.operator, kernel, start_RN)
+            if wants_scout(self.operator, start_RN.shape[1]):
+                self.scout_1N = scout_vector(self.operator, kernel, start_RN[:, :1])
+            off_l1 = residual(self.operator, kernel, block)
+            block, off_l1 = self._scouted(kernel, block, off_l1)
             self.start_RN = block.v_RN
             if kernel.dtype == torch.float32:  # float64 asks for one more
-                self.new = self._state(kernel, block, residual(self.operator, kernel, block), self.versions())
+                self.new = self._state(kernel, block, off_l1, self.versions())
             self.update_KN = start_RN[:, :UPDATE_RANK].clone()
         return True
 
     def restart(self) -> None:
         """Forget the operator and everything that was tracked: the next :meth:`settle` begins anew."""
-        self.operator = self.start_RN = self.update_KN = self.old = self.new = self.moved = None
+        self.operator = self.start_RN = self.update_KN = self.scout_1N = self.old = self.new = self.moved = None
 
     def parted(self, input_shapes: Mapping[int, tuple[int, ...]]) -> tuple[Pack, ...]:
         """Return the pack, or one for each size of maps that its layers see.
@@ -251,8 +255,9 @@ class Pack:
     def take(self, block: TrackedBlock, residual_l1: Rows) -> None:
         """Set ``new`` to the moved weights with their block."""
         assert self.moved is not None
-        block, moved = self._agreed(block.tensors()), self.moved
-        self.new, self.moved = self._state(moved.kernel, block, tensor(residual_l1), moved.versions), None
+        moved = self.moved
+        block, off_l1 = self._scouted(moved.kernel, self._agreed(block.tensors()), tensor(residual_l1))
+        self.new, self.moved = self._state(moved.kernel, block, off_l1, moved.versions), None
 
     def keep(self, sound: Sequence[bool]) -> None:
         """Go on from ``new`` where it is sound; the layers where it is not keep their last sound vectors.
@@ -296,11 +301,16 @@ class Pack:
         start_RN: Tensor | None,
         update_KN: Tensor | None,
         standing: Sequence[Tensor] | None,
+        scout_1N: Tensor | None = None,
     ) -> None:
         """Go on from saved vectors and from what :meth:`standing` gave, for the weights as they are now."""
         self.operator, like = self.make_operator(input_shape), self.kernel()
         self.start_RN = None if start_RN is None else start_RN.to(like, copy=True)
         self.update_KN = None if update_KN is None else update_KN.to(like, copy=True)
+        self.scout_1N = None if scout_1N is None else scout_1N.to(like, copy=True)
+        if scout_1N is None and start_RN is not None and (operator := self.operator) is not None:  # of earlier versions
+            first_1N = torch.ones_like(start_RN[:, :1]).to(like)
+            self.scout_1N = scout_vector(operator, like, first_1N) if wants_scout(operator, start_RN.shape[1]) else None
         self._stand(standing)
 
     def _stand(self, tensors: Sequence[Tensor] | None) -> None:
@@ -317,7 +327,15 @@ class Pack:
         kernel = self.kernel()
         block = refresh(self.operator, kernel, start_RN, degree)
         off_l1 = residual(self.operator, kernel, block)
-        return self._state(kernel, self._agreed(block), off_l1, self.versions())
+        block, off_l1 = self._scouted(kernel, self._agreed(block), off_l1)
+        return self._state(kernel, block, off_l1, self.versions())
+
+    def _scouted(self, kernel: Tensor, block: TrackedBlock, off_l1: Tensor) -> tuple[TrackedBlock, Tensor]:
+        """Return a block and its residual with what has come up in groups that it knows nothing of."""
+        if self.scout_1N is None or self.operator is None:
+            return block, off_l1
+        block, off_l1, self.scout_1N = looked_around(self.operator, kernel, block, off_l1, self.scout_1N)
+        return block, off_l1
 
     def _agreed(self, block: TrackedBlock) -> TrackedBlock:
         """Return a block that is the same on all processes that share the weights: rounding may differ."""
@@ -336,46 +354,6 @@ class Pack:
         second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
         row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
         return Refreshed(kernel, block, row_lC, length_lr, versions)
-
-
-def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tuple[Pack, ...]:
-    """Sort layers into packs: matrices of one shape, small ones of similar size, like convolutions, others alone."""
-    together: dict[tuple[object, ...], list[int]] = {}
-    for index, layer in enumerate(layers):
-        weight = layer.weight
-        sides = layer.form.kernel_shape
-        side = max(sides)
-        form = getattr(layer.form, "whole", layer.form)  # processes that share weights must have the same packs
-        if isinstance(form, ConvolutionForm) and isinstance(layer.source, Plain):
-            key: tuple[object, ...] = (weight.dtype, weight.device, form, layer.shares, layer.group, layer.decays)
-        elif layer.shares and form.matrix:
-            key = (weight.dtype, weight.device, *sides, layer.shares, layer.flat)
-        elif not layer.flat:
-            key = (index,)
-        elif side <= PADDED_SIDE:
-            key = (weight.dtype, weight.device, 2 ** math.ceil(math.log2(max(side, 16))))
-        else:
-            key = (weight.dtype, weight.device, *sides)
-        together.setdefault(key, []).append(index)
-    return pack_up(layers, together.values(), generator)
-
-
-def pack_up(
-    layers: Sequence[TrackedLayer], groups: Iterable[Sequence[int]], generator: torch.Generator
-) -> tuple[Pack, ...]:
-    """Return a pack of each group of layers."""
-    packs = []
-    for indices in groups:
-        members = tuple(layers[index] for index in indices)
-        shape = tuple(max(sides) for sides in zip(*(layer.part_shape for layer in members), strict=True))
-        packs.append(Pack(tuple(indices), members, shape, generator))
-    return tuple(packs)
-
-
-def rows_of_layers(packs: Sequence[Pack]) -> list[int]:
-    """Return the row of each layer among those of all packs."""
-    order = [index for pack in packs for index in pack.indices]
-    return [row for _, row in sorted(zip(order, range(len(order)), strict=True))]
 
 
 def bound_row(layer: TrackedLayer) -> Tensor:

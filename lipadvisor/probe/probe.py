@@ -33,7 +33,8 @@ from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import find_layers
 from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise_report import NoiseReport
-from lipadvisor.probe.pack import Pack, make_packs, pack_up, rows_of_layers
+from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.packing import make_packs, pack_up, rows_of_layers
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form
@@ -351,6 +352,7 @@ class Probe:
             "packs": [list(pack.indices) for pack in self._packs],
             "vectors": [None if pack.start_RN is None else pack.start_RN.clone() for pack in self._packs],
             "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
+            "scouts": [None if pack.scout_1N is None else pack.scout_1N.clone() for pack in self._packs],
             "blocks": [pack.standing() for pack in self._packs],
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
             **self._strides.state_dict(),
@@ -377,7 +379,8 @@ class Probe:
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
         self._regroup(pack_up(self.layers, state["packs"], self._generator))
         for number, pack in enumerate(self._packs):
-            vectors = [state[name][number] for name in ("vectors", "update_vectors", "blocks")]
+            saved = (state.get(name) for name in ("vectors", "update_vectors", "blocks", "scouts"))
+            vectors = [None if one is None else one[number] for one in saved]  # earlier versions had no scouts
             pack.load(self._capture.input_shapes.get(pack.indices[0]), *vectors)
         self._strides.load_state_dict(state)
         self._updates = int(state["updates"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,6 +59,22 @@ def volumes() -> nn.Module:
     )
 
 
+def groups() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 1, groups=2),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 1, groups=6, padding=1),  # a gain for each channel
+        nn.ELU(inplace=True),
+        nn.Conv2d(6, 4, 2, stride=2, groups=2),  # patches
+        nn.Tanh(),
+        nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+        nn.Tanh(),
+        nn.ConvTranspose2d(6, 4, 1, groups=2),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+
+
 class Returning(nn.Module):
     """A kernel that cuts patches out and one that puts them back: one weight."""
 
@@ -75,9 +92,10 @@ class Returning(nn.Module):
 class Sliding(nn.Module):
     """One kernel on patches and on windows that overlap: a convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
         super().__init__()
-        self.patches, self.windows = nn.Conv2d(2, 2, 2, stride=2), nn.Conv2d(2, 2, 2)
+        kinds = {"groups": groups}
+        self.patches, self.windows = nn.Conv2d(2, 2, 2, stride=2, **kinds), nn.Conv2d(2, 2, 2, **kinds)
         self.windows.weight = self.patches.weight
         self.head = nn.Linear(2 * 4 + 2 * 9, 3)
 
@@ -90,6 +108,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "images": (images, (2, 6, 6)),
     "sequences": (sequences, (2, 15)),
     "volumes": (volumes, (1, 4, 2, 5)),
+    "groups": (groups, (4, 4, 4)),
+    "padded": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 1, padding=2, stride=2), nn.Flatten(), nn.LazyLinear(3)),
+        (2, 5, 5),
+    ),
     "tied": (Returning, (2, 4, 4)),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -128,7 +151,8 @@ def test_terms_are_those_of_single_samples_and_statuses_are_ok(case: str, optimi
     probe = Probe(model, optimize := OPTIMIZERS[optimizer](model), interval=1)
     terms = check_step(model, optimize, probe, batches, statuses=frozenset({"ok"}))
     assert np.isfinite(terms.noise_curvature_L).all()
-    assert all(layer.flat for layer in probe.layers)
+    assert all(layer.flat for layer in probe.layers) or case == "groups"
+    assert not probe.following.sizes()  # none is needed
     assert not [skip for skip in probe.skipped if skip.name != "*.bias"]
 
 
@@ -167,12 +191,14 @@ def test_they_keep_their_kind_and_need_no_input_size() -> None:
     assert probe.spectrum().status_L == ("ok", "ok", "not_converged")
 
 
-def test_a_kernel_that_slides_elsewhere_is_a_convolution() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_kernel_that_slides_elsewhere_is_a_convolution(groups: int) -> None:
     batches = data((2, 4, 4))
-    model = build(Sliding)
+    model = build(partial(Sliding, groups))
     probe = Probe(model, optimizer := OPTIMIZERS["momentum"](model), interval=1)
     check_step(model, optimizer, probe, batches)
     assert not probe.layers[0].form.matrix
+    assert probe.following.sizes() == {"patches": (2, 4, 4)}
 
 
 @pytest.mark.parametrize(
@@ -180,8 +206,10 @@ def test_a_kernel_that_slides_elsewhere_is_a_convolution() -> None:
     [
         (nn.Conv1d(2, 3, 2, stride=2, dilation=3), True),  # reads 0 and 3, then 2 and 5
         (nn.Conv1d(2, 3, 2, stride=4, dilation=4), False),  # 0 and 4, then 4 and 8
-        (nn.Conv2d(2, 4, 1, padding=1), False),  # places outside of the map
-        (nn.Conv2d(2, 4, 1, groups=2), False),
+        (nn.Conv2d(2, 4, 1, padding=1), True),  # places outside of the map see nothing
+        (nn.Conv2d(2, 4, 1, padding=1, stride=2), False),  # a map of one entry would not be seen
+        (nn.Conv2d(2, 4, 1, padding=1, padding_mode="circular"), False),  # an entry at two places
+        (nn.Conv2d(2, 4, 1, groups=2), True),
         (nn.Conv2d(2, 4, (1, 3), stride=(1, 2)), False),
         (nn.Conv2d(2, 4, 1, padding="same"), True),
         (nn.ConvTranspose2d(2, 4, 2, stride=2, padding=1), False),  # ends of patches are cut off
@@ -193,7 +221,8 @@ def test_what_repeats_a_matrix(module: nn.Module, expected: bool) -> None:
     size = (geometry.kernel_shape[0] if geometry.transposed else 2, *[9] * geometry.dimensions)
     generator = torch.Generator().manual_seed(0)
     kernel = torch.randn(geometry.kernel_shape, generator=generator, dtype=torch.float64)
-    exact, matrix = norms(module, size, [kernel])[0], float(torch.linalg.matrix_norm(kernel.flatten(1), 2))
+    blocks = kernel.flatten(1).unflatten(0, (geometry.groups, -1))
+    exact, matrix = norms(module, size, [kernel])[0], float(torch.linalg.matrix_norm(blocks, 2).max())
     if expected:
         assert exact == pytest.approx(matrix, rel=1e-12)
 

@@ -6,6 +6,7 @@ derivative and curvature of the operator are those of the matrix, which has a ga
 at one place are pairs of the operator. No input size is needed.
 
 A transpose is measured as the matrix of its adjoint, which lies in memory as it is: inputs and outputs change places.
+In groups the matrix falls into blocks, one a group: it is then the convolution at a single place.
 
 Shapes: ``B`` samples, ``T`` places, ``M`` rows of the kernel, ``N`` the rest.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -28,9 +29,9 @@ from lipadvisor.probe.kinds.convolution import (
 )
 from lipadvisor.probe.kinds.convolution_matrix import MatrixUse, patches
 from lipadvisor.probe.kinds.kind import Candidate, Form, Options, Use, wide
-from lipadvisor.spectra import ConvGeometry, LinearOperator
+from lipadvisor.spectra import Conv2dOperator, ConvGeometry, ConvOperator, LinearOperator
 
-__all__ = ["RepeatedForm", "RepeatedUse", "find_repeated", "of_one_form", "repeats"]
+__all__ = ["PlaceForm", "RepeatedForm", "RepeatedUse", "find_repeated", "of_one_form", "repeats"]
 
 
 def find_repeated(module: nn.Module, options: Options) -> tuple[Candidate, ...] | None:
@@ -40,20 +41,42 @@ def find_repeated(module: nn.Module, options: Options) -> tuple[Candidate, ...] 
     operator = convolution_form(module)
     if not repeats(operator.geometry):
         return None
+    kind, sides, maps = conv_kind(module), conv_sides(operator.geometry), ConvolutionUse(module, operator)
+    if operator.geometry.groups > 1:
+        return (Candidate("weight", kind, sides, PlaceForm(operator.geometry, operator.output_padding), maps),)
     form = RepeatedForm(operator)
-    use = RepeatedUse(module, form, ConvolutionUse(module, operator))
-    return (Candidate("weight", conv_kind(module), conv_sides(operator.geometry), form, use),)
+    return (Candidate("weight", kind, sides, form, RepeatedUse(module, form, maps)),)
 
 
 def repeats(geometry: ConvGeometry) -> bool:
-    """Return whether each entry of the finer map meets one place of the coarser at most, and no padding.
+    """Return whether each entry of the finer map meets one place of the coarser at most, and some place a whole patch.
 
     Two taps of one dimension meet the same entry where ``stride m = dilation (t - t')`` for some m other than 0.
+    Padding cuts patches; of one tap it leaves all or nothing, and all at the map's first entry if the stride comes by.
     """
-    if geometry.groups != 1 or any(geometry.before) or any(geometry.after):
-        return False
-    rows = zip(geometry.kernel_shape[2:], geometry.stride, geometry.dilation, strict=True)
-    return all(stride // math.gcd(stride, dilation) >= taps for taps, stride, dilation in rows)
+    rows = zip(
+        geometry.kernel_shape[2:], geometry.stride, geometry.dilation, geometry.before, geometry.after, strict=True
+    )
+    return all(
+        stride // math.gcd(stride, dilation) >= taps
+        and (before == after == 0 or (taps == 1 and geometry.padding_mode == "zeros" and before % stride == 0))
+        for taps, stride, dilation, before, after in rows
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceForm(ConvolutionForm):
+    """A kernel in groups as the convolution at one place: the block-diagonal matrix that it applies at all of them."""
+
+    def operator(self, input_shape: tuple[int, ...] | None) -> Conv2dOperator | ConvOperator | None:
+        """Return the convolution of one patch, or the transpose of one entry."""
+        geometry = self.geometry
+        first, second, *taps = geometry.kernel_shape
+        none = (0,) * geometry.dimensions
+        spans = tuple(d * (k - 1) + 1 for d, k in zip(geometry.dilation, taps, strict=True))
+        one = (first, *(1 for _ in taps)) if geometry.transposed else (second * geometry.groups, *spans)
+        place = ConvolutionForm(replace(geometry, before=none, after=none), none)
+        return place.operator(one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +129,7 @@ class RepeatedUse(MatrixUse):
         geometry = self.form.geometry
         x, d = (wide(t) if t.dim() == geometry.dimensions + 2 else wide(t).unsqueeze(0) for t in (kept, grad))
         fine, coarse = (d, x) if geometry.transposed else (x, d)
-        return patches(geometry, fine, coarse.shape[2:]), coarse.flatten(2).mT
+        return patches(geometry, geometry.padded(fine), coarse.shape[2:]), coarse.flatten(2).mT
 
 
 def of_one_form(form: Form, uses: Sequence[Use]) -> tuple[Form, tuple[Use, ...]]:
@@ -114,6 +137,9 @@ def of_one_form(form: Form, uses: Sequence[Use]) -> tuple[Form, tuple[Use, ...]]
 
     Of a form in shares the uses are dropped: its noise is that of successive steps.
     """
+    if isinstance(form, PlaceForm):
+        slides = any(isinstance(use, ConvolutionUse) and not repeats(use.form.geometry) for use in uses)
+        return (ConvolutionForm(form.geometry, form.output_padding) if slides else form), tuple(uses)
     if len({isinstance(use, RepeatedUse) for use in uses}) < 2:
         return form, tuple(uses)
     if not isinstance(form, RepeatedForm | ConvolutionForm):
