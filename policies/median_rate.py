@@ -6,6 +6,10 @@ wanted size of its own. The three are the spectral norm (2 -> 2: how far any out
 norm of a row (2 -> infinity: how far any one unit can move; Liu et al. 2021 take each unit's own). They rank updates
 much alike, so that where all constants are right the median is hardly another rule; where one of them is wrong by any
 factor, it lies between the two that are right.
+
+A spectral norm stands for the whole update where a few directions make it. An update whose spectrum is flatter than the
+weight's, as an orthogonalised one's is (Muon: all singular values equal), moves all the other directions as far as its
+largest, most of them by noise: what the Frobenius ratio exceeds the spectral one by, the step is the smaller.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ class MedianRate:
 
     A measure that a layer of the network's sum lacks, while its spectral size is known, has no vote: with two votes
     their geometric mean counts, with one that vote, which is :class:`SpectralRate` itself. So observations that hold
-    ``update_ratio`` alone are served as before.
+    ``update_ratio`` alone are served as before. Where the Frobenius size exceeds the spectral one, constants left
+    aside, the step is as much smaller, down to half.
 
     Args:
         rate: the spectral vote, and what is done with the median: warmup, memory, run length.
@@ -67,14 +72,13 @@ class MedianRate:
         largest = max(ratios)
         spectral = log_size(ratios)
         votes = [spectral]
-        for ratios_l, step in (
-            ([layer.frobenius_ratio for layer in counted], self.frobenius_step),
-            ([layer.row_ratio for layer in counted], self.row_step),
-        ):
-            total = math.hypot(*ratios_l) if all(ratios_l) else 0.0  # what one layer lacks, none can vote by
-            if 0.0 < total < math.inf:  # false for nan
-                votes.append(math.log(total) + math.log(rate.relative_step / step))
+        frobenius, row = total_size([x.frobenius_ratio for x in counted]), total_size([x.row_ratio for x in counted])
+        for size, step in ((frobenius, self.frobenius_step), (row, self.row_step)):
+            if size is not None:
+                votes.append(size + math.log(rate.relative_step / step))
         voted = median(votes)
+        if frobenius is not None:
+            voted += min(max(0.0, frobenius - spectral), LARGEST_FLATNESS)
         read = (
             ("total_ratio", math.exp(min(spectral, 700.0))),
             (f"ratio[{counted[ratios.index(largest)].name}]", largest),
@@ -84,6 +88,15 @@ class MedianRate:
 
     def _own(self, made: Decision, after: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         return Decision(made.step, self.name, made.reason, made.knobs, read=made.read), after
+
+
+def total_size(ratios: list[float]) -> float | None:
+    """Return ``ln sqrt(sum ratio^2)``; ``None`` where a layer lacks it: what one lacks, none can vote by."""
+    total = math.hypot(*ratios) if all(ratios) else 0.0
+    return math.log(total) if 0.0 < total < math.inf else None  # false for nan
+
+
+LARGEST_FLATNESS = math.log(2.0)  # a wrong measurement must not cost more than half the step
 
 
 def median(votes: list[float]) -> float:

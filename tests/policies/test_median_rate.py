@@ -32,11 +32,21 @@ def settled(rate: MedianRate | SpectralRate, layers: list[Layer], steps: int = 4
     return found
 
 
+def totals(layers: list[Layer]) -> list[float]:
+    """Return the root sum of squares of each size over the layers."""
+    sizes = ("update_ratio", "frobenius_ratio", "row_ratio")
+    return [math.sqrt(sum(getattr(x, size) ** 2 for x in layers)) for size in sizes]
+
+
 def proposals(layers: list[Layer]) -> list[float]:
     """Return what each measure alone asks for, by its definition."""
-    sizes = ("update_ratio", "frobenius_ratio", "row_ratio")
-    totals = [math.sqrt(sum(getattr(x, size) ** 2 for x in layers)) for size in sizes]
-    return [step / total for step, total in zip(STEPS, totals, strict=True)]
+    return [step / total for step, total in zip(STEPS, totals(layers), strict=True)]
+
+
+def flatter(layers: list[Layer]) -> float:
+    """Return the factor that a spectrum flatter than the weights' takes off the step, by its definition."""
+    spectral, frobenius, _ = totals(layers)
+    return min(max(frobenius / spectral, 1.0), 2.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,7 +56,13 @@ def test_the_rate_is_the_median_of_three(seed: int) -> None:
         layer(str(k), tuple(math.exp(source.gauss(2.0, 1.0)) for _ in range(3)))  # type: ignore[arg-type]
         for k in range(source.randint(1, 6))
     ]
-    assert settled(RATE, layers) == pytest.approx(sorted(proposals(layers))[1])
+    assert settled(RATE, layers) == pytest.approx(sorted(proposals(layers))[1] / flatter(layers))
+
+
+@pytest.mark.parametrize(("frobenius", "share"), [(2.0, 1.0), (5.0, 1.0), (7.5, 1 / 1.5), (10.0, 0.5), (50.0, 0.5)])
+def test_a_spectrum_flatter_than_the_weights_takes_a_smaller_step(frobenius: float, share: float) -> None:
+    layers = [layer("a", (3.0, 0.6 * frobenius, 4.0)), layer("b", (4.0, 0.8 * frobenius, 3.0))]
+    assert settled(RATE, layers) == pytest.approx(sorted(proposals(layers))[1] * share)
 
 
 @pytest.mark.parametrize("field", ["relative_step", "frobenius_step", "row_step"])
@@ -68,7 +84,7 @@ def test_a_wrong_measurement_is_outvoted(place: int, factor: float) -> None:
     wrong = tuple(ratio * (factor if k == place else 1.0) for k, ratio in enumerate(right))
     three = proposals([layer("a", right)])
     found = settled(RATE, [layer("a", wrong)])  # type: ignore[arg-type]
-    assert min(three) * (1 - 1e-9) <= found <= max(three) * (1 + 1e-9)
+    assert 0.5 * min(three) * (1 - 1e-9) <= found <= max(three) * (1 + 1e-9)  # half: as if the spectrum were flat
 
 
 def test_all_three_scaled_scale_the_rate() -> None:
