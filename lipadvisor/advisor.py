@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from lipadvisor.announce import log_unclosed, log_what_is_owned
+from lipadvisor.announce import log_what_is_owned
 from lipadvisor.apply import Applier, Mode
 from lipadvisor.arguments import as_loss, check_arguments, check_inspection, check_plan, open_store
 from lipadvisor.fail_open import FailOpen, Patience
@@ -21,8 +21,9 @@ from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 from lipadvisor.line import Line
 from lipadvisor.policies import Decision, Policy, named_policy
 from lipadvisor.probe import NoiseReport, Probe
-from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
+from lipadvisor.stage import AdvisedStage
+from lipadvisor.training_hooks import TrainingHooks
 from lipadvisor.trajectory import Recorder, Sink, Trajectory
 
 __all__ = ["Advisor"]
@@ -103,7 +104,7 @@ class Advisor:
         self._errors = FailOpen(raises=on_error == "raise")
         self._inspector = Inspector(model, optimizer, seed, raises=on_error == "raise")
         self._inspected_at: dict[str, int] = {}
-        self.skipped_steps = self.unclosed_steps = 0
+        self.skipped_steps = 0
         self._probe = Probe(
             model,
             optimizer,
@@ -129,16 +130,9 @@ class Advisor:
         self._store = None if out is None else open_store(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
         self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
-        self._updated = self._closed = self._gave_up = False
-        self._patience = Patience()
-        # Before others': fully_shard's gathers the weights, and the first pass may rescale them.
-        first = Hook(self._before_forward)
-        self._first_forward = model.register_forward_pre_hook(first, prepend=True, with_kwargs=True)
-        self._handles = [
-            self._first_forward,
-            optimizer.register_step_pre_hook(self._before_update),
-            optimizer.register_step_post_hook(self._after_update),
-        ]
+        self._closed, self._patience = False, Patience()
+        self._stage = AdvisedStage(model, self._probe, self._applier, self._line)
+        self._hooks = TrainingHooks(model, self._line, self._applier, self._errors, self._stage)
         self._applier.begin()
         log_what_is_owned(self.policy.name, mode, self._probe)
 
@@ -157,26 +151,29 @@ class Advisor:
             skipped it), or if an error of the advisor's own was caught.
         """
         begun = time.perf_counter()
-        if self._updated and self._line.calm:
+        hooks = self._hooks
+        if hooks.updated and self._line.calm:
             try:
                 held = self._line.close_calm(loss, begun)
             except Exception:
                 self._errors.caught()
-                self._updated = self._line.calm = False
+                hooks.updated = self._line.calm = False
                 return None
             if held is not None:
-                self._updated = False
+                hooks.updated = False
                 return held
         if self._closed:
             raise RuntimeError("Advisor.step() was called after close().")
-        if self._gave_up:
-            self._updated = False
+        if self._stage.understudy is not None:
+            raise ValueError("rehearse(train_step=...) must not call advisor.step, and it did.")
+        if hooks.released:
+            hooks.updated = False
             return None
-        if not self._updated:
+        if not hooks.updated:
             self.skipped_steps += 1
             self._errors.guard(self._line.rearm)
             return None
-        self._updated = False
+        hooks.updated = False
         decision = self._errors.guard(self._line.close_step, self._probe.ranks.mean(loss), begun)
         if self._patience.tried(self._errors.count):
             self._give_up_after_errors()
@@ -184,7 +181,7 @@ class Advisor:
 
     def _give_up_after_errors(self) -> None:
         if self._patience.ends(self._errors.count, self._line.decisions):
-            self._gave_up = True
+            self._hooks.released = True
             self._applier.release()
 
     def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None) -> Forecast:
@@ -192,21 +189,30 @@ class Advisor:
 
         Args:
             horizon: steps ahead, >= 1.
-            plan: future ``lr`` and ``weight_decay``, each a number or an array of length ``horizon``; what is not
-                named goes on as it is.
+            plan: future ``lr`` and ``weight_decay``, each a number or an array of length ``horizon``, for every layer.
+                What is not named goes on as it is: the learning rate; of a decay that is the policy's own what it takes
+                off a weight per step, ``lr * weight_decay``, as it is coupled to the policy's own rate; of the user's
+                decay its coefficient.
 
         Returns:
             A forecast with ``network`` and ``layers[name]``: arrays ``mean, std, lower, upper`` of length ``horizon``
-            (nats; entry j is j + 1 steps ahead; 90 % band), and a ``status``.
+            (nats; entry j is j + 1 steps ahead of the present step; 90 % band), and a ``status``.
 
         Raises:
             TypeError: the plan is no mapping.
             ValueError: the horizon or an entry of the plan is out of range.
         """
-        plan = check_plan(horizon, plan)
-        self._line.start(())
-        assert self._line.prediction is not None
-        return self._line.prediction.forecaster.forecast(horizon, self._line.full_plan(plan))
+        return self._stage.forecast(horizon, check_plan(horizon, plan))
+
+    def stage(self) -> AdvisedStage:
+        """Return the training as something that tries its future sees it: what :func:`lipadvisor.rehearse` uses.
+
+        Raises:
+            RuntimeError: the advisor is closed, or has given the knobs back after errors.
+        """
+        if self._closed or self._hooks.released:
+            raise RuntimeError("Advisor.stage() was called after the advisor was closed, or had given the knobs back.")
+        return self._stage
 
     def inspect(
         self,
@@ -254,7 +260,7 @@ class Advisor:
         """
         mean = self._probe.ranks.mean(as_loss(loss))
         assert mean is not None
-        if not (self._closed or self._gave_up):
+        if not (self._closed or self._hooks.released):
             self._errors.guard(self._line.report_validation, float(mean))
 
     @property
@@ -270,7 +276,7 @@ class Advisor:
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """Early warnings of divergence, the last thousand in this process; of those in a row the first."""
-        return tuple(self._line.alarms)
+        return tuple(self._line.danger.alarms)
 
     @property
     def measurements(self) -> int:
@@ -287,6 +293,11 @@ class Advisor:
     def steps(self) -> int:
         """Optimizer steps taken under this advisor."""
         return self._line.step
+
+    @property
+    def unclosed_steps(self) -> int:
+        """Optimizer steps that came without :meth:`step` after the one before."""
+        return self._hooks.unclosed_steps
 
     @property
     def noise(self) -> NoiseReport:
@@ -309,8 +320,7 @@ class Advisor:
             return
         self._closed, self._line.calm = True, False
         try:
-            for handle in self._handles:
-                handle.remove()
+            self._hooks.remove()
             self._probe.close()
             self._applier.close()
         finally:  # whatever happens, what was recorded is written
@@ -357,39 +367,3 @@ class Advisor:
         if "inspector" in state:  # not in checkpoints of earlier versions
             self._inspector.load_state_dict(state["inspector"])
             self._inspected_at = dict(state["inspected_at"])
-
-    # -- hooks -------------------------------------------------------------------------------------------------------
-
-    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if transformed():  # a compiler is tracing, or torch.func: the advisor starts outside
-            return
-        if not self._line.started and module.training and torch.is_grad_enabled():
-            self._errors.guard(self._line.start, args, kwargs)
-        if self._line.started:
-            self._first_forward.remove()  # a hook costs every forward pass some microseconds
-
-    def _before_update(self, *_: Any) -> None:
-        begun = time.perf_counter()
-        if self._updated:
-            self.unclosed_steps += 1
-            log_unclosed(self.unclosed_steps)
-        if self._line.calm:  # the path of nearly every step: no guard, which asks for autocast
-            try:
-                shrinking = self._applier.standing()
-            except Exception:
-                self._errors.caught()
-                shrinking = None
-            if shrinking is not None:
-                self._line.acting_s = time.perf_counter() - begun
-                with torch.no_grad():
-                    for matrices, factor in shrinking:  # the weight decay is the optimizer's work, by other hands
-                        torch._foreach_mul_(matrices, factor)
-                return
-        self._line.calm = False
-        if not self._gave_up:
-            self._errors.guard(self._line.prepare_update)
-
-    def _after_update(self, *_: Any) -> None:
-        self._updated = True
-        if not self._line.calm and not self._gave_up:
-            self._errors.guard(self._line.finish_update)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakSet
@@ -20,7 +20,7 @@ import torch
 
 from lipadvisor.policies.contract import Decision, Knobs
 
-__all__ = ["MODES", "Applied", "Applier", "Mode"]
+__all__ = ["MODES", "Applied", "Applier", "Mode", "shrink"]
 
 Mode = Literal["takeover", "cap", "shadow"]
 MODES: tuple[Mode, ...] = ("takeover", "cap", "shadow")
@@ -200,6 +200,10 @@ class Applier:
             weight_decay[index] = self._weight_decay.get(index, theirs)
         return lr, weight_decay
 
+    def owned_decays(self) -> frozenset[int]:
+        """Return the parameter groups whose weight decay is a policy's: it is coupled to the policy's own rate."""
+        return frozenset(self._weight_decay)
+
     def knobs(self) -> tuple[Knobs, ...]:
         """Return the knobs in force, one for each parameter group; a weight decay that is not decoupled as it is."""
         lr, weight_decay = self.in_force()
@@ -281,12 +285,7 @@ class Applier:
     def _decay(self) -> None:
         for index, weight_decay in self._weight_decay.items():
             group = self.optimizer.param_groups[index]
-            factor = 1.0 - _number(group["lr"]) * weight_decay
-            # A parameter without a gradient takes no part in this step, as with the optimizers' own weight decay.
-            matrices = [p for p in group["params"] if p.ndim >= 2 and p.grad is not None]
-            if matrices and factor != 1.0:
-                with torch.no_grad():
-                    torch._foreach_mul_(matrices, factor)
+            shrink(group["params"], 1.0 - _number(group["lr"]) * weight_decay)
 
     def _foreign(self, message: str) -> None:
         self.foreign_writes += 1
@@ -295,6 +294,17 @@ class Applier:
 
     def _user_lr(self, index: int) -> float:
         return _number(self.optimizer.param_groups[index]["lr"])
+
+
+def shrink(parameters: Iterable[torch.Tensor], factor: float) -> None:
+    """Multiply the matrices among ``parameters`` by ``factor``, as a step's decoupled weight decay does.
+
+    A parameter without a gradient takes no part in the step, as with the optimizers' own weight decay.
+    """
+    matrices = [p for p in parameters if p.ndim >= 2 and p.grad is not None]
+    if matrices and factor != 1.0:
+        with torch.no_grad():
+            torch._foreach_mul_(matrices, factor)
 
 
 def _knobs_of(group: Mapping[str, Any]) -> tuple[float, float]:

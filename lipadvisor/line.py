@@ -14,7 +14,6 @@ import dataclasses
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +21,9 @@ import torch
 
 from lipadvisor.apply import Applied, Applier, Mode
 from lipadvisor.checkpoint import arrays, plain
-from lipadvisor.forecast import Alarm, wanted_update
+from lipadvisor.early_warning import EarlyWarning
 from lipadvisor.loss import LossReader, LossWatch
-from lipadvisor.observe import endangered, initial_observation, observation, refreshed
+from lipadvisor.observe import initial_observation, observation, refreshed
 from lipadvisor.policies import Decision, Knobs, Observation, Policy, as_json, from_json, restore_state
 from lipadvisor.prediction import HORIZONS, Prediction
 from lipadvisor.probe import Probe
@@ -38,7 +37,6 @@ __all__ = ["Line"]
 _log = logging.getLogger("lipadvisor")
 
 DECISIONS = 200  # at least that many in a run; in between, steps that are not measured keep the knobs as they are
-_ALARMS = 1000  # kept in memory
 LAYER_BANDS_EVERY = 10  # measurements between two records of the layers' forecasts; the network's are always recorded
 
 
@@ -64,7 +62,7 @@ class Line:
         prediction: what the dynamics made of the measurements; None before the start.
         last: the last observation.
         decision: in force.
-        alarms: of a divergence, the last thousand; each the first of those in a row.
+        danger: of a divergence, with its alarms.
         state: the policy's.
         validation: step and loss of the last validation reported.
     """
@@ -88,8 +86,7 @@ class Line:
         self._foreign_seen = 0
         self._beyond = False
         self._until: float = 0  # the number of steps up to which calm ones need no decision and no snapshot
-        self._endangered = False  # at the last measurement
-        self.alarms: deque[Alarm] = deque(maxlen=_ALARMS)
+        self.danger = EarlyWarning()
         self._urgent = False  # the last loss was unusual: the next step is measured out of turn
         self.step, self.tau = 0, 0.0
         self.decisions = 0
@@ -249,7 +246,8 @@ class Line:
             loss=loss,
             overhead=overhead,
         )
-        seen, alarm = self._warned(terms, seen)
+        held = self.decision if self._mode == "takeover" else None
+        seen, alarm = self.danger.ask(self.prediction, terms, seen, self._watch.level, held)
         self._recorder.add_observation(
             seen,
             extra_columns(terms, rates, self.prediction.reconstruction),
@@ -265,22 +263,6 @@ class Line:
                 weight_decay=knobs[0].weight_decay,
             )
         return seen
-
-    def _warned(self, terms: Terms, seen: Observation) -> tuple[Observation, str]:
-        """Return what was seen, marked where the run is in danger of diverging, and the signs of that."""
-        assert self.prediction is not None
-        loss = None if seen.loss is None else self._watch.level if math.isfinite(seen.loss) else seen.loss
-        held = self._mode == "takeover" and self.decision is not None
-        wanted = wanted_update(self.decision.read) if held and self.decision is not None else None
-        alarm = self.prediction.watch(terms, seen, loss, wanted)
-        before, self._endangered = self._endangered, alarm.raised
-        if not alarm.raised:
-            return seen, ""
-        if not before:
-            self.alarms.append(alarm)
-            if len(self.alarms) == 1:  # once is a warning, often is noise; all of them are recorded
-                _log.warning("early warning: %s; later ones are only recorded", alarm.describe())
-        return endangered(seen), " ".join(alarm.signs)
 
     def _decide(self, seen: Observation, rescaled: bool = False) -> tuple[Decision, Applied]:
         decision, self.state = self._policy.decide(seen, self.state)
@@ -319,15 +301,6 @@ class Line:
             decision, mode=self._mode, before=applied.before, after=applied.after, refused=applied.refused
         )
 
-    def full_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``plan`` with the knobs of the next step where it names none, if all groups have the same."""
-        full = dict(plan)
-        knobs = self._applier.knobs()
-        if len({(k.lr, k.weight_decay) for k in knobs}) == 1:
-            lr, weight_decay = self._applier.in_force()
-            full = {"lr": lr[0], "weight_decay": weight_decay[0]} | full
-        return full
-
     def rearm(self) -> None:
         """Begin the step under way anew: the optimizer was not asked to act after all."""
         self.calm = False
@@ -365,7 +338,7 @@ class Line:
             "last": as_json(self.last),
             "decision": as_json(self.decision),
             "watch": self._watch.state_dict(),
-            "endangered": self._endangered,
+            "endangered": self.danger.raised,
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
             "prediction": None if self.prediction is None else plain(self.prediction.state_dict()),
@@ -383,7 +356,7 @@ class Line:
             self.prediction.load_state_dict(arrays(state["prediction"]))
         if "watch" in state:  # not in checkpoints of earlier versions
             self._watch.load_state_dict(state["watch"])
-        self._endangered = bool(state.get("endangered"))  # likewise
+        self.danger.raised = bool(state.get("endangered"))  # likewise
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
         self._recorder.truncate(self.step + 1)

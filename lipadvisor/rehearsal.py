@@ -7,7 +7,6 @@ norms tells (``docs/science.md``, section 6). A few replicas that take these ste
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from lipadvisor.advisor import Advisor
-from lipadvisor.forecast import Forecast, rehearsed
-from lipadvisor.probe import TrackedLayer
+from lipadvisor.apply import shrink
+from lipadvisor.arguments import check_plan
+from lipadvisor.forecast import Forecast, rehearsed, spread
 from lipadvisor.probe.untouched import untouched
-from lipadvisor.spectra import cold_start, start_vectors
+from lipadvisor.stage import Stage
 from lipadvisor.terms import Array
 
 __all__ = ["Rehearsal", "rehearse"]
 
-_RANK = 8  # vectors of a norm's subspace iteration
+_FEWEST = 2  # replicas: one has no spread, by which alone a loss that rose is told from a batch that was hard
 _END = 5  # the last fifth of a replica's losses says how it ended
 
 
@@ -47,7 +47,7 @@ class Rehearsal:
 
 
 def rehearse(
-    advisor: Advisor,
+    advisor: Advisor | Stage,
     train_step: Callable[[], Any],
     horizon: int,
     plan: Mapping[str, Any] | None = None,
@@ -61,14 +61,15 @@ def rehearse(
     a loader, a learning-rate schedule, a gradient scaler. Weights and optimizer state take twice their memory.
 
     Args:
-        advisor: of the training.
+        advisor: of the training, or any :class:`~lipadvisor.stage.Stage` of one.
         train_step: takes one training step as the loop does, on a batch of its own: gradients from zero, backward,
             clipping if there is any, ``optimizer.step()``; without ``advisor.step``. Returns the loss.
         horizon: steps ahead, at least ``steps``.
         plan: future ``lr`` and ``weight_decay``, numbers or arrays of length ``horizon``, for every parameter group;
-            what is left out goes on as it is. Where the advisor owns the knobs decay is decoupled and its own.
+            what is left out goes on as in ``Advisor.forecast``. Where the policy owns the decay it is decoupled, on
+            the matrices; else it is the optimizer's own.
         steps: of each replica. Ten make the next ten steps known; a destabilising plan may take fifty to show.
-        replicas: their mean counts: four halve the noise of one.
+        replicas: at least 2; their mean counts: four halve the noise of one.
 
     Raises:
         TypeError: ``advisor`` is none.
@@ -76,61 +77,52 @@ def rehearse(
             ``advisor.step``, or the training runs in several processes.
         RuntimeError: the advisor has not measured yet, is closed, or has given the knobs back after errors.
     """
-    if not isinstance(advisor, Advisor):
-        raise TypeError(f"rehearse(advisor=...) must be an Advisor, got {type(advisor).__name__}.")
-    for name, value in (("steps", steps), ("replicas", replicas)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"rehearse({name}=...) must be an integer >= 1, got {value!r}.")
+    for name, value, least in (("steps", steps, 1), ("replicas", replicas, _FEWEST)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"rehearse({name}=...) must be an integer >= {least}, got {value!r}.")
     if not callable(train_step):
         raise ValueError(f"rehearse(train_step=...) must be a function that takes a training step, got {train_step!r}.")
     if isinstance(horizon, int) and horizon < steps:
         raise ValueError(f"rehearse(horizon=...) must be at least steps = {steps}, got {horizon!r}.")
-    probe, line = advisor._probe, advisor._line
-    if probe.ranks.size > 1:
-        raise ValueError(f"rehearse() needs a training in one process, got one in {probe.ranks.size}.")
-    if advisor._closed or advisor._gave_up:
-        raise RuntimeError("rehearse() was called after the advisor was closed, or had given the knobs back.")
-    advisor.forecast(horizon, plan)  # names what is wrong with the plan before anything is tried
-    if line.prediction is None or line.prediction.measurements == 0:
+    stage = _stage_of(advisor)
+    made = stage.forecast(horizon, check_plan(horizon, plan))  # names what is wrong before anything is tried
+    if not stage.measured:
         raise RuntimeError("rehearse() was called before the first measured step.")
-    forecaster = line.prediction.forecaster
-    made = forecaster.forecast(horizon, line.full_plan(plan or {}), max(line.step, forecaster.step))
-    with probe.aside():
-        level_S, change_RS, loss_RT = _tried(advisor, train_step, horizon, plan or {}, (replicas, steps))
-    lost = _verdict(change_RS, loss_RT, forecaster.loss_level.first)
+    level_S, change_RS, loss_RT = _tried(stage, train_step, horizon, plan or {}, (replicas, steps))
+    lost = _verdict(change_RS, loss_RT, stage.first_loss)
     sound_RS = change_RS[np.isfinite(change_RS).all(axis=1)]
     mean_S = level_S + (sound_RS.mean(axis=0) if len(sound_RS) else np.full(len(level_S), np.nan))
-    levels = dict(zip((*forecaster.names, "*"), mean_S.tolist(), strict=True))
+    levels = dict(zip((*made.layers, "*"), mean_S.tolist(), strict=True))
     return Rehearsal(rehearsed(made, levels, steps, lost), change_RS, loss_RT)
 
 
+def _stage_of(advisor: Any) -> Stage:
+    stage = advisor.stage() if isinstance(advisor, Advisor) else advisor
+    if not isinstance(stage, Stage):
+        raise TypeError(f"rehearse(advisor=...) must be an Advisor, got {type(advisor).__name__}.")
+    if stage.processes > 1:
+        raise ValueError(f"rehearse(advisor=...) must be of a training in one process, got one in {stage.processes}.")
+    return stage
+
+
 def _tried(
-    advisor: Advisor, train_step: Callable[[], Any], horizon: int, plan: Mapping[str, Any], shape: tuple[int, int]
+    stage: Stage, train_step: Callable[[], Any], horizon: int, plan: Mapping[str, Any], shape: tuple[int, int]
 ) -> tuple[Array, Array, Array]:
     """Return the levels, the replicas' changes and their losses; ``shape`` is ``(R, T)``."""
-    probe, optimizer, model = advisor._probe, advisor._applier.optimizer, advisor._inspector.model
-    shapes = probe._capture.input_shapes
-    composition_L = np.array([layer.composition for layer in probe.layers])
-
-    def levels() -> Array:
-        level_L = np.array([_log_norm(layer, shapes.get(i)) for i, layer in enumerate(probe.layers)])
-        return np.append(level_L, composition_L @ np.where(composition_L > 0.0, level_L, 0.0))
-
-    start_S = levels()
-    change_RS, loss_RT = np.empty((shape[0], len(start_S))), np.empty(shape)
-    skipped, taken = advisor.skipped_steps, list[bool]()
-    with untouched(model), _put_back(model, optimizer) as begin, _knobs(advisor, plan, horizon, taken) as at:
-        for replica in range(shape[0]):
-            begin()
-            for step in range(shape[1]):
-                at(step)
-                loss_RT[replica, step] = _loss_of(train_step())
-                if advisor.skipped_steps > skipped:
-                    advisor.skipped_steps = skipped
-                    raise ValueError("rehearse(train_step=...) must not call advisor.step, and it did.")
-            if not taken:
-                raise ValueError("rehearse(train_step=...) must call optimizer.step(), and it took no step.")
-            change_RS[replica] = levels() - start_S
+    knobs = _PlannedKnobs(stage, plan, horizon)
+    loss_RT = np.empty(shape)
+    with stage.cleared(knobs.before_update):
+        start_S = stage.log_norms()
+        change_RS = np.empty((shape[0], len(start_S)))
+        with untouched(stage.model), _put_back(stage.model, stage.optimizer) as begin:
+            for replica in range(shape[0]):
+                begin()
+                for step in range(shape[1]):
+                    knobs.write(step)
+                    loss_RT[replica, step] = _loss_of(train_step())
+                if not knobs.updates:
+                    raise ValueError("rehearse(train_step=...) must call optimizer.step(), and it took no step.")
+                change_RS[replica] = stage.log_norms() - start_S
     return start_S, change_RS, loss_RT
 
 
@@ -156,18 +148,6 @@ def _verdict(change_RS: Array, loss_RT: Array, first: float) -> str | None:
     limit = max(first, 2.0 * float(before_R.max()) - float(before_R.min()))
     lost = int((loss_RT[:, -last:].mean(axis=1) >= limit).sum()) if first > 0.0 else 0
     return f"{lost} of {len(loss_RT)} replicas end no better than the run began" if lost else None
-
-
-def _log_norm(layer: TrackedLayer, input_shape: tuple[int, ...] | None) -> float:
-    """Return ln of the operator norm of a layer's weight, nats; nan where there is none."""
-    operator = layer.operator(input_shape)
-    kernel = layer.value().double()
-    if operator is None or not bool(kernel.isfinite().all()):
-        return math.nan
-    generator = torch.Generator().manual_seed(0)
-    block = cold_start(operator, kernel, start_vectors(operator, _RANK, kernel, generator), 1e-9)
-    norm = float(block.s_R[0])
-    return math.log(norm) if norm > 0.0 else math.nan
 
 
 @contextmanager
@@ -213,53 +193,41 @@ def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Ca
             parameter.grad = gradient
 
 
-@contextmanager
-def _knobs(
-    advisor: Advisor, plan: Mapping[str, Any], horizon: int, taken: list[bool]
-) -> Iterator[Callable[[int], None]]:
-    """Keep the advisor's hands off the optimizer, and yield what sets the planned knobs of a step.
+class _PlannedKnobs:
+    """The knobs of a plan, step by step; a decay that is the policy's own shrinks the matrices, as the policy's does.
 
-    Optimizer steps are noted in ``taken``.
+    Args:
+        stage: of the training.
+        plan: future ``lr`` and ``weight_decay``.
+        horizon: steps that it is for.
 
-    In takeover the planned decay shrinks the matrices as the advisor's own does; else it is the optimizer's.
+    Attributes:
+        updates: optimizer steps taken.
     """
-    optimizer, owned = advisor._applier.optimizer, advisor.mode == "takeover"
-    lr_by_group, decay_by_group = advisor._applier.in_force()
-    planned = {knob: np.broadcast_to(np.asarray(value, dtype=np.float64), horizon) for knob, value in plan.items()}
-    factors: dict[int, float] = {}
 
-    def at(step: int) -> None:
-        for index, group in enumerate(optimizer.param_groups):
-            decay = float(planned["weight_decay"][step]) if "weight_decay" in planned else decay_by_group[index]
-            lr = float(planned["lr"][step]) if "lr" in planned else lr_by_group[index]
-            if "lr" in planned or owned:
-                _write(group, "lr", lr)
-            if owned:
-                factors[index] = 1.0 - lr * decay
-            elif "weight_decay" in planned:
-                _write(group, "weight_decay", decay)
+    def __init__(self, stage: Stage, plan: Mapping[str, Any], horizon: int) -> None:
+        self._groups, standing = stage.optimizer.param_groups, stage.knobs()
+        self._lr_hG, self._shrink_hG = spread(plan, horizon, standing)
+        self._own_G = standing.per_step_G
+        self._writes_lr, self._plans_decay = stage.steered or "lr" in plan, "weight_decay" in plan
+        self._decay_h = np.broadcast_to(np.asarray(plan.get("weight_decay", 0.0), dtype=np.float64), horizon)
+        self._step = self.updates = 0
 
-    def before(*_: Any) -> None:
-        taken[:] = [True]
-        with torch.no_grad():
-            for index, factor in factors.items():
-                params = optimizer.param_groups[index]["params"]
-                if factor != 1.0 and (matrices := [p for p in params if p.ndim >= 2 and p.grad is not None]):
-                    torch._foreach_mul_(matrices, factor)
+    def write(self, step: int) -> None:
+        """Write the knobs of step number ``step`` of the plan."""
+        self._step = step
+        for index, group in enumerate(self._groups):
+            if self._writes_lr:
+                _write(group, "lr", float(self._lr_hG[step, index]))
+            if self._plans_decay and not self._own_G[index]:
+                _write(group, "weight_decay", float(self._decay_h[step]))
 
-    hooks: tuple[dict[int, Any], ...] = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    kept = [dict(registered) for registered in hooks]
-    own = (advisor._before_update, advisor._after_update)
-    stand_ins = (before, lambda *_: None)
-    try:
-        for registered, hook, stand_in in zip(hooks, own, stand_ins, strict=True):
-            for key, given in registered.items():
-                if given == hook:
-                    registered[key] = stand_in
-        yield at
-    finally:
-        for registered, given in zip(hooks, kept, strict=True):
-            registered.update(given)
+    def before_update(self) -> None:
+        """Let the decay act, between gradient and update."""
+        self.updates += 1
+        for index, group in enumerate(self._groups):
+            if self._own_G[index]:
+                shrink(group["params"], 1.0 - float(self._shrink_hG[self._step, index]))
 
 
 def _write(group: dict[str, Any], knob: str, value: float) -> None:

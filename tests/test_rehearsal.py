@@ -121,7 +121,7 @@ def test_what_is_tried_is_what_then_happens(optimizer_kind: str, mode: str) -> N
     lr, decay = [0.01, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01, 0.01], 0.3
     first, later = batches(11), batches(11)
     plan = {"lr": lr, "weight_decay": decay}
-    found = rehearse(advisor, lambda: step_of(model, optimizer, first), 8, plan, 6, 1)
+    found = rehearse(advisor, lambda: step_of(model, optimizer, first), 8, plan, 6, 2)
     start = {layer.name: layer.value().double() for layer in advisor._probe.layers}
     owned = mode == "takeover"
     advisor.close()
@@ -147,7 +147,7 @@ def test_the_forecast_goes_on_from_where_the_replicas_came() -> None:
     model, optimizer, advisor, _ = trained("plain", "adamw", "takeover", 60)
     other = batches(5)
     found = rehearse(advisor, lambda: step_of(model, optimizer, other), 30, None, 10, 3)
-    plain = advisor._line.prediction.forecaster.forecast(30, advisor._line.full_plan({}), 60)  # type: ignore[union-attr]
+    plain = advisor.forecast(30)
     assert found.forecast.status is plain.status
     assert found.forecast.start_step == 60
     norms = sum(math.log(float(torch.linalg.matrix_norm(one.value().double(), 2))) for one in advisor._probe.layers)
@@ -200,6 +200,7 @@ def test_an_error_of_the_users_step_leaves_nothing_either() -> None:
     [
         ({"steps": 0}, "steps"),
         ({"replicas": 1.5}, "replicas"),
+        ({"replicas": 1}, "replicas=...\\) must be an integer >= 2, got 1"),
         ({"horizon": 5}, "horizon"),
         ({"plan": {"lr": [0.1, 0.2]}}, "lr"),
         ({"plan": {"momentum": 0.5}}, "momentum"),

@@ -19,6 +19,7 @@ from torch.nn import functional
 from lipadvisor.experiments.bars import BarSettings
 from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.bars.recorded import INTERVAL
+from lipadvisor.experiments.bars.trying import Tried, tried
 from lipadvisor.experiments.reproduce.images import Images
 from lipadvisor.experiments.reproduce.norms import input_shapes, log_norms
 from lipadvisor.experiments.reproduce.replicas import Replicas
@@ -61,11 +62,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A measured run at constant lr, and what came of each plan from its last step on."""
+    """A measured run at constant lr, and what came of each plan from its last step on.
+
+    Attributes:
+        log: of the run.
+        lr: its learning rate.
+        outcomes: plan -> where the replicas came to.
+        tried: plan -> what rehearsals of it found; empty where there are none.
+    """
 
     log: RunLog
     lr: float
     outcomes: dict[str, Outcome]
+    tried: dict[str, tuple[Tried, ...]]
 
 
 def branch(
@@ -76,6 +85,7 @@ def branch(
     steps: int,
     plans: Mapping[str, tuple[float, float]],
     walks: Sequence[Walk],
+    trials: Mapping[int, int] | None = None,
 ) -> Branch:
     """Return the branches of one checkpoint, from disk where they are there.
 
@@ -87,6 +97,7 @@ def branch(
         steps: before the branching: one more than a multiple of ``INTERVAL``, so that the last step is measured.
         plans: name -> (factor on the learning rate, what decay takes off a weight per step).
         walks: at least one; each of its plans is walked, with batches of its own.
+        trials: steps of a rehearsal -> how many of each plan; none where it is empty.
     """
     recipe = Recipe(optimizer, steps, interval=INTERVAL, seed=settings.seed)
     stem = settings.out / "branches" / f"{network}-{optimizer}-{steps}-seed{settings.seed}"
@@ -97,7 +108,9 @@ def branch(
         for plan in walk.plans
     }
     missing = [key for key, file in files.items() if not file.exists()]
-    if missing or not path.exists():
+    rehearsals = stem.with_name(f"{stem.name}-tried.json")
+    untried = bool(trials) and not rehearsals.exists()
+    if missing or untried or not path.exists():
         log = RunLog(recipe.identity)
 
         def on_step(step: int, loss: float, terms: Any) -> None:
@@ -115,12 +128,19 @@ def branch(
             write_json(files[plan, walk], found)
         if not path.exists():
             log.save(path)
+        if untried:
+            write_json(rehearsals, tried(done, log, images, recipe.base_lr, recipe.batch_size, plans, trials))
         settings.progress(f"{stem.name}: branched")
     outcomes: dict[str, Outcome] = {}
     for (plan, _), file in files.items():
         own = _outcome(read_json(file))
         outcomes[plan] = _joined(outcomes[plan], own) if plan in outcomes else own
-    return Branch(RunLog.load(path), recipe.base_lr, outcomes)
+    kept = read_json(rehearsals) if trials else {}
+    found = {
+        plan: tuple(Tried(int(one["steps"]), one["lost"], bool(one["refused"])) for one in own)
+        for plan, own in kept.items()
+    }
+    return Branch(RunLog.load(path), recipe.base_lr, outcomes, found)
 
 
 def _walked(

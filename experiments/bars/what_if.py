@@ -15,7 +15,8 @@ as in the bar ``forecast``. Beside it stands the one that was best for all runs 
 memory of hundreds of steps remembers a growth that happened to be as fast.
 
 Rehearsed forecasts (``lipadvisor.rehearse``) know what a few replicas did in the first steps: here some of those that
-stop there, in turns, against the mean of all the others.
+stop there, in turns, against the mean of all the others. Their own verdict, that a replica is lost, is counted beside:
+how often of plans that went well to the last horizon, and how often of those that destabilised.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from lipadvisor.dynamics import coefficients
 from lipadvisor.experiments.bars import Bar, BarSettings
 from lipadvisor.experiments.bars.branches import Branch, Walk, branch
 from lipadvisor.experiments.bars.networks import NETWORKS
 from lipadvisor.experiments.bars.recorded import INTERVAL
 from lipadvisor.experiments.bars.scoring import HORIZONS, SMOOTHINGS
+from lipadvisor.experiments.bars.trying import REPLICAS, TRIALS, Tried, replayed, shares
 from lipadvisor.experiments.reproduce.images import load_images
 from lipadvisor.experiments.reproduce.run_log import RunLog
 from lipadvisor.experiments.reproduce.training import OPTIMIZERS
@@ -49,7 +50,6 @@ _TRIPPED = 0.5  # nats: a plan destabilised a run whose loss, over the replicas,
 _FROM = 50  # steps before the first window that the slope is chosen by
 _COUNT, _FEW = 16, 8  # replicas that go to every horizon; the few where a step costs most
 _NEAR, _NEAR_FEW = 240, 56  # ... and of those that stop at the first one
-_REHEARSING = 4  # replicas of a rehearsal
 _SLOW = ("convnet", "transformer")
 
 
@@ -59,12 +59,17 @@ def run(settings: BarSettings) -> Bar:
     networks = ("mlp",) if settings.quick else tuple(NETWORKS)
     horizons = HORIZONS[:2] if settings.quick else HORIZONS
     rows: list[dict[str, Any]] = []
+    cases: list[tuple[bool, tuple[Tried, ...]]] = []
     for network in networks:
         for optimizer in OPTIMIZERS:
             for at, walks in _walks(network, horizons, settings.quick).items():
-                found = branch(settings, images, network, optimizer, at, PLANS, walks)
-                rows += [{"run": f"{network}-{optimizer}-{at}", **row} for row in _scored(found, at, horizons)]
-    return _bar(rows, horizons)
+                # Where replicas stop early nobody knows which plans were sound.
+                trials = {} if at in _NEAR_AT else {10: 1} if settings.quick else TRIALS
+                found = branch(settings, images, network, optimizer, at, PLANS, walks, trials)
+                scored = _scored(found, at, horizons)
+                rows += [{"run": f"{network}-{optimizer}-{at}", **row} for row in scored]
+                cases += [(row["destabilised"], found.tried.get(row["plan"], ())) for row in scored]
+    return _bar(rows, horizons, shares(cases))
 
 
 def _walks(network: str, horizons: tuple[int, ...], quick: bool) -> dict[int, tuple[Walk, ...]]:
@@ -86,15 +91,12 @@ def _learned(log: RunLog, horizons: tuple[int, ...]) -> tuple[Forecaster, float,
         Its forecaster, the last level, every smoothed slope (nats per step), and for each horizon the index of the
         slope that was best over the run's windows.
     """
-    forecaster: Forecaster | None = None
     slope_G, mass_G = np.zeros(len(SMOOTHINGS)), np.zeros(len(SMOOTHINGS))
     gain_G = 1.0 - (1.0 - np.array(SMOOTHINGS)) ** INTERVAL
     before = np.nan
     level = {int(step): z for step, z in zip(log.array("step"), log.array("network_log_norm"), strict=True)}
     error_hG = {horizon: np.zeros(len(SMOOTHINGS)) for horizon in horizons}
     for terms in log.terms():
-        forecaster = forecaster or Forecaster(terms.names, terms.composition_L, terms.optimizer, terms.momentum)
-        forecaster.update(terms, coefficients(terms), log.recent_loss(terms.step, INTERVAL))
         now = terms.network_log_norm + float(terms.composition_L @ terms.change_L)
         if np.isfinite(before):
             slope_G += gain_G * ((now - before) / INTERVAL - slope_G)
@@ -103,9 +105,8 @@ def _learned(log: RunLog, horizons: tuple[int, ...]) -> tuple[Forecaster, float,
         for horizon, error_G in error_hG.items():
             if terms.step >= _FROM and terms.step + horizon in level:  # the step itself is taken: one less to go
                 error_G += np.abs(level[terms.step + horizon] - now - slope_G / mass_G * (horizon - 1))
-    assert forecaster is not None
     best = {horizon: int(error_G.argmin()) for horizon, error_G in error_hG.items()}
-    return forecaster, before, slope_G / mass_G, best
+    return replayed(log), before, slope_G / mass_G, best
 
 
 def _scored(found: Branch, at: int, horizons: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -141,14 +142,14 @@ def _rehearsed(level_hR: dict[int, Array], mean_h: Array) -> dict[int, float]:
     first, last = min(level_hR), max(level_hR)
     all_R = level_hR[first]
     stopping_R = all_R[len(level_hR[last]) if last > first else 0 :]
-    groups = len(stopping_R) // _REHEARSING
+    groups = len(stopping_R) // REPLICAS
     if groups == 0:  # a plan that no replicas stop under
         return dict.fromkeys(level_hR, float("nan"))
-    start_G = stopping_R[: groups * _REHEARSING].reshape(groups, _REHEARSING).mean(axis=1)
+    start_G = stopping_R[: groups * REPLICAS].reshape(groups, REPLICAS).mean(axis=1)
     found = {}
     for h, level_R in level_hR.items():
         if h == first:  # the others' mean
-            true_G = (all_R.sum() - _REHEARSING * start_G) / (len(all_R) - _REHEARSING)
+            true_G = (all_R.sum() - REPLICAS * start_G) / (len(all_R) - REPLICAS)
             found[h] = float(np.abs(start_G - true_G).mean())
         else:
             found[h] = float(np.abs(start_G + mean_h[h - 1] - mean_h[first - 1] - level_R.mean()).mean())
@@ -172,10 +173,10 @@ def _errors(level_R: Array, mean: float, slope_G: Array, best: int) -> dict[str,
     }
 
 
-def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
+def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...], verdicts: list[dict[str, float]]) -> Bar:
     checks: list[tuple[str, float, str, bool]] = []
     rehearsals: list[tuple[str, float, str, bool]] = []
-    figures: dict[str, Any] = {"runs": rows}
+    figures: dict[str, Any] = {"runs": rows, "verdicts of rehearsals": verdicts}
     lines = [
         f"{'plan':10} {'steps':>5} {'runs':>5} {'refused':>8} {'unstable':>9} {'error':>7} {'+-':>6} {'of sums':>8} "
         f"{'noise':>7} {'rms':>7} {'clean':>7} {'single':>7} {'floor':>7} {'one slope a plan':>17} "
@@ -210,10 +211,16 @@ def _bar(rows: list[dict[str, Any]], horizons: tuple[int, ...]) -> Bar:
     rises = [row["refused"] for row in whole if PLANS[row["plan"]][0] > 1.0]
     figures["healthy rises refused"] = float(np.mean(rises)) if rises else float("nan")
     lines.append(f"of {len(rises)} rises that went well to the end {sum(rises)} were refused")
+    for one in verdicts:
+        lines.append(
+            f"rehearsals of {one['steps']:.0f} steps: {one['false']:.3f} of {one['healthy']:.0f} of healthy plans say "
+            f"that a replica is lost, {one['hit']:.3f} of {one['destabilising']:.0f} of destabilising ones; with the "
+            f"guard {one['refused']:.3f} of these are answered 'unstable'"
+        )
     lines.append("error: of the replicas' mean; all over the best slope's, geometric means over runs but for the sums")
     lines.append("noise: the standard error of the replicas' mean; single: against single replicas")
     lines.append("rms: root mean square over the runs; clean: the same without the noise of the replicas' mean")
-    lines.append(f"rehearsed: {_REHEARSING} replicas of their own try the first {min(horizons)} steps")
+    lines.append(f"rehearsed: {REPLICAS} replicas of their own try the first {min(horizons)} steps")
     return Bar("what-if", (*checks, *rehearsals), figures, "\n".join(lines))
 
 

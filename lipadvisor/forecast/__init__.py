@@ -2,6 +2,7 @@
 
 from lipadvisor.forecast.forecaster import Forecaster
 from lipadvisor.forecast.guard import is_refused, stability_load
+from lipadvisor.forecast.plan import Standing, spread
 from lipadvisor.forecast.recorded import recorded_alarms
 from lipadvisor.forecast.rehearsed import rehearsed
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
@@ -16,9 +17,11 @@ __all__ = [
     "Forecast",
     "Forecaster",
     "Score",
+    "Standing",
     "is_refused",
     "recorded_alarms",
     "rehearsed",
+    "spread",
     "stability_load",
     "wanted_update",
 ]

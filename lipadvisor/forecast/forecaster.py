@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from lipadvisor.dynamics import Coefficients
+from lipadvisor.forecast.between import between, blend
 from lipadvisor.forecast.displacement import Displacement
 from lipadvisor.forecast.experts import POWER_E, Averages, power_integrals
-from lipadvisor.forecast.guard import WARN_LOAD, LossLevel, UpdateRatio, feeds_itself
+from lipadvisor.forecast.guard import WARN_LOAD
 from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
-from lipadvisor.forecast.plan import Plan, planned, validated_horizon
+from lipadvisor.forecast.plan import Plan, Standing, planned, validated_horizon
+from lipadvisor.forecast.plan_guard import PlanGuard
 from lipadvisor.forecast.rebound import rebound
+from lipadvisor.forecast.residual_noise import ResidualNoise
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
-from lipadvisor.forecast.step_share import StepShare
 from lipadvisor.forecast.tracker import Tracker
 from lipadvisor.policies import Band, Status
 from lipadvisor.terms import Array, Terms
@@ -32,7 +34,6 @@ __all__ = ["Forecaster"]
 _FEW_POINTS = 5  # updates before a forecast means anything
 _CALIBRATED = 20  # scored forecasts before a band does
 _TREND_HORIZON = 10  # steps: the tracked horizon nearest to it says what growth was expected
-_NOISE_GAIN = 0.03  # averaging of the squared residuals, where they stand in for the noise
 _CHANGE, _CHANGE_WIDENS = float(np.log(1.5)), 1.3  # bands across a change of lr beyond 1.5x are that much wider
 
 
@@ -81,17 +82,14 @@ class Forecaster:
         self._lr_L: Array = np.zeros(count)
         self._weight_decay_L: Array = np.zeros(count)
         self._composition_L: Array = np.array(composition_L, dtype=np.float64)
-        self._ratio = UpdateRatio(count)
-        self._share = StepShare()
-        self.loss_level = LossLevel()
+        self._guard = PlanGuard(self.names, optimizer, momentum)
         self._displacement = Displacement(series, momentum)
         steps_H1 = np.array(self.horizons, dtype=np.float64)[:, None]
         self._factors_H2 = np.hstack(self._displacement.factors(steps_H1))
         self._rate_S: Array = np.zeros(series)  # of the trend, nats per tau
         near = [abs(math.log(horizon / _TREND_HORIZON)) for horizon in self.horizons]
         self._trend_place = near.index(min(near))
-        self._residual_S: Array = np.zeros(series)
-        self._residual_mass_S: Array = np.zeros(series)
+        self._residual = ResidualNoise(series)
         self._motion = Motion(series)
         self._averages = Averages(series)
         self._steps_H = np.array(self.horizons, dtype=np.float64)
@@ -101,6 +99,11 @@ class Forecaster:
     def step(self) -> int:
         """Optimizer steps taken at the last known log-norms: where a forecast starts."""
         return self._motion.step
+
+    @property
+    def first_loss(self) -> float:
+        """The first training loss that was told; 0 before any was."""
+        return self._guard.first_loss
 
     def update(self, terms: Terms, coefficients: Coefficients, loss: float | None = None) -> None:
         """Take in a measurement: learn the drift, score the forecasts whose time has come, make new ones.
@@ -131,28 +134,38 @@ class Forecaster:
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
         self._composition_L = terms.composition_L.copy()
         steps = max(1.0, interval.steps)
-        self._ratio.update(terms.update_ratio_L, steps)
-        self._share.update(coefficients, steps)
-        self.loss_level.update(loss, steps)
+        self._guard.update(terms, coefficients, loss, steps)
         self.updates += int(interval.whole or interval.valid_S.any())
         if self.updates >= _FEW_POINTS:
             self._track()
 
-    def forecast(self, horizon: int, plan: Mapping[str, Any] | None = None, step: int | None = None) -> Forecast:
+    def forecast(
+        self,
+        horizon: int,
+        plan: Mapping[str, Any] | None = None,
+        step: int | None = None,
+        standing: Standing | None = None,
+    ) -> Forecast:
         """Forecast all log-norms under a plan.
 
         Args:
             horizon: steps ahead, at least 1.
             plan: ``{"lr": x, "weight_decay": y}``, numbers or arrays of length ``horizon``; the same for every layer.
-                What is left out goes on as it is.
+                What is left out goes on as it is (``standing``).
             step: optimizer steps taken by now, where the last measurement is older; the steps between are taken to
                 have had the knobs that were in force at the measurement.
+            standing: knobs of the next step, layer by layer; ``None``: those of the last measurement, whose decay goes
+                on as a coefficient.
 
         Raises:
-            ValueError: ``horizon``, ``plan`` or ``step`` is impossible.
+            ValueError: ``horizon``, ``plan``, ``step`` or ``standing`` is impossible.
         """
         horizon = validated_horizon(horizon)
-        future = planned(plan, horizon, self._lr_L, self._weight_decay_L, self._composition_L)
+        if standing is None:
+            standing = Standing(self._lr_L, self._weight_decay_L, np.zeros(len(self.names), bool))
+        if len(standing.lr_G) != len(self.names):
+            raise ValueError(f"forecast(standing=...) must be of {len(self.names)} layers, got {len(standing.lr_G)}.")
+        future = planned(plan, horizon, standing, self._composition_L, self._lr_L)
         start = self.step if step is None else step
         if start < self.step:
             raise ValueError(f"forecast(step=...) must be at least {self.step}, the last measurement's, got {step!r}.")
@@ -161,7 +174,7 @@ class Forecaster:
         lr_S, log_decay_S = self._motion.lr_S, self._motion.log_decay_S
         mean_hS, std_hS, quantile_hS = self._evaluate(
             steps_h,
-            gap * lr_S + np.cumsum(self._share.effective(future.lr_hS, lr_S), axis=0),
+            gap * lr_S + np.cumsum(self._guard.share.effective(future.lr_hS, lr_S), axis=0),
             gap * log_decay_S + np.cumsum(future.log_decay_hS, axis=0),
             gap * lr_S**2 + np.cumsum(future.lr_hS**2, axis=0),
         )
@@ -197,7 +210,7 @@ class Forecaster:
         mean_H = record_R[LEVEL] + steps_H * motion.log_decay_S[-1] + free_H
         moving = float(motion.lr_S[-1] > 0.0)
         mean_H += self._displacement.answer((steps_H * moving)[:, None])[:, -1]
-        load = float(np.max(self._ratio.load_L(self._lr_L, self._lr_L)))
+        load = self._guard.present_load(self._lr_L)
         return tuple(
             Band(horizon, mean, std, mean - half, mean + half, self._judge(load, horizon, math.isfinite(mean)))
             for horizon, mean, std, half in zip(
@@ -240,14 +253,12 @@ class Forecaster:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a restart needs, as numbers and arrays; going on from it changes no bit."""
         state: dict[str, Any] = {"names": list(self.names), "horizons": list(self.horizons), "updates": self.updates}
-        state |= {name: getattr(self, name).copy() for name in _ARRAYS}
+        state |= {name: getattr(self, name).copy() for name in _ARRAYS} | self._residual.state_dict()
         state["motion"] = self._motion.state_dict()
         state["displacement"] = self._displacement.state_dict()
         state["averages"] = self._averages.state_dict()
-        state["ratio"], state["share"] = self._ratio.state_dict(), self._share.state_dict()
-        state["loss"] = self.loss_level.state_dict()
         state["tracker"] = self._tracker.state_dict()
-        return state
+        return state | self._guard.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
@@ -261,12 +272,11 @@ class Forecaster:
         self.updates = int(state["updates"])
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=np.float64))
+        self._residual.load_state_dict(state)
         self._motion.load_state_dict(state["motion"])
         self._displacement.load_state_dict(state["displacement"])
         self._averages.load_state_dict(state["averages"])
-        self._ratio.load_state_dict(state["ratio"])
-        self._share.load_state_dict(state["share"])
-        self.loss_level.load_state_dict(state["loss"])
+        self._guard.load_state_dict(state)
         self._tracker.load_state_dict(state["tracker"])
 
     def _noise_of(self, interval: Interval, coefficients: Coefficients) -> Array:
@@ -290,11 +300,7 @@ class Forecaster:
         moving_S = interval.moving_S
         integral_PS = power_integrals(interval.start_S, interval.start_S + np.where(moving_S, interval.advance_S, 0.0))
         first_HPS, _ = self._tracker.moments(self._averages.values()[: len(POWER_E)])
-        residual_S = interval.free_S - (first_HPS[0] * integral_PS).sum(axis=0)
-        residual_S = residual_S**2 / np.where(moving_S, interval.squared_S, 1.0)
-        gain_S = _NOISE_GAIN * moving_S
-        self._residual_S += gain_S * (residual_S - self._residual_S)
-        self._residual_mass_S += gain_S * (1.0 - self._residual_mass_S)
+        self._residual.update(interval, (first_HPS[0] * integral_PS).sum(axis=0))
 
     def _track(self) -> None:
         """Judge the surplus over the trend; learn from the forecasts whose time has come, and make new ones."""
@@ -322,8 +328,7 @@ class Forecaster:
         np.add(record_RS[TAU], motion.offset_S, out=record_RS[START])
         self._averages.values(averages_AS)
         if not self._averages.noisy:
-            fallback_S = self._residual_S / np.maximum(self._residual_mass_S, 1e-300)
-            record_RS[NOISE] = np.where(self._averages.noisy_S, record_RS[NOISE], fallback_S)
+            record_RS[NOISE] = np.where(self._averages.noisy_S, record_RS[NOISE], self._residual.variance_S)
         return present
 
     def _evaluate(
@@ -337,13 +342,13 @@ class Forecaster:
             log_decay_hS: sum of ``ln(1 - lr wd)`` by then.
             squared_hS: sum of ``lr^2`` by then.
         """
-        low_h, share_h = _between(self._steps_H, steps_h)
+        low_h, share_h = between(self._steps_H, steps_h)
         record_RS, learned = self._present().record_RS, self._tracker.learned
         first_hPS, second_hPS = (
-            _blend(part_HPS, low_h, share_h) for part_HPS in self._tracker.moments(record_RS[VALUES])
+            blend(part_HPS, low_h, share_h) for part_HPS in self._tracker.moments(record_RS[VALUES])
         )
-        scale_hS = _blend(learned.scale_HS, low_h, share_h)
-        quantile_hS = _blend(learned.quantile_HS, low_h, share_h)
+        scale_hS = blend(learned.scale_HS, low_h, share_h)
+        quantile_hS = blend(learned.quantile_HS, low_h, share_h)
         start_S = record_RS[START]
         integral_PhS = power_integrals(start_S, start_S + tau_hS)
         free_hS = np.einsum("hps,phs->hs", first_hPS, integral_PhS)
@@ -353,20 +358,7 @@ class Forecaster:
         return self._motion.level_S + log_decay_hS + free_hS, scale_hS * np.sqrt(variance_hS), quantile_hS
 
     def _status(self, future: Plan, horizon: int, finite: bool) -> tuple[Status, tuple[str, ...]]:
-        planned_L = future.lr_hS[:, :-1].max(axis=0)
-        shrunk = self.loss_level.shrunk
-        load_L = self._ratio.load_L(self._lr_L, planned_L, shrunk)
-        worst = int(np.argmax(load_L))
-        moves, edge, whole = float(load_L[worst]), 0.0, 0.0
-        if shrunk is None:  # what the loss says of a rise, the share of finite steps says worse
-            edge = self._share.load(self._lr_L, planned_L)
-        elif (planned_L > self._lr_L).any() and feeds_itself(self.optimizer, self._share.share):
-            whole = self._ratio.network_load(planned_L, self._composition_L, self.momentum, shrunk)
-        load, what = max(
-            (moves, f"moves layer {self.names[worst]!r} by {moves:.2f} of what it bears"),
-            (edge, f"takes finite steps to {edge:.2f} of the growth's share that is foreseeable"),
-            (whole, f"moves the whole network by {whole:.2f} of what it bears"),
-        )
+        load, what = self._guard.load(self._lr_L, future.lr_hS[:, :-1].max(axis=0), self._composition_L)
         status = self._judge(load, horizon, finite)
         verdict = "refused" if load > 1.0 else "near its limit"
         return status, (f"planned lr {what}: {verdict}",) if load > WARN_LOAD else ()
@@ -381,17 +373,4 @@ class Forecaster:
         return Status.OK if self._tracker.vouching(horizon) >= _CALIBRATED else Status.UNCALIBRATED
 
 
-def _between(horizons_H: Array, steps_h: Array) -> tuple[np.ndarray[Any, np.dtype[np.intp]], Array]:
-    """Return, for each number of steps, the index of the tracked horizon below it and the share of the next one."""
-    place_h = np.interp(np.log(steps_h), np.log(horizons_H), np.arange(len(horizons_H), dtype=np.float64))
-    low_h = np.minimum(place_h.astype(np.intp), max(len(horizons_H) - 2, 0))
-    return low_h, place_h - low_h
-
-
-def _blend(values_H: Array, low_h: np.ndarray[Any, np.dtype[np.intp]], share_h: Array) -> Array:
-    high_h = np.minimum(low_h + 1, len(values_H) - 1)
-    share = share_h.reshape(-1, *([1] * (values_H.ndim - 1)))
-    return np.asarray((1.0 - share) * values_H[low_h] + share * values_H[high_h])
-
-
-_ARRAYS = ("_lr_L", "_weight_decay_L", "_composition_L", "_residual_S", "_residual_mass_S", "_rate_S")
+_ARRAYS = ("_lr_L", "_weight_decay_L", "_composition_L", "_rate_S")

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lipadvisor.dynamics import log_decay, network_lr
+from lipadvisor.dynamics import network_lr
+from lipadvisor.forecast.motion import Mask
 from lipadvisor.terms import Array
 
-__all__ = ["Plan", "planned", "validated_horizon"]
+__all__ = ["Plan", "Standing", "planned", "spread", "validated_horizon"]
 
 _KEYS = ("lr", "weight_decay")
 
@@ -23,6 +24,22 @@ class Plan:
     lr_hS: Array
     log_decay_hS: Array  # ln(1 - lr weight_decay) of each step, nats; the network's is the weighted sum
     changes: Array  # shape (h,): largest |ln(lr / present lr)| over the layers, up to and with this step
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The knobs in force, of ``G`` layers or parameter groups: what a plan does not name goes on from them.
+
+    Attributes:
+        lr_G: learning rates.
+        weight_decay_G: decoupled weight decays, per unit of ``tau``.
+        per_step_G: whose decay is coupled to its own rate: under another rate it goes on as what it takes off a weight
+            per step. Else its coefficient goes on, as that of an optimizer does.
+    """
+
+    lr_G: Array
+    weight_decay_G: Array
+    per_step_G: Mask
 
 
 def validated_horizon(horizon: Any) -> int:
@@ -51,27 +68,24 @@ def _values(key: str, value: Any, horizon: int) -> Array:
     return np.broadcast_to(values, (horizon,))
 
 
-def planned(
-    plan: Mapping[str, Any] | None,
-    horizon: int,
-    lr_L: Array,
-    weight_decay_L: Array,
-    composition_L: Array,
-) -> Plan:
-    """Check a plan and spread it over steps and layers; what it leaves open goes on as it is.
+def spread(plan: Mapping[str, Any] | None, horizon: int, standing: Standing) -> tuple[Array, Array]:
+    """Check a plan and spread it over the steps; what it leaves open goes on from the knobs in force.
 
-    A planned value holds for every layer, whatever its parameter group.
+    A planned value holds for every layer or group. Where a planned learning rate meets a decay that is not planned,
+    the decay keeps its coefficient or, for those of ``standing.per_step_G``, what it takes off a weight per step.
 
     Args:
         plan: ``{"lr": x, "weight_decay": y}``, each a number or an array of length ``horizon``; either may be missing.
         horizon: number of steps.
-        lr_L: learning rates in force.
-        weight_decay_L: decoupled weight decays in force, per unit of ``tau``.
-        composition_L: weights of the layers in the network's log-norm.
+        standing: knobs in force.
+
+    Returns:
+        Learning rates, and what decay takes off a weight, ``lr * weight_decay``; shapes ``(h, G)``. A step at a rate
+        of zero takes nothing.
 
     Raises:
-        ValueError: an unknown key, a value that is negative, not finite or of the wrong length, or a product
-            ``lr * weight_decay`` of 1 or more.
+        ValueError: an unknown key, a value that is negative, not finite or of the wrong length, or one with which
+            decay would take the whole weight in a step. It names what was planned, and nothing else.
     """
     plan = {} if plan is None else plan
     if not isinstance(plan, Mapping):
@@ -79,24 +93,58 @@ def planned(
     for key in plan:
         if key not in _KEYS:
             raise ValueError(f"forecast(plan=...) must have no keys but {_KEYS}, got {key!r}.")
-    shape = (horizon, len(lr_L))
-    lr_hL, weight_decay_hL = np.broadcast_to(lr_L, shape), np.broadcast_to(weight_decay_L, shape)
-    if plan.get("lr") is not None:
-        lr_hL = np.broadcast_to(_values("lr", plan["lr"], horizon)[:, None], shape)
-    if plan.get("weight_decay") is not None:
-        weight_decay_hL = np.broadcast_to(_values("weight_decay", plan["weight_decay"], horizon)[:, None], shape)
-    largest = float(np.max(lr_hL * weight_decay_hL))
-    if plan and largest >= 1.0:
-        raise ValueError(f"plan['lr'] * plan['weight_decay'] must be below 1, got {largest!r}.")
-    decay_hL = log_decay(lr_hL, weight_decay_hL)
-    lr_h = network_lr(lr_L) if plan.get("lr") is None else lr_hL[:, 0]
-    network_lr_h = np.broadcast_to(np.asarray(lr_h), (horizon,))
+    lr_h = None if plan.get("lr") is None else _values("lr", plan["lr"], horizon)
+    decay_h = None if plan.get("weight_decay") is None else _values("weight_decay", plan["weight_decay"], horizon)
+    shape = (horizon, len(standing.lr_G))
+    lr_hG = np.broadcast_to(standing.lr_G if lr_h is None else lr_h[:, None], shape)
+    decay_hG = np.broadcast_to(standing.weight_decay_G if decay_h is None else decay_h[:, None], shape)
+    shrink_hG = lr_hG * decay_hG
+    if lr_h is not None and decay_h is None:
+        kept_G = standing.lr_G * standing.weight_decay_G
+        shrink_hG = np.where(standing.per_step_G, np.where(lr_hG > 0.0, kept_G, 0.0), shrink_hG)
+    if (lr_h is not None or decay_h is not None) and float(shrink_hG.max()) >= 1.0:
+        step, group = np.unravel_index(int(shrink_hG.argmax()), shape)
+        raise ValueError(_too_much(lr_h is not None, decay_h is not None, lr_hG[step, group], decay_hG[step, group]))
+    return lr_hG, shrink_hG
+
+
+def _too_much(lr_planned: bool, decay_planned: bool, lr: float, decay: float) -> str:
+    if lr_planned and decay_planned:
+        return f"plan['lr'] * plan['weight_decay'] must be below 1, got {float(lr * decay)!r}."
+    if lr_planned:
+        return f"plan['lr'] must be below {1.0 / decay:.6g}, one over the decay in force, got {float(lr)!r}."
+    return f"plan['weight_decay'] must be below {1.0 / lr:.6g}, one over the rate in force, got {float(decay)!r}."
+
+
+def planned(
+    plan: Mapping[str, Any] | None,
+    horizon: int,
+    standing: Standing,
+    composition_L: Array,
+    measured_lr_L: Array,
+) -> Plan:
+    """Check a plan and spread it over steps and layers (:func:`spread`).
+
+    Args:
+        plan: future ``lr`` and ``weight_decay``.
+        horizon: number of steps.
+        standing: knobs in force, layer by layer.
+        composition_L: weights of the layers in the network's log-norm.
+        measured_lr_L: learning rates that the forecast was learned at last: changes are counted from there.
+
+    Raises:
+        ValueError: the plan is impossible.
+    """
+    lr_hL, shrink_hL = spread(plan, horizon, standing)
     with np.errstate(divide="ignore", invalid="ignore"):
-        change_hL = np.abs(np.log(lr_hL) - np.log(lr_L))
+        decay_hL = np.log1p(-np.minimum(shrink_hL, 1.0))
+        change_hL = np.abs(np.log(lr_hL) - np.log(measured_lr_L))
+    named = plan is not None and plan.get("lr") is not None
+    lr_h = lr_hL[:, 0] if named else np.full(horizon, network_lr(standing.lr_G))
     # 0 / 0 is no change; from or to 0 is one, but a rate of zero moves nothing that could surprise.
-    change_hL = np.where((lr_hL == lr_L) | (lr_hL == 0.0), 0.0, change_hL)
+    change_hL = np.where((lr_hL == measured_lr_L) | (lr_hL == 0.0), 0.0, change_hL)
     return Plan(
-        lr_hS=np.column_stack((lr_hL, network_lr_h)),
+        lr_hS=np.column_stack((lr_hL, lr_h)),
         log_decay_hS=np.column_stack((decay_hL, decay_hL @ composition_L)),
         changes=np.maximum.accumulate(np.max(change_hL, axis=1)),
     )

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Change", "Timeline", "timeline"]
 
+_INIT = "init_scale:"  # as the applier begins what it refuses of an initialization
+
 Array = NDArray[np.float64]
 
 
@@ -29,9 +31,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Knobs of one parameter group; ``D`` recorded decisions."""
+    """Knobs of one parameter group; ``D`` recorded decisions.
+
+    Attributes:
+        init_scale: factors by which layers were rescaled before step 0.
+        init_wished: those that the policy asked for in vain: in a mode that touches nothing, or refused by name.
+    """
 
     policy: str
+    mode: str
     step_D: Array
     lr_D: Array
     weight_decay_D: Array
@@ -40,6 +48,7 @@ class Timeline:
     warmup_end: int | None
     cooldown_start: int | None
     init_scale: tuple[tuple[str, float], ...]
+    init_wished: tuple[tuple[str, float], ...]
 
 
 def timeline(decisions: pd.DataFrame, group: int = 0) -> Timeline:
@@ -47,8 +56,12 @@ def timeline(decisions: pd.DataFrame, group: int = 0) -> Timeline:
     rows = decisions[decisions["group"].isin((group, -1))].sort_values("step", kind="stable")
     reasons = tuple(rows["reason"])
     changed = [index for index, reason in enumerate(reasons) if not index or reason != reasons[index - 1]]
+    asked = _pairs(rows["init_scale"].iloc[0]) if len(rows) else ()
+    refused = _refused(rows["refused"].iloc[0]) if asked else []
+    done = [not any(_is_of(name, part) for part in refused) for name, _ in asked]
     return Timeline(
         policy=rows["policy"].iloc[-1] if len(rows) else "",
+        mode=rows["mode"].iloc[-1] if len(rows) else "",
         step_D=rows["step"].to_numpy(float),
         lr_D=rows["lr_applied"].to_numpy(float),
         weight_decay_D=rows["weight_decay_applied"].to_numpy(float),
@@ -56,7 +69,8 @@ def timeline(decisions: pd.DataFrame, group: int = 0) -> Timeline:
         changes=tuple(_change(rows.iloc[index]) for index in changed),
         warmup_end=_first(rows, "warmup_ended"),
         cooldown_start=_first(rows, "cooldown_started"),
-        init_scale=_pairs(rows["init_scale"].iloc[0]) if len(rows) else (),
+        init_scale=tuple(pair for pair, yes in zip(asked, done, strict=True) if yes),
+        init_wished=tuple(pair for pair, yes in zip(asked, done, strict=True) if not yes),
     )
 
 
@@ -74,6 +88,16 @@ def _change(row: pd.Series) -> Change:
 
 def _pairs(text: str) -> tuple[tuple[str, float], ...]:
     return tuple((str(name), float(value)) for name, value in json.loads(text or "{}").items() if value is not None)
+
+
+def _refused(text: str) -> list[str]:
+    """Return what was refused of an initialization, of all that was refused of a decision."""
+    return [part for part in text.split("; ") if part.startswith(_INIT)]
+
+
+def _is_of(name: str, part: str) -> bool:
+    """Return whether ``part`` refuses a layer's factor: by its name, or those of all, naming none."""
+    return repr(name) in part or part.startswith((f"{_INIT} not in", f"{_INIT} only before"))
 
 
 def _first(rows: pd.DataFrame, flag: str) -> int | None:

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lipadvisor.forecast import Forecaster, Standing, spread
 from lipadvisor.forecast.plan import planned, validated_horizon
 
 _LR_L, _WD_L, _ONES_L = np.array([0.1, 0.2]), np.array([0.0, 0.5]), np.ones(2)
 
 
 def _plan(plan: Any, horizon: int = 3) -> Any:
-    return planned(plan, horizon, _LR_L, _WD_L, _ONES_L)
+    return planned(plan, horizon, Standing(_LR_L, _WD_L, np.zeros(2, bool)), _ONES_L, _LR_L)
 
 
 def test_without_a_plan_the_present_goes_on() -> None:
@@ -45,6 +46,59 @@ def test_numbers_and_arrays_spread_over_the_layers() -> None:
 def test_impossible_plans_are_refused(plan: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _plan(plan)
+
+
+def test_a_decay_of_its_own_goes_on_per_step_and_any_other_as_its_coefficient() -> None:
+    standing = Standing(_LR_L, _WD_L, np.array([False, True]))
+    got = planned({"lr": [0.4, 20.0, 0.0]}, 3, standing, _ONES_L, _LR_L)
+    np.testing.assert_allclose(got.log_decay_hS[:, 1], [np.log(0.9), np.log(0.9), 0.0])
+    kept = planned({"lr": [0.4, 1.9, 0.0]}, 3, Standing(_LR_L, _WD_L, np.zeros(2, bool)), _ONES_L, _LR_L)
+    np.testing.assert_allclose(kept.log_decay_hS[:, 1], [np.log(0.8), np.log(0.05), 0.0])
+    both = planned({"lr": 0.4, "weight_decay": 1.0}, 3, standing, _ONES_L, _LR_L)
+    np.testing.assert_allclose(both.log_decay_hS[:, :2], np.log(0.6))
+    alone = planned({"weight_decay": 1.0}, 3, standing, _ONES_L, _LR_L)
+    np.testing.assert_allclose(alone.log_decay_hS[0, :2], [np.log(0.9), np.log(0.8)])
+
+
+def test_knobs_of_the_next_step_go_on_and_changes_count_from_those_measured() -> None:
+    standing = Standing(np.array([0.2, 0.4]), _WD_L, np.zeros(2, bool))
+    got = planned(None, 2, standing, _ONES_L, _LR_L)
+    np.testing.assert_allclose(got.lr_hS[0], [0.2, 0.4, 0.3])
+    np.testing.assert_allclose(got.changes, np.log(2))
+
+
+def test_an_error_names_what_was_planned_and_nothing_else() -> None:
+    generator = np.random.default_rng(0)
+    told = 0
+    for _ in range(300):
+        lr_G, decay_G = 10.0 ** generator.uniform(-3, 0, 2), 10.0 ** generator.uniform(-3, 3, 2)
+        own_G = generator.random(2) < 0.5
+        decay_G = np.where(own_G, np.minimum(decay_G, 0.9 / lr_G), decay_G)  # as the applier sees to
+        named = [key for key in ("lr", "weight_decay") if generator.random() < 0.6]
+        plan = {key: 10.0 ** generator.uniform(-1, 3, 4) for key in named}
+        standing, message = Standing(lr_G, decay_G, own_G), ""
+        try:
+            lr_hG, shrink_hG = spread(plan, 4, standing)
+        except ValueError as error:
+            message = str(error)
+        if not message:
+            assert not plan or shrink_hG.max() < 1.0
+            assert (lr_hG == (plan["lr"][:, None] if "lr" in plan else lr_G)).all()
+            continue
+        told += 1
+        assert named
+        assert all((f"plan['{key}']" in message) == (key in named) for key in ("lr", "weight_decay"))
+        assert "weight_decay" in named or not own_G.all(), "its own decay bears any rate"
+        rate_hG, coefficient_hG = (np.reshape(plan.get(k, g), (-1, 1)) for k, g in (("lr", 0), ("weight_decay", 0)))
+        rate_hG = rate_hG if "lr" in plan else lr_G
+        assert np.max(rate_hG * (coefficient_hG if "weight_decay" in plan else decay_G)) >= 1.0
+    assert 50 < told < 250
+
+
+def test_knobs_in_force_must_be_those_of_the_layers() -> None:
+    forecaster = Forecaster(("a", "b"), _ONES_L)
+    with pytest.raises(ValueError, match=r"standing=\.\.\.\) must be of 2 layers, got 3"):
+        forecaster.forecast(3, None, standing=Standing(np.ones(3), np.ones(3), np.zeros(3, bool)))
 
 
 @pytest.mark.parametrize("horizon", [0, -1, 2.0, "3", True, None])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from gloo_ranks import on_ranks
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -164,23 +164,16 @@ def resumed(mesh: Any, rank: int, folder: str) -> dict[str, Any]:
     return {"weights": [end[0] for end in ends], "norms": [end[1] for end in ends]}
 
 
-def advised_on(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+def advised_on(rank: int, folder: str) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (RANKS,))
     cases = [("mlp", "adamw"), ("convnet", "momentum")]
     found: dict[str, Any] = {f"{kind} {name}": advised(mesh, rank, kind, name) for kind, name in cases}
-    found |= {"acted": acted(mesh, rank), "resumed": resumed(mesh, rank, folder)}
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return found | {"acted": acted(mesh, rank), "resumed": resumed(mesh, rank, folder)}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("advised")
-    torch.multiprocessing.spawn(advised_on, (str(folder),), RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(RANKS, tmp_path_factory.mktemp("advised"), advised_on)
 
 
 @pytest.mark.parametrize("case", ["mlp adamw", "convnet momentum"])

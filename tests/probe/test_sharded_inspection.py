@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from gloo_ranks import on_ranks
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -75,20 +75,14 @@ def inspected(mesh: Any, adam: bool) -> dict[str, Any]:
     return {"values": values, "names": names, "weights": torch.cat([w.flatten() for w in weights])}
 
 
-def inspected_on(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+def inspected_on(rank: int, folder: str) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (RANKS,))
-    torch.save({str(adam): inspected(mesh, adam) for adam in (False, True)}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return {str(adam): inspected(mesh, adam) for adam in (False, True)}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("inspected")
-    torch.multiprocessing.spawn(inspected_on, (str(folder),), RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(RANKS, tmp_path_factory.mktemp("inspected"), inspected_on)
 
 
 @pytest.mark.parametrize("adam", [False, True])

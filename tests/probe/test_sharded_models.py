@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gloo_ranks import on_ranks
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -194,14 +194,11 @@ def skipped_of(mesh: Any) -> dict[str, str]:
     return found | {"parallel": {one.name: one.reason for one in probe.skipped}["0"]}
 
 
-def models_on(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+def models_on(rank: int, folder: str) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (RANKS,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     copies = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("copies", "shares"))
-    found = {
+    return {
         "adamw": train(spread_language(mesh), rank),
         "sgd": train(spread_language(mesh, reshard_after_forward=True), rank, adam=False),
         "uneven": train(spread_language(mesh), rank, adam=False, rows=(7, 5), clip=0.05),
@@ -211,15 +208,11 @@ def models_on(rank: int, folder: str) -> None:
         "sizes": [sizes_of(mesh, rank, adam) for adam in (False, True)],
         "skipped": skipped_of(mesh),
     }
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("models")
-    torch.multiprocessing.spawn(models_on, (str(folder),), RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(RANKS, tmp_path_factory.mktemp("models"), models_on)
 
 
 @pytest.mark.parametrize("case", ["adamw", "sgd", "uneven", "copies", "odd"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from gloo_ranks import on_ranks
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -60,12 +60,6 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=RATES[name], momentum=momentum, nesterov=name == "nesterov")
 
 
-def join(rank: int, folder: str, ranks: int = RANKS) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-
-
 def sharded(model: nn.Sequential, mesh: Any, **options: Any) -> nn.Sequential:
     for part in model:
         if next(part.parameters(), None) is not None:
@@ -106,8 +100,7 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.full_tensor().detach() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
 
 
-def measured_on(rank: int, folder: str) -> None:
-    join(rank, folder)
+def measured_on(rank: int, folder: str) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (RANKS,))
     found: dict[str, Any] = {}
     for kind, name in CASES:
@@ -124,15 +117,12 @@ def measured_on(rank: int, folder: str) -> None:
     )
     found["wide"] = train(wide, "mlp", "adamw", rank, steps=8)
     found["many"] = train(sharded(network("convnet"), mesh), "convnet", "momentum", rank, steps=MANY)
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(measured_on, (str(folder),), RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(RANKS, tmp_path_factory.mktemp("sharded"), measured_on)
 
 
 pytestmark = pytest.mark.slow

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gloo_ranks import on_ranks
 from per_sample import adam_scale, noise, sample_gradients
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lipadvisor import Advisor
+from lipadvisor import Advisor, rehearse
 from lipadvisor.probe import Probe
 from lipadvisor.probe.ranks import ALONE, ranks_of
 
@@ -33,14 +33,7 @@ def data(k: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 4, (BATCH,), generator=generator)
 
 
-def join(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-
-
-def measured_on(rank: int, folder: str, accumulate: bool) -> None:
-    join(rank, folder)
+def measured_on(rank: int, folder: str, accumulate: bool) -> list[Any]:
     model = DistributedDataParallel(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     probe = Probe(model, optimizer, interval=1)
@@ -62,15 +55,13 @@ def measured_on(rank: int, folder: str, accumulate: bool) -> None:
         assert terms is not None
         records.append({name: torch.tensor(getattr(terms, name)) for name in FIELDS} | {"M": terms.batch_size})
     report = probe.noise
-    torch.save([records, report.factor, report.method, len(report.unmatched)], f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return [records, report.factor, report.method, len(report.unmatched)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_moments_are_those_of_the_global_batch(tmp_path: Path, accumulate: bool) -> None:
-    torch.multiprocessing.spawn(measured_on, (str(tmp_path), accumulate), RANKS)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    found = on_ranks(RANKS, tmp_path, measured_on, accumulate)
     for one, other in zip(found[0][0], found[1][0], strict=True):
         for name in FIELDS:
             assert torch.equal(one[name], other[name]), name
@@ -104,8 +95,7 @@ def test_moments_are_those_of_the_global_batch(tmp_path: Path, accumulate: bool)
         np.testing.assert_allclose(both["noise_curvature_L"], sum(halves), rtol=1e-6)
 
 
-def advised_on(rank: int, folder: str) -> None:
-    join(rank, folder)
+def advised_on(rank: int, folder: str) -> dict[str, Any]:
     model = DistributedDataParallel(network().float())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     advisor = Advisor(model, optimizer, 60, max_overhead=0.2, on_error="raise")
@@ -118,28 +108,29 @@ def advised_on(rank: int, folder: str) -> None:
         advisor.step(loss)
         if rank == 1 and k % 7 == 0:
             sum(range(200_000))  # the ranks' clocks differ, their choices must not
-    frames = advisor.trajectory
-    torch.save(
-        {
-            "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
-            "steps": sorted(set(map(int, frames.observations.step))),
-            "lr": [float(x) for x in frames.decisions.lr_applied],
-            "names": sorted(set(frames.observations.layer)),
-        },
-        f"{folder}/{rank}.pt",
-    )
+    frames, refused = advisor.trajectory, ""
+    try:
+        rehearse(advisor, lambda: loss, 20)
+    except ValueError as error:
+        refused = str(error)
     advisor.close()
-    distributed.destroy_process_group()
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        "steps": sorted(set(map(int, frames.observations.step))),
+        "lr": [float(x) for x in frames.decisions.lr_applied],
+        "names": sorted(set(frames.observations.layer)),
+        "refused": refused,
+    }
 
 
 @pytest.mark.slow
 def test_an_advisor_on_every_rank_decides_the_same(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(advised_on, (str(tmp_path),), RANKS)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
+    one, other = on_ranks(RANKS, tmp_path, advised_on)
     assert torch.equal(one["weights"], other["weights"])
     assert one["steps"] == other["steps"]
     assert len(one["steps"]) > 5
     assert one["lr"] == other["lr"]
+    assert one["refused"] == f"rehearse(advisor=...) must be of a training in one process, got one in {RANKS}."
     assert one["names"] == ["*", "0", "2", "4"]
 
 

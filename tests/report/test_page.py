@@ -138,3 +138,29 @@ def test_a_run_that_was_lost_says_that_it_was_announced(tmp_path: Path) -> None:
     assert f"marked in the figure above: steps {advisor.alarms[0].step} to" in page
     assert "early warning" in page[page.index("<svg") : page.index("</svg>")]
     assert endangered_trials(load_run(tmp_path / "lost")) == ("run",)
+
+
+@pytest.mark.parametrize("mode", ["takeover", "cap", "shadow"])
+def test_the_page_says_what_was_done_to_the_weights_and_what_was_only_wished(tmp_path: Path, mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    start = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Advisor(model, optimizer, 20, mode=mode, interval=1, out=tmp_path / "run") as advisor:  # type: ignore[arg-type]
+        for _ in range(3):
+            x = torch.randn(16, 8, generator=generator)
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            advisor.step(loss)
+    page = write_report(tmp_path / "run").read_text()
+    assert load_run(tmp_path / "run").decisions.init_scale.iloc[0] != "{}", "this network's initialization is rescaled"
+    touched = mode == "takeover"
+    assert ("the policy rescaled" in page) == touched
+    assert ("would have rescaled" in page) == (f"({mode} mode)" in page) == (not touched)
+    assert ("the policy touched nothing" in page) == (mode == "shadow")
+    assert torch.equal(start, model[0].weight) != touched

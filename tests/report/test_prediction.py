@@ -79,6 +79,7 @@ def test_a_timeline_names_each_change_of_reason() -> None:
     decisions = pd.DataFrame(
         {
             "step": range(6), "group": 0, "policy": "p", "reason": reasons, "source": "local", "refused": "",
+            "mode": "takeover",
             "lr_applied": np.linspace(1, 2, 6), "weight_decay_applied": 0.0, "read": '{"x": 1.5, "y": null}',
             "warmup_ended": [False, False, True, True, True, True], "cooldown_started": False,
             "init_scale": ['{"0": 2.0}'] + ["{}"] * 5,
@@ -90,3 +91,28 @@ def test_a_timeline_names_each_change_of_reason() -> None:
     ]  # fmt: skip
     assert (seen.warmup_end, seen.cooldown_start, seen.init_scale) == (2, None, (("0", 2.0),))
     assert seen.changes[0].read == (("x", 1.5),)
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused", "done", "wished"),
+    [
+        ("takeover", "", ["0", "2"], []),
+        ("shadow", "init_scale: not in shadow mode; rollback: not in shadow mode", [], ["0", "2"]),
+        ("cap", "init_scale: not in cap mode", [], ["0", "2"]),
+        ("takeover", "group 0: lr 0 is not a positive number; init_scale: no layer '2'", ["0"], ["2"]),
+        ("takeover", "init_scale: factor nan of '0' is not a positive number", ["2"], ["0"]),
+    ],
+)
+def test_a_layer_was_rescaled_only_where_nothing_refused_it(
+    mode: str, refused: str, done: list[str], wished: list[str]
+) -> None:
+    decisions = pd.DataFrame(
+        {
+            "step": [0], "group": 0, "policy": "p", "reason": "init", "source": "local", "refused": refused,
+            "mode": mode, "lr_applied": 0.1, "weight_decay_applied": 0.0, "read": "{}", "warmup_ended": False,
+            "cooldown_started": False, "init_scale": '{"0": 2.0, "2": 0.5}',
+        }
+    )  # fmt: skip
+    seen = timeline(decisions)
+    assert [name for name, _ in seen.init_scale] == done
+    assert [name for name, _ in seen.init_wished] == wished
