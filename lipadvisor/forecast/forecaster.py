@@ -22,7 +22,7 @@ from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
 from lipadvisor.forecast.plan import Plan, Standing, planned, validated_horizon
 from lipadvisor.forecast.plan_guard import PlanGuard
-from lipadvisor.forecast.rebound import rebound
+from lipadvisor.forecast.rebound import rebound, steady_rebound
 from lipadvisor.forecast.residual_noise import ResidualNoise
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.tracker import Tracker
@@ -181,7 +181,8 @@ class Forecaster:
         progress_hS = (gap * lr_S + np.cumsum(future.lr_hS, axis=0)) / np.where(lr_S > 0.0, lr_S, np.inf)
         mean_hS = mean_hS + self._displacement.answer(progress_hS)
         clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
-        mean_hS = mean_hS + rebound(log_decay_S - future.log_decay_hS, self._motion.clock + clock_h)
+        weight_hPS = blend(self._tracker.powers(), *between(self._steps_H, steps_h))
+        mean_hS = mean_hS + rebound(future.log_decay_hS, self._motion.clock + clock_h, weight_hPS)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
         std_hS = np.maximum.accumulate(std_hS, axis=0)
         half_hS = np.maximum.accumulate(std_hS * quantile_hS, axis=0)
@@ -210,6 +211,7 @@ class Forecaster:
         mean_H = record_R[LEVEL] + steps_H * motion.log_decay_S[-1] + free_H
         moving = float(motion.lr_S[-1] > 0.0)
         mean_H += self._displacement.answer((steps_H * moving)[:, None])[:, -1]
+        mean_H += self._rebound()[:, -1]
         load = self._guard.present_load(self._lr_L)
         return tuple(
             Band(horizon, mean, std, mean - half, mean + half, self._judge(load, horizon, math.isfinite(mean)))
@@ -317,7 +319,16 @@ class Forecaster:
         answer_HS = displacement.answer_by(self._factors_H2)
         if np.count_nonzero(motion.lr_S) < len(motion.lr_S):  # where the clock stands still nothing is given back
             answer_HS = answer_HS * (motion.lr_S > 0.0)
+        if np.count_nonzero(motion.log_decay_S):
+            answer_HS = answer_HS + self._rebound()
         self._tracker.make(present, answer_HS)
+
+    def _rebound(self) -> Array:
+        """Return what the decay in force will have called forth at each of the horizons, nats, shape ``(H, S)``."""
+        motion = self._motion
+        return steady_rebound(
+            motion.log_decay_S, motion.clock, float(motion.lr_S[-1]), self._steps_H, self._tracker.powers()
+        )
 
     def _present(self) -> Present:
         """Return where the series stand."""

@@ -98,6 +98,11 @@ class Tracker:
         weighted_HES *= value_ES
         return first_HPS, np.add.reduce(weighted_HES.reshape(shape), axis=2)
 
+    def powers(self) -> Array:
+        """Return how far each power of the fading is believed, the sum of its experts' weights, shape ``(H, P, S)``."""
+        shape = (len(self._horizons), len(POWERS), len(SMOOTHINGS), -1)
+        return np.asarray(np.add.reduce(self.learned.weight_HES.reshape(shape), axis=2))
+
     def rate(self, value_ES: Array, clock_S: Array, place: int) -> Array:
         """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""
         weighted_ES = self.learned.weight_HES[place] * value_ES

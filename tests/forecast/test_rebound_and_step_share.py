@@ -10,35 +10,82 @@ import pytest
 
 from lipadvisor.dynamics import coefficients
 from lipadvisor.forecast import Forecaster
-from lipadvisor.forecast.rebound import rebound
+from lipadvisor.forecast.rebound import rebound, steady_rebound
 from lipadvisor.forecast.step_share import StepShare
 from lipadvisor.policies import Status
-from lipadvisor.terms import Terms
+from lipadvisor.terms import Array, Terms
 
 RunOf = Callable[..., list[Terms]]
 
 
-def test_growth_that_depends_on_the_norm_takes_back_what_is_predicted() -> None:
-    # dZ = exp(-Z) dtau - decay: without decay Z = ln(tau), so p = 1, and u = tau.
+def believing(power: int, steps: int, series: int = 1) -> Array:
+    weight_hPS = np.zeros((steps, 3, series))
+    weight_hPS[:, power] = 1.0
+    return weight_hPS
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_growth_that_depends_on_the_norm_takes_back_what_is_predicted(power: int) -> None:
+    # dZ = drift(Z) dtau - decay, where without decay the drift is tau^-p: Z = ln tau, or -1 / tau.
     lr, decay, start, steps = 0.01, 2e-4, 5.0, 200
-    z = free = np.log(start)
+    drift = {1: lambda z: np.exp(-z), 2: lambda z: z * z}[power]
+    z = free = np.log(start) if power == 1 else -1.0 / start
+    decay *= 1.0 if power == 1 else 0.1  # of the growth that there is
     gap_h = np.zeros(steps)
     for j in range(steps):
-        z, free = z + lr * np.exp(-z) - decay, free + lr * np.exp(-free)
+        z, free = z + lr * drift(z) - decay, free + lr * drift(free)
         gap_h[j] = z - free
     clock_h = start + lr * np.arange(1, steps + 1)
-    got_h = rebound(np.full((steps, 1), decay), clock_h)[:, 0]
+    got_h = rebound(np.full((steps, 1), -decay), clock_h, believing(power, steps))[:, 0]
     taken_h = decay * np.arange(1, steps + 1)
-    np.testing.assert_allclose((taken_h - got_h)[50:], -gap_h[50:], rtol=0.01)
+    np.testing.assert_allclose((taken_h - got_h)[50:], -gap_h[50:], rtol=0.02)
     assert got_h[-1] > 0.1 * taken_h[-1]
 
 
-def test_less_decay_than_in_force_slows_growth_and_a_clock_at_rest_gives_nothing_back() -> None:
+def test_growth_that_does_not_fade_and_a_clock_at_rest_give_nothing_back() -> None:
     clock_h = np.array([1.0, 2.0, 4.0])
-    np.testing.assert_allclose(rebound(np.array([[0.1], [0.1], [0.1]]), clock_h)[:, 0], [0.0, 0.05, 0.125])
-    assert (rebound(np.full((3, 2), -0.1), clock_h)[1:] < 0).all()
-    assert not rebound(np.full((3, 2), 0.1), np.full(3, 2.0)).any()
-    assert not rebound(np.full((3, 2), 0.1), np.zeros(3)).any()
+    decay_hS = np.full((3, 1), -0.1)
+    np.testing.assert_allclose(rebound(decay_hS, clock_h, believing(1, 3))[:, 0], [0.0, 0.05, 0.125])
+    np.testing.assert_allclose(rebound(decay_hS, clock_h, 0.5 * believing(1, 3))[:, 0], [0.0, 0.025, 0.0625])
+    assert not rebound(decay_hS, clock_h, believing(0, 3)).any()
+    assert not rebound(decay_hS, np.full(3, 2.0), believing(1, 3)).any()
+    assert not rebound(decay_hS, np.zeros(3), believing(1, 3)).any()
+
+
+def test_knobs_that_stay_have_the_answer_of_a_plan_that_names_them() -> None:
+    generator = np.random.default_rng(0)
+    steps_H = np.array([1.0, 10.0, 50.0, 200.0])
+    for _ in range(20):
+        clock, lr = 10.0 ** generator.uniform(-2, 2), 10.0 ** generator.uniform(-4, 0)
+        decay_S, weight_HPS = -(10.0 ** generator.uniform(-5, -2, 3)), generator.random((4, 3, 3))
+        got_HS = steady_rebound(decay_S, clock, lr, steps_H, weight_HPS)
+        for place, steps in enumerate(steps_H.astype(int)):
+            clock_h = clock + lr * np.arange(1, steps + 1)
+            plan_hS = np.broadcast_to(decay_S, (steps, 3))
+            weight_hPS = np.broadcast_to(weight_HPS[place], (steps, 3, 3))
+            expected_S = rebound(plan_hS, clock_h, weight_hPS)[-1]
+            np.testing.assert_allclose(got_HS[place], expected_S, rtol=1e-6, atol=1e-13)
+    assert not steady_rebound(decay_S, 0.0, 0.0, steps_H, weight_HPS).any()
+
+
+def test_decay_that_goes_on_calls_forth_more_than_the_drift_shows_yet(run_of: RunOf) -> None:
+    # dZ = c exp(-Z / c) dtau - decay: the decay is in force for a hundred steps already.
+    lr, c, shrink, steps, seen = 0.05, 0.5, 4e-4, 800, 500
+    z, drift_T = c * np.log(0.5), []
+    for step in range(steps):
+        drift_T.append(c * np.exp(-z / c))
+        z += lr * drift_T[-1] + (np.log1p(-shrink) if step >= 400 else 0.0)
+    wd_T = [0.0] * 400 + [shrink / lr] * (steps - 400)
+    drifts = iter(drift_T)
+    run = run_of(lambda tau: next(drifts), [lr] * steps, layers=1, weight_decay_T=wd_T)
+    forecaster = Forecaster(run[0].names, run[0].composition_L)
+    for terms in run[:seen]:
+        forecaster.update(terms, coefficients(terms))
+    made, truth = forecaster.forecast(200).network.mean[-1], run[seen + 200].network_log_norm
+    now = run[seen].network_log_norm
+    without = made - float(forecaster._rebound()[-1, -1])
+    assert abs(made - truth) < 0.1 * abs(truth - now)
+    assert abs(made - truth) < 0.5 * abs(without - truth)
 
 
 @pytest.mark.parametrize("factor", [0.25, 2.0])
