@@ -34,15 +34,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prediction": {"dynamics", "forecast", "policies", "terms"},
     "record": {"dynamics", "forecast", "policies", "terms"},
     "modules": {"spectra", "policies", "trajectory"},
+    "early_warning": {"forecast", "observe", "policies", "prediction", "terms"},
     "line": {
-        "apply", "checkpoint", "forecast", "loss", "observe", "policies", "prediction", "probe", "record", "snapshot",
-        "terms", "trajectory",
+        "apply", "checkpoint", "early_warning", "loss", "observe", "policies", "prediction", "probe", "record",
+        "snapshot", "terms", "trajectory",
     },
+    "stage": {"apply", "forecast", "line", "probe", "terms"},
+    "training_hooks": {"announce", "apply", "fail_open", "line", "probe", "stage"},
     "advisor": {
         "announce", "apply", "arguments", "fail_open", "forecast", "inspection", "line", "policies", "probe",
-        "snapshot", "trajectory",
+        "snapshot", "stage", "training_hooks", "trajectory",
     },
-    "rehearsal": {"advisor", "forecast", "probe", "spectra", "terms"},
+    "rehearsal": {"advisor", "apply", "arguments", "forecast", "probe", "stage", "terms"},
     "inspection": {"dynamics", "fail_open", "modules", "policies", "probe"},
     "report": {"dynamics", "forecast", "policies", "terms", "trajectory"},
     "tune": {"policies", "trajectory"},
@@ -50,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
     "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "snapshot", "checkpoint", "fail_open",
-    "loss", "inspection", "rehearsal", "experiments",
+    "loss", "inspection", "rehearsal", "stage", "training_hooks", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}
