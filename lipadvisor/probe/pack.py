@@ -276,17 +276,34 @@ class Pack:
         self.start_RN = torch.where(mask_l11, self.new.block.v_RN, self.start_RN)
         self.new = None
 
-    def resolvent(self, kernel: Tensor, block: TrackedBlock) -> Resolvent:
-        """Return the resolvent of the block's complement, the cheapest that is exact, for changes as the block is."""
+    def resolvent(self, kernel: Tensor, block: TrackedBlock, often: bool = True) -> Resolvent:
+        """Return the resolvent of the block's complement for changes as the block is.
+
+        Args:
+            kernel: weights.
+            block: theirs.
+            often: whether many changes are to be asked, of every sample; a factor then costs less than iterations.
+        """
         assert self.operator is not None
         if block.complete:
             return FlatResolvent(block.s_R[..., 0])
-        if self.exact:
-            if isinstance(self.operator, ShardedOperator):
-                return ShardedGram.build(self.operator, kernel, block)
-            return GramResolvent.build(kernel, block)
-        iterations = EXACT_CG_ITERATIONS if kernel.dtype == torch.float64 else CG_ITERATIONS
-        return CgResolvent(roughly(self.operator, kernel), kernel, block, iterations)
+        iterations = self.iterations(often)
+        if iterations is not None:
+            return CgResolvent(roughly(self.operator, kernel), kernel, block, iterations)
+        if isinstance(self.operator, ShardedOperator):
+            return ShardedGram.build(self.operator, kernel, block)
+        return GramResolvent.build(kernel, block)
+
+    def iterations(self, often: bool = True) -> int | None:
+        """Return the iterations that stand for a factorisation; None where it is made."""
+        operator, start_RN = self.operator, self.start_RN
+        assert operator is not None
+        assert start_RN is not None
+        exactly = start_RN.dtype == torch.float64  # exactness is what is asked for
+        if not self.exact:
+            return EXACT_CG_ITERATIONS if exactly else CG_ITERATIONS
+        small = operator.inputs * operator.outputs <= FEW
+        return None if often or exactly or small or isinstance(operator, ShardedOperator) else EXACT_CG_ITERATIONS
 
     def standing(self) -> list[Tensor] | None:
         """Return the refresh that the next step may start from, as plain tensors; None if there is none."""

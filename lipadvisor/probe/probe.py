@@ -317,7 +317,8 @@ class Probe:
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
-        came = (follow if self.level == "norms" else move)(self._packs, self._strides)
+        step = self._packs, self._strides
+        came = follow(*step) if self.level == "norms" else move(*step, often=self.level == "full")
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):

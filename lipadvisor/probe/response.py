@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
 from lipadvisor.spectra import (
-    CgResolvent,
     Conv2dOperator,
     ConvOperator,
     LayerOperator,
@@ -30,7 +30,7 @@ from lipadvisor.spectra import (
 )
 from lipadvisor.spectra.change import moved_norm, turned_pair
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.curvature import Split, outside, split_change
+from lipadvisor.spectra.curvature import outside, split_change
 from lipadvisor.spectra.joined import JoinedOperator, filled
 from lipadvisor.spectra.rows import (
     Kernel,
@@ -66,6 +66,8 @@ __all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respo
 
 MAX_STRETCHES = 32
 APART = 0.1  # distance of a unit row from those before it, from which Gram matrices stand for factorisations
+# Rise of an update's size in half a power, up to which nothing more is asked: what a whole one adds was below 0.06 %.
+RISING = 1.01
 DEPENDENT = 1e-5  # of unit rows: squared distance of one from the others below which it adds nothing to them
 
 
@@ -112,6 +114,7 @@ class Passage:
         length: how far along U the weights go; rows are (l, 1, 1).
         kept: what the decay then leaves.
         update_KN: right vectors of the last update.
+        one_solve: whether the complement's part of q may be that of the turned pair.
     """
 
     operator: Operator
@@ -126,6 +129,7 @@ class Passage:
     length: float | Rows
     kept: float | Rows
     update_KN: Rows
+    one_solve: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,19 @@ class Response:
 
     Attributes:
         columns_l4: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``.
-        ahead_RM: images, by the moved weights, of the block's right vectors, the top one turned to first order.
         update_KN: right vectors of the update.
+        turn_1R: what the top pair turns into within the block.
+        gained_1M: image, by the moved weights, of what it gains from outside; None where that is not known.
     """
 
     columns_l4: Rows
-    ahead_RM: Rows
     update_KN: Rows
+    turn_1R: Rows
+    gained_1M: Rows | None
+
+    def ahead(self, image_RM: Rows) -> Rows:
+        """Return the moved weights' images of the block's right vectors, the top one turned to first order."""
+        return image_RM if self.gained_1M is None else image_RM + self.turn_1R.mT @ self.gained_1M
 
 
 def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int]) -> Response | None:
@@ -158,17 +168,16 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
         step.operator, step.direction, pairs.left_JM, pairs.right_JN, step.update_KN, step.rough
     )
     first_l = (block.u_RM[:, 0] * images_JM[:, 0]).sum(-1)
-    count = stretches(size_l, block.s_R[:, 0])
+    count, gained_1M = stretches(size_l, block.s_R[:, 0]), None
     if count == 1:
-        top_l, q_l, ahead_RM = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
-        ratio_l, ahead_RM = top_l / block.s_R[:, 0], step.image_RM + ahead_RM
+        top_l, q_l, gained_1M = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
+        ratio_l = top_l / block.s_R[:, 0]
     elif step.renew is None:
         return None
     else:
         ratio_l, q_l = _stretches(step, count)
-        ahead_RM = step.image_RM
     columns = (first_l, q_l, log(ratio_l), size_l)
-    return Response(joined([column[:, None] for column in columns], 1), ahead_RM, update_KN)
+    return Response(joined([column[:, None] for column in columns], 1), update_KN, pairs.turn_1R, gained_1M)
 
 
 def relative_sizes(operator: LayerOperator, direction: Tensor, length_lr: Tensor) -> Tensor:
@@ -241,11 +250,16 @@ def update_norm(
         basis_KN, upper_KK = orthonormal(own_KN)
         start_KN = decomposed(upper_KK)[0].mT @ basis_KN
     else:
-        _, turn_KK = eigen(normal(white_KK @ wide(own_KN @ own_KN.mT) @ white_KK.mT))
+        power_K, turn_KK = eigen(normal(white_KK @ wide(own_KN @ own_KN.mT) @ white_KK.mT))
         start_KN = unit(like(turn_KK.mT @ white_KK, own_KN) @ own_KN)
+        # Layers whose last vector has hardly moved are done, alone or with others.
+        done_l, size_l = power_K[:, 0] <= RISING**2 * squares(own_KM).max(-1), like(root(power_K[:, 0]), own_KN)
+        if done_l.all():
+            return image_KM[:, :count], coimage_KN[:, :count], size_l, start_KN
     # The top one goes once more there and back: a step's direction may be all new.
     again_1M = unit(apply(operator, direction, start_KN[:, :1]))
-    size_l = root(squares(adjoint(operator, direction, again_1M)))[:, 0]
+    again_l = root(squares(adjoint(operator, direction, again_1M)))[:, 0]
+    size_l = again_l if white_KK is None else np.where(done_l, size_l, again_l)
     return image_KM[:, :count], coimage_KN[:, :count], size_l, start_KN
 
 
@@ -318,20 +332,20 @@ class _Pairs:
 def _stretch(
     step: Passage, corner_RR: Rows, pairs: _Pairs, images_JM: Rows, coimages_JN: Rows
 ) -> tuple[Rows, Rows, Rows]:
-    """Return s_1 (l,) after the stretch as predicted, the form q (l,), and what the turn adds to the block's images."""
+    """Return s_1 (l,) after the stretch as predicted, the form q (l,), and the image of what the top vector gains."""
     block, resolvent = step.block, step.resolvent
-    split = split_change(block, images_JM[:, :1], coimages_JN[:, :1])
+    split = split_change(block, images_JM, coimages_JN)
     image_1M, coimage_1N, turning = images_JM[:, -1:], coimages_JN[:, -1:], None
+    first, last = ((split.p_KM[:, k], split.y_KN[:, k]) for k in (slice(1), slice(-1, None)))
     if images_JM.shape[1] > 1:
-        turning = outside(image_1M, block.u_RM), outside(coimage_1N, block.v_RN)
-        if isinstance(resolvent, CgResolvent) and tensor(image_1M).dtype != torch.float64:
-            # One solve for both: the complement's part of q as the turned pair has it.
-            split, turning = Split(split.block_K, *turning), None
-    z_1N, forms_l1 = resolvent.both(turning, split.p_KM, split.y_KN)
+        turning = last
+        if step.one_solve:
+            first, turning = last, None
+    z_1N, forms_l1 = resolvent.both(turning, *first)
     z_1N = outside(z_1N, block.v_RN)
     image_z_1M = apply(step.rough, step.moved, z_1N)
     top_l = moved_norm(block, corner_RR, pairs.turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept)
-    return top_l, (split.block_K + forms_l1)[:, 0], pairs.turn_1R.mT @ (image_z_1M * step.length)
+    return top_l, (split.block_K[:, :1] + forms_l1)[:, 0], image_z_1M * step.length
 
 
 def _stretches(whole: Passage, stretches: int) -> tuple[Rows, Rows]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -43,19 +43,25 @@ class Came:
     resolvent: Resolvent
 
 
-def move(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
-    """Bring packs to the weights after the step; return what it did to each that can be measured."""
+def move(packs: Sequence[Pack], strides: Strides, often: bool = True) -> list[Came | None]:
+    """Bring packs to the weights after the step; return what it did to each that can be measured.
+
+    Args:
+        packs: all layers.
+        strides: the step.
+        often: see :meth:`~lipadvisor.probe.pack.Pack.resolvent`.
+    """
     groups: dict[Hashable, list[int]] = {}
     for number, pack in enumerate(packs):
         if pack.old is None:
             continue
         pack.move()
-        groups.setdefault(_kind(number, pack, strides), []).append(number)
+        groups.setdefault(_kind(number, pack, strides, often), []).append(number)
     came: dict[int, Came] = {}
     with quiet():
         for numbers in groups.values():
             members = [packs[number] for number in numbers]
-            came.update(zip(numbers, _move(members, strides), strict=True))
+            came.update(zip(numbers, _move(members, strides, often), strict=True))
     return [came.get(number) for number in range(len(packs))]
 
 
@@ -73,7 +79,7 @@ def follow(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
     return [None] * len(packs)
 
 
-def _kind(number: int, pack: Pack, strides: Strides) -> Hashable:
+def _kind(number: int, pack: Pack, strides: Strides, often: bool) -> Hashable:
     """Return what is the same for packs that can be worked together."""
     assert pack.old is not None
     assert pack.operator is not None
@@ -81,13 +87,15 @@ def _kind(number: int, pack: Pack, strides: Strides) -> Hashable:
     if block.complete or not pack.short or hasattr(pack.operator, "top"):  # whose vectors are no iteration's
         return number
     wave = waved(pack.operator)
-    return (wave, pack.exact, block.s_R.dtype, block.s_R.shape[1], strides.degree(pack), strides.pace(pack).turned)
+    system = pack.iterations(often)
+    alike = wave, system, _merges(pack), block.s_R.dtype, block.s_R.shape[1]
+    return (*alike, strides.degree(pack), strides.pace(pack).turned)
 
 
-def _move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
+def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
     """Bring packs of one kind to the weights after the step."""
     directions = [strides.direction(pack) for pack in packs]
-    step, resolvents = _passage(packs, strides, directions)
+    step, resolvents = _passage(packs, strides, directions, often)
     paces = [strides.pace(pack) for pack in packs]
     operators = [pack.operator for pack in packs]
     places = step.operator.places if isinstance(step.operator, JoinedOperator) else [slice(None)]
@@ -102,9 +110,9 @@ def _move(packs: Sequence[Pack], strides: Strides) -> list[Came]:
 
     response = respond(step, paces[0].turned, stretches)
     if response is None:
-        return [came for pack in packs for came in _move([pack], strides)]
+        return [came for pack in packs for came in _move([pack], strides, often)]
     degree = strides.degree(packs[0])
-    start_RM = step.image_RM if degree else response.ahead_RM
+    start_RM = step.image_RM if degree else response.ahead(step.image_RM)
     block, residual_l1 = _refreshed(step.operator, step.moved, step.block, degree, start_RM)
     columns_l4 = tensor(response.columns_l4)
     came = []
@@ -139,7 +147,7 @@ def _refreshed(
 
 
 def _passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor]
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], often: bool
 ) -> tuple[Passage, tuple[Resolvent, ...]]:
     """Return the step of packs of one kind, and the resolvent of each."""
     pack = packs[0]
@@ -152,18 +160,19 @@ def _passage(
         block, update_KN = pack.old.block, pack.update_KN
         if short:
             block, update_KN = block.rows(), rows(update_KN)
-        resolvent = pack.resolvent(old, block)
+        renew = partial(pack.resolvent, often=often)
+        resolvent = renew(old, block)
         length, kept = _number(strides.length(pack), short), _number(strides.kept(pack), short)
         rough = roughly(pack.operator, old)
         return Passage(
-            pack.operator, rough, resolvent, pack.resolvent, block, old, moved.kernel, moved.image_RM, directions[0],
-            length, kept, update_KN,
+            pack.operator, rough, resolvent, renew, block, old, moved.kernel, moved.image_RM, directions[0],
+            length, kept, update_KN, _merges(pack),
         ), (resolvent,)  # fmt: skip
-    return _joined_passage(packs, strides, directions)
+    return _joined_passage(packs, strides, directions, often)
 
 
 def _joined_passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor]
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], often: bool
 ) -> tuple[Passage, tuple[Resolvent, ...]]:
     counts = tuple(len(pack.layers) for pack in packs)
     states = [pack.old for pack in packs if pack.old is not None]
@@ -177,7 +186,7 @@ def _joined_passage(
     v_RN = filled([block.v_RN for block in blocks], operator.inputs)
     s_R: Rows = np.concatenate([block.s_R for block in blocks])
     block = TrackedBlock(u_RM, s_R, v_RN, False)
-    resolvents = tuple(pack.resolvent(kernel, one) for pack, kernel, one in zip(packs, old, blocks, strict=True))
+    resolvents = tuple(pack.resolvent(kernel, one, often) for pack, kernel, one in zip(packs, old, blocks, strict=True))
     grams = tuple(one for one in resolvents if isinstance(one, GramResolvent))
     resolvent: Resolvent = JoinedGram(operator, grams)
     if not grams:
@@ -187,8 +196,15 @@ def _joined_passage(
     image_RM = filled([end.image_RM for end in ends], operator.outputs)
     update_KN = filled([rows(pack.update_KN) for pack in packs if pack.update_KN is not None], operator.inputs)
     return Passage(
-        operator, rough, resolvent, None, block, old, moved, image_RM, tuple(directions), length, kept, update_KN
-    ), resolvents
+        operator, rough, resolvent, None, block, old, moved, image_RM, tuple(directions), length, kept,
+        update_KN, _merges(packs[0]),
+    ), resolvents  # fmt: skip
+
+
+def _merges(pack: Pack) -> bool:
+    """Return whether one solve does for the pair and for what it turns into: of what is too large to be factorised."""
+    assert pack.old is not None
+    return not pack.exact and not pack.old.block.complete and pack.old.block.s_R.dtype != torch.float64
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipadvisor.spectra.block import TrackedBlock
-from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.rows import (
     TINY,
     Rows,
@@ -77,14 +76,15 @@ def moved_norm(
         z_1N: the complement's response on the input side, per unit of E; nothing of it may lie in the block.
         moved_z_1M: ``(W + length E) z``.
     """
-    # x to first order: that W has moved meanwhile is of the second.
-    x_1M = outside(image_1M + moved_z_1M, block.u_RM) / block.s_R[..., :1, None]
+    # x to first order: that W has moved meanwhile is of the second. The block is read twice in all.
+    inside_2R = joined([image_1M, moved_z_1M]) @ block.u_RM.mT
+    leaving_1R, moved_1R = inside_2R[..., :1, :], inside_2R[..., 1:, :]
+    x_1M = (image_1M + moved_z_1M - (leaving_1R + moved_1R) @ block.u_RM) / block.s_R[..., :1, None]
     # What is left of a response that fills none of the complement is rounding, and may lie anywhere: it is dropped.
     floor_11 = root(squares(image_1M) + squares(coimage_1N))[..., None] / block.s_R[..., :1, None] * NEGLIGIBLE
     x_1M, over_z_11 = x_1M * _inverse_length(x_1M, floor_11), _inverse_length(z_1N, floor_11)
-    moved_z_1M = moved_z_1M * over_z_11
     lower_1R = (x_1M @ image_1M.mT) * length * turn_1R
-    border_R1 = joined([block.u_RM, x_1M]) @ moved_z_1M.mT
+    border_R1 = joined([moved_1R.mT, x_1M @ moved_z_1M.mT]) * over_z_11
     bordered = joined([joined([corner_RR, lower_1R]), border_R1], -1)
     return where(finite(bordered), singular_values(bordered)[..., 0], float("nan"))
 
