@@ -203,7 +203,8 @@ class Line:
         begun = time.perf_counter() - before_s  # collecting has accounted for itself
         if loss is None or math.isfinite(loss):
             self._snapshot.keep(step)
-            if terms is None and self.decision is not None and self.step % self._stride:
+            idle = terms is None and self.step % self._stride and self.step != self._total_steps
+            if idle and self.decision is not None:
                 return self._go_on(begun, self.decision)
         knobs, overhead = self._applier.knobs(), self._probe.overhead
         if terms is None:
@@ -230,7 +231,8 @@ class Line:
         if self.calm:
             self._read_knobs()
             decision_at = (self.step // self._stride + 1) * self._stride
-            self._until = min(decision_at, self._snapshot.next_due(self.step) + 1)
+            ends = [at for at in (decision_at, self._total_steps) if at is not None and at > self.step]
+            self._until = min(*ends, self._snapshot.next_due(self.step) + 1)
         return decision
 
     def _measured(self, terms: Terms, knobs: tuple[Knobs, ...], loss: float | None, overhead: float) -> Observation:
@@ -276,11 +278,14 @@ class Line:
                 refused += self._go_back("rollback", self._snapshot.restore())
             elif decision.rewind:
                 refused += self._go_back("rewind", self._snapshot.restore_validated())
+            self._snapshot.average.follow(self.step, decision)
             if decision.weight_scale and self.prediction is not None:
                 self.prediction.shift(dict(decision.weight_scale))
         else:
             wished = (("rollback", decision.rollback), ("rewind", decision.rewind))
             refused += [f"{what}: not in {self._mode} mode" for what, asked in wished if asked]
+        if self.step == self._total_steps:
+            refused += self._snapshot.average.end(decision, self._mode)
         if self._applier.foreign_writes > self._foreign_seen:
             refused.append("foreign_write: overwritten")
             self._foreign_seen = self._applier.foreign_writes
@@ -302,7 +307,7 @@ class Line:
         )
 
     def rearm(self) -> None:
-        """Begin the step under way anew: the optimizer was not asked to act after all."""
+        """Begin the step under way anew: the optimizer was not asked to act."""
         self.calm = False
         if not self.started:  # the model has not been run yet, and starting arms the first step
             return
@@ -342,6 +347,7 @@ class Line:
             "probe": self._probe.state_dict(),
             "applier": self._applier.state_dict(),
             "prediction": None if self.prediction is None else plain(self.prediction.state_dict()),
+            "average": self._snapshot.average.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -357,6 +363,7 @@ class Line:
         if "watch" in state:  # not in checkpoints of earlier versions
             self._watch.load_state_dict(state["watch"])
         self.danger.raised = bool(state.get("endangered"))  # likewise
+        self._snapshot.average.load_state_dict(state.get("average", {}))  # likewise
         self._probe.load_state_dict(state["probe"])
         self._applier.load_state_dict(state["applier"])
         self._recorder.truncate(self.step + 1)

@@ -4,7 +4,8 @@ The first is for a loss that is no longer finite. A copy becomes good when the n
 is finite. Copies are taken every ``every`` steps and live on the parameters' own device: up to four times the size of
 the parameters for Adam-like optimizers (two copies of weights and moments while one waits to be confirmed), which is
 why the advisor keeps them for small models only, unless asked. The copy with the lowest validation loss is one more,
-and is kept only where validation losses are reported.
+and is kept only where validation losses are reported; another, of the weights alone, is the average that a run ends
+with where its policy asks for one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from lipadvisor.average import WeightAverage
 
 __all__ = ["SMALL_MODEL", "Snapshot"]
 
@@ -27,12 +30,17 @@ class Snapshot:
     Args:
         model: its parameters and buffers are copied.
         optimizer: its state is copied; the parameter groups' knobs are not touched.
-        every: steps between copies, >= 1; ``None`` keeps none.
+        every: steps between copies, >= 1; ``None`` keeps none, and no average.
+
+    Attributes:
+        average: of the weights, to end with.
+        restored: how often weights were put back.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, every: int | None) -> None:
         self.every = every
         self.restored = 0
+        self.average = WeightAverage(model, kept=every is not None)
         self._model, self._optimizer = model, optimizer
         self._waiting: dict[str, Any] | None = None
         self._good: dict[str, Any] | None = None

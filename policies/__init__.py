@@ -4,6 +4,7 @@ from lipadvisor.policies import laws
 from lipadvisor.policies.annealing import Annealing
 from lipadvisor.policies.attended import Attended, OrderBox, OrderFile, Orders, attended
 from lipadvisor.policies.attention import AttentionGuard
+from lipadvisor.policies.averaging import Averaging
 from lipadvisor.policies.chain import Chain, Refiner, chain
 from lipadvisor.policies.combine import clamp, cooldown, every, hold_when, pin, rate_limit, shadow
 from lipadvisor.policies.contract import (
@@ -50,6 +51,7 @@ __all__ = [
     "Annealing",
     "Attended",
     "AttentionGuard",
+    "Averaging",
     "Band",
     "Chain",
     "Constant",

@@ -133,6 +133,7 @@ def merge(decision: Decision, part: Decision, name: str | None = None) -> Decisi
         decision.read + part.read,
         decision.source,
         decision.rewind or part.rewind,
+        decision.averaging if part.averaging is None else part.averaging,
     )
 
 
@@ -153,6 +154,7 @@ def _renamed(decision: Decision, name: str) -> Decision:
         decision.read,
         decision.source,
         decision.rewind,
+        decision.averaging,
     )
 
 

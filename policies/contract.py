@@ -155,6 +155,7 @@ class Decision:
     read: tuple[tuple[str, float], ...] = ()  # the quantities that led here
     source: str = "local"  # where it was made: "local", "hub", "local:late" (the hub's answer did not come), "pinned"
     rewind: bool = False  # restore weights and optimizer as they were at the lowest validation loss reported
+    averaging: float | None = None  # memory, steps > 0, of the mean of the weights that a run of known length ends with
 
     def knobs_for(self, group: int) -> Knobs:
         """Return the knobs of parameter group ``group``; empty ones if the decision leaves it alone."""

@@ -95,7 +95,7 @@ def never_raises(policy: Policy[Any], observations: Sequence[Observation]) -> No
 
 
 def decisions_are_in_range(policy: Policy[Any], observations: Sequence[Observation]) -> None:
-    """Learning rates are finite and above 0, decays finite and at least 0, and no step shrinks a weight away.
+    """Rates and memories are finite and above 0, decays finite and at least 0, and no step shrinks a weight away.
 
     A decay that is decided alone meets the rate in force.
     """
@@ -110,6 +110,8 @@ def decisions_are_in_range(policy: Policy[Any], observations: Sequence[Observati
             lr = in_force.get(knobs.group) if lr is None else lr
             if lr is not None and math.isfinite(lr) and decay is not None:
                 _require(lr * decay < 1.0, policy, "decisions_are_in_range", told)
+        memory = decision.averaging
+        _require(memory is None or (_is_number(memory) and memory > 0.0), policy, "decisions_are_in_range", told)
         for _, factor in decision.init_scale:
             _require(_is_number(factor) and factor > 0.0, policy, "decisions_are_in_range", told)
         for _, factor in decision.weight_scale:

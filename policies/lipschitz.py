@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lipadvisor.policies.annealing import Annealing
+from lipadvisor.policies.averaging import Averaging
 from lipadvisor.policies.chain import Chain, chain
 from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
@@ -26,8 +27,8 @@ class Lipschitz:
     """Chains the parts, one set of constants for everything; needs no tuning.
 
     In order: rescue of the initialization, learning rate from the relative size of the update, annealing, Lipschitz
-    budget, weight decay, the way back on overfitting, end of the warmup, notice of shocks; around them the
-    guard.
+    budget, weight decay, the way back on overfitting, the average to end with, end of the warmup, notice of shocks;
+    around them the guard.
 
     Args:
         relative_step: size of an update relative to the weights, spectral norms, root sum of squares over the layers,
@@ -40,6 +41,7 @@ class Lipschitz:
         decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
             ones by the square root of the length more.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
+        cooldown_end: share of the learning rate that is left at the end, in [0, 1]: the average does the rest.
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
@@ -55,6 +57,7 @@ class Lipschitz:
         healthy_gain: gain that the budget takes as a healthy start, in [low_gain, high_gain]: what the rescue leaves
             alone, or makes, cannot be ill.
         release: factor on the room for each validation that is the best so far, in [1, 100].
+        averaging: memory of the average of the weights that the run ends with, share of the run, in (0, 1].
         loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:
@@ -68,6 +71,7 @@ class Lipschitz:
     budget: float = 0.3
     decay_total: float = 0.6
     cooldown_start: float = 0.0
+    cooldown_end: float = 0.05
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
@@ -81,6 +85,7 @@ class Lipschitz:
     healthy_gain: float = 1.2
     loss_room: float = 3.0
     release: float = 1.2
+    averaging: float = 0.05
     _line: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +103,7 @@ class Lipschitz:
 
     def line(self) -> Chain:
         """Return the chain of parts with these constants, without the guard."""
-        annealing = Annealing(start_fraction=self.cooldown_start)
+        annealing = Annealing(self.cooldown_start, self.cooldown_end)
         return chain(
             MedianRate(
                 SpectralRate(
@@ -124,6 +129,7 @@ class Lipschitz:
             ),
             TotalDecay(total=self.decay_total, annealing=annealing),
             Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),
+            Averaging(self.averaging),
             WarmupEnd(),
             ShockNotice(),
             name=self.name,

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observe": {"dynamics", "terms", "policies"},
     "trajectory": {"terms", "policies"},
     "apply": {"policies"},
-    "snapshot": set(),
+    "average": {"policies"},
+    "snapshot": {"average"},
     "checkpoint": set(),
     "fail_open": set(),
     "loss": set(),
@@ -52,8 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
-    "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "snapshot", "checkpoint", "fail_open",
-    "loss", "inspection", "rehearsal", "stage", "training_hooks", "experiments",
+    "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "average", "snapshot", "checkpoint",
+    "fail_open", "loss", "inspection", "rehearsal", "stage", "training_hooks", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}

@@ -29,11 +29,20 @@ from lipadvisor.experiments.benchmarks.suites import (
 )
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.variants import VARIANTS
-from lipadvisor.policies import LeadTimeGuard, Lipschitz, Overfitting, Policy, Predictive, chain, named_policy
+from lipadvisor.policies import (
+    Averaging,
+    LeadTimeGuard,
+    Lipschitz,
+    Overfitting,
+    Policy,
+    Predictive,
+    chain,
+    named_policy,
+)
 
 __all__ = ["ZERO_ARMS", "Bench", "zero_tuning_policies"]
 
-_DRIVE_FILES = ("drive.py", "measure.py", "operators.py")
+_DRIVE_FILES = ("drive.py", "averages.py", "measure.py", "operators.py")
 SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the steps between decisions
     "none": (None, 5),
     f"labels {LABEL_NOISE:g}": (label_noise(), 5),
@@ -42,6 +51,7 @@ SHOCKS: dict[str, tuple[Shock | None, int]] = {  # by name: the shock, and the s
 }
 _FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the further forward pass
 _NEVER = 1_000_000  # validations in a row
+_MEMORY = Lipschitz().averaging  # the default's, so that both ends are made alike
 _MOST_MEMBERS = 64  # trained at once
 ZERO_ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
 _HORIZON = 30  # factor of the horizon suite
@@ -110,12 +120,13 @@ class Bench:
         return list(again["test"])
 
     def stopped(self, task: Task, record: Mapping[str, Any]) -> list[float]:
-        """Return the test losses of the tuned configuration that ends with its best weights by the default's rule.
+        """Return the test losses of the tuned configuration that ends as the default does.
 
-        It is shown the same validation losses, and never goes back before the end.
+        With the average of its weights, or with its best ones by the default's rule: it is shown the same validation
+        losses, and never goes back before the end.
         """
         last_word = Overfitting(patience=_NEVER)
-        return self.policies(task, {"": chain(Trial(**record["best"]).policy(), last_word)})[""]
+        return self.policies(task, {"": chain(Trial(**record["best"]).policy(), last_word, Averaging(_MEMORY))})[""]
 
     def policies(self, task: Task, arms: Mapping[str, Policy[Any]], **options: Any) -> dict[str, list[float]]:
         """Return the test losses by seed of each arm, all trained together."""

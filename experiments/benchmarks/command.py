@@ -89,7 +89,7 @@ def policies(
       foreign      Schedule-Free and Prodigy with their defaults
       rehearsal    the policy with a step size from short trials, their steps counted
       revalidated  a harder baseline: the best six trials validated on more seeds
-      stopped      the tuned configuration, which may end with its best weights too
+      stopped      the tuned configuration, which ends with averaged or best weights too
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipadvisor.experiments.benchmarks.averages import Averages
 from lipadvisor.experiments.benchmarks.measure import Measure
 from lipadvisor.experiments.benchmarks.population import Population
 from lipadvisor.experiments.benchmarks.task import Task
@@ -124,6 +125,7 @@ def drive(
     traces: dict[int, list[dict[str, float]]] = {member: [] for member in trace}
     kept, rollbacks = population.snapshot(), 0
     best = _Best(population) if validate_every else None
+    averages = Averages(population)
     shown: list[tuple[float, int]] = []
     validated = 0
     given = knobs.all()
@@ -135,6 +137,7 @@ def drive(
             for i in members:
                 decision, states[i] = policies[i].decide(observations[i], states[i])
                 knobs.take(i, decision)
+                averages.take(i, decision)
                 for reason in decision.reason.split("+"):
                     reasons[i].setdefault(reason, step)
                 scaled = _rescale(population, i, decision) or scaled
@@ -150,6 +153,7 @@ def drive(
                 rollbacks += len(back)
             if rewound and best is not None:
                 best.restore(torch.tensor(rewound))
+            averages.restart(back + rewound)
             if scaled or back or rewound:
                 measure.remeasure()
             if scaled and step == 0:  # as with the advisor: the run starts from the rescaled weights
@@ -180,7 +184,9 @@ def drive(
                 ]
         else:
             measure.skip(result, lr, shrink)
+        averages.follow(step + 1)
         tick(step)
+    averages.end()
     if best is not None:
         _last_word(population, policies, states, observations, best)
     return Outcome(

@@ -54,7 +54,8 @@ REQUIRED = {
 FREE = {"rate", "annealing", "policy", "title", "source", "refuses", "path", "orders", "reason", "name"}
 RECORDS = {"Band", "Decision", "Knobs", "Layer", "Observation", "OrderBox", "OrderFile"}
 # Another part's argument, by which the error calls it.
-OF_A_PART = {"decay_total": "total", "cooldown_start": "start_fraction", "overfitting_rise": "rise"}
+OF_A_PART = {"decay_total": "total", "cooldown_start": "start_fraction", "cooldown_end": "final_fraction"}
+OF_A_PART |= {"averaging": "memory", "overfitting_rise": "rise"}
 OF_A_PART |= {"overfitting_gap": "gap", "low_gain": "low", "high_gain": "high"}
 
 

@@ -1,0 +1,54 @@
+"""A running average of the weights, which the run ends with.
+
+Late in a run the weights move to and fro about where they are going, by as much as the learning rate makes them; their
+mean is nearer to it than any of them (Polyak and Juditsky 1992; Izmailov et al. 2018). Annealing does the same by
+moving less and less, at the price of not getting on. With both, the rate need not fall to nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lipadvisor.policies.chain import NOTHING, PASS
+from lipadvisor.policies.checks import require_fraction, require_positive
+from lipadvisor.policies.contract import Decision, Observation
+from lipadvisor.policies.schedules import NoState
+
+__all__ = ["Averaging"]
+
+
+@dataclass(frozen=True, slots=True)
+class Averaging:
+    """Ends the run with the exponential average of its weights over the last ``memory`` of its steps.
+
+    With an unknown horizon, nothing is asked for: nobody would know when to put the average in place.
+
+    Args:
+        memory: time constant of the average, share of the run, in (0, 1].
+
+    Raises:
+        ValueError: the memory is out of its range.
+    """
+
+    memory: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_positive("Averaging", "memory", self.memory)
+        require_fraction("Averaging", "memory", self.memory)
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return "averaging"
+
+    def init(self) -> NoState:
+        """Return the empty state."""
+        return NoState()
+
+    def refine(self, observation: Observation, decision: Decision, state: NoState) -> tuple[Decision, NoState]:
+        """Return the memory of the average, in steps."""
+        total = observation.total_steps
+        if total is None or total < 1:
+            return NOTHING, state
+        reason = "averaging:end" if observation.step == total else PASS
+        return Decision(observation.step, self.name, reason, averaging=max(1.0, self.memory * total)), state

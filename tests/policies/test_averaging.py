@@ -1,0 +1,64 @@
+"""The memory of the average: a share of a run whose length is known, through chains and wrappers."""
+
+from __future__ import annotations
+
+import pytest
+
+from lipadvisor.policies import (
+    Averaging,
+    Constant,
+    Knobs,
+    Layer,
+    Lipschitz,
+    Observation,
+    chain,
+    clamp,
+    laws,
+    pin,
+    replay,
+    shadow,
+)
+
+LAYER = Layer("a", "linear", (64, 64), 0, 1.0, 0.0, 0.1, 0.0, update_ratio=1.0)
+NETWORK = Layer("*", "network", (), -1, 1.0, 0.0, 0.1, 0.0)
+
+
+def run(total: int | None, steps: int = 12) -> list[Observation]:
+    return [
+        Observation(step, total, 0.0, "adamw", 0.9, (Knobs(0, 0.03, 0.0),), NETWORK, (LAYER,), measured_step=step - 1)
+        for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1000, 50.0), (300, 15.0), (3, 1.0), (None, None)])
+def test_the_memory_is_a_share_of_the_run_and_a_step_at_least(total: int | None, steps: float | None) -> None:
+    for policy in (chain(Constant(), Averaging()), Lipschitz(), clamp(chain(Constant(), Averaging())),
+                   pin(Lipschitz(), lr=0.1)):  # fmt: skip
+        assert all(decision.averaging == steps for decision in replay(policy, run(total)))
+
+
+def test_the_reason_tells_the_end_alone() -> None:
+    reasons = [decision.reason for decision in replay(chain(Constant(), Averaging()), run(10))]
+    assert [reason.endswith("averaging:end") for reason in reasons] == [step == 10 for step in range(12)]
+
+
+def test_the_later_part_of_a_chain_wins_and_a_shadow_asks_for_nothing() -> None:
+    both = chain(Constant(), Averaging(0.2), Averaging(0.1))
+    assert {decision.averaging for decision in replay(both, run(100))} == {10.0}
+    first = chain(chain(Constant(), Averaging(0.2)), Constant())
+    assert {decision.averaging for decision in replay(first, run(100))} == {20.0}
+    assert {decision.averaging for decision in replay(shadow(both), run(100))} == {None}
+
+
+def test_the_laws_hold_and_know_the_memory() -> None:
+    laws.check(chain(Constant(), Averaging()), seeds=range(2))
+
+    class Wrong(Constant):
+        def decide(self, observation, state):  # type: ignore[no-untyped-def]
+            from dataclasses import replace
+
+            decision, state = Constant.decide(self, observation, state)
+            return replace(decision, averaging=-1.0), state
+
+    with pytest.raises(laws.LawBrokenError, match="decisions_are_in_range"):
+        laws.check(Wrong(), seeds=range(1))
