@@ -40,7 +40,8 @@ class Advisor:
     Args:
         model: the network that trains; it is not modified. ``docs/measurement.md`` lists the kinds of layers measured.
         optimizer: holds the model's parameters. SGD, momentum, Adam, AdamW; others through their realised update.
-        total_steps: optimizer steps the training will take, >= 1; ``None`` where that is not known.
+        total_steps: optimizer steps the training will take, >= 1; ``None`` where that is not known. After the last one
+            the default puts the average of its weights in their place: validate, test and save after ``step``.
         policy: a policy, or the name of one (``lipadvisor policies`` lists them).
         mode: ``"takeover"`` owns learning rate and weight decay (what the optimizer was given does not matter);
             ``"cap"`` never exceeds the user's learning rate; ``"shadow"`` decides and records, and touches nothing.
@@ -61,6 +62,7 @@ class Advisor:
         sink: receives the trajectory's rows in batches, instead of ``out``.
         record_limit: rows of each table kept in memory; ``None`` keeps all.
         snapshot_every: steps between copies for rollbacks; ``"auto"``: 100, ``None`` above 5 million parameters.
+            ``None`` keeps no average of the weights either.
         on_error: ``"warn"`` never lets an error of the advisor's own stop the training: it is logged, counted in
             ``errors``; after five such steps, no decision in between, the user has the knobs back. ``"raise"`` raises.
 

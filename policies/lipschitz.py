@@ -71,7 +71,7 @@ class Lipschitz:
     budget: float = 0.3
     decay_total: float = 0.6
     cooldown_start: float = 0.0
-    cooldown_end: float = 0.05
+    cooldown_end: float = 0.04
     lookahead: float = 0.1
     deviations: float = 2.0
     rise: float = 4.0
