@@ -21,7 +21,8 @@ __all__ = ["Averaging"]
 class Averaging:
     """Ends the run with the exponential average of its weights over the last ``memory`` of its steps.
 
-    With an unknown horizon, nothing is asked for: nobody would know when to put the average in place.
+    The average is asked for from five memories before the end on: what came before would hardly count. With an unknown
+    horizon it is not: nobody would know when to put it in place.
 
     Args:
         memory: time constant of the average, share of the run, in (0, 1].
@@ -46,9 +47,12 @@ class Averaging:
         return NoState()
 
     def refine(self, observation: Observation, decision: Decision, state: NoState) -> tuple[Decision, NoState]:
-        """Return the memory of the average, in steps."""
+        """Return the memory of the average, in steps, towards the end of the run."""
         total = observation.total_steps
-        if total is None or total < 1:
+        if total is None or total < 1 or observation.step < (1.0 - SPAN * self.memory) * total:
             return NOTHING, state
         reason = "averaging:end" if observation.step == total else PASS
         return Decision(observation.step, self.name, reason, averaging=max(1.0, self.memory * total)), state
+
+
+SPAN = 5.0  # memories that are averaged over: the oldest weights count for less than a hundredth

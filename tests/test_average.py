@@ -36,10 +36,10 @@ def train(advisor: Advisor, model: nn.Module, steps: range) -> list[torch.Tensor
     return seen
 
 
-def averaged(weights: list[torch.Tensor], memory: float, start: int = 1) -> torch.Tensor:
-    """The slow twin, in float64: the plain mean at first, then an exponential one."""
-    mean = torch.zeros_like(weights[0])
-    for count, weight in enumerate(weights[start - 1 :], start=1):
+def averaged(weights: list[torch.Tensor], memory: float) -> torch.Tensor:
+    """The slow twin, in float64: over the last five memories, the plain mean at first, then an exponential one."""
+    mean, first = torch.zeros_like(weights[0]), round(len(weights) - 5.0 * memory)
+    for count, weight in enumerate(weights[first - 1 :], start=1):
         fresh = max(1.0 / count, 1.0 - math.exp(-1.0 / memory))
         mean = mean + fresh * (weight - mean)
     return mean

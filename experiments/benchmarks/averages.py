@@ -44,9 +44,11 @@ class Averages:
         """Take up the weights as they are after ``step`` steps, where that is due."""
         if (step % self._stride and step != self._population.steps) or not bool(self._memory_B.any()):
             return
-        self._taken_B += 1.0
-        elapsed_B = step - self._step_B
-        fresh_B = torch.maximum(1.0 / self._taken_B, -torch.expm1(-elapsed_B / self._memory_B.clamp_min(1e-9)))
+        asked_B = self._memory_B > 0.0
+        self._taken_B += asked_B
+        elapsed_B = (step - self._step_B) / self._memory_B.clamp_min(1e-9)
+        fresh_B = torch.maximum(1.0 / self._taken_B.clamp_min(1.0), -torch.expm1(-elapsed_B))
+        fresh_B[~asked_B] = 1.0
         self._step_B.fill_(step)
         for key, value in self._population.parameters.items():
             mean = self._mean.setdefault(key, value.clone())

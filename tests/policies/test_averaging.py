@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from lipadvisor.policies import (
@@ -30,11 +32,19 @@ def run(total: int | None, steps: int = 12) -> list[Observation]:
     ]
 
 
-@pytest.mark.parametrize(("total", "steps"), [(1000, 50.0), (300, 15.0), (3, 1.0), (None, None)])
+@pytest.mark.parametrize(("total", "steps"), [(12, 1.0), (14, 1.0), (3, 1.0), (None, None)])
 def test_the_memory_is_a_share_of_the_run_and_a_step_at_least(total: int | None, steps: float | None) -> None:
     for policy in (chain(Constant(), Averaging()), Lipschitz(), clamp(chain(Constant(), Averaging())),
                    pin(Lipschitz(), lr=0.1)):  # fmt: skip
-        assert all(decision.averaging == steps for decision in replay(policy, run(total)))
+        asked = [decision.averaging for decision in replay(policy, run(total))]
+        assert asked == [steps if step >= 0.75 * (total or math.inf) else None for step in range(12)]
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1000, 50.0), (300, 15.0), (5, 1.0)])
+def test_it_is_asked_for_in_the_last_quarter(total: int, steps: float) -> None:
+    first = math.ceil(0.75 * total)
+    asked = [decision.averaging for decision in replay(chain(Constant(), Averaging()), run(total, total + 3))]
+    assert asked == [None] * first + [steps] * (total + 3 - first)
 
 
 def test_the_reason_tells_the_end_alone() -> None:
@@ -44,7 +54,7 @@ def test_the_reason_tells_the_end_alone() -> None:
 
 def test_the_later_part_of_a_chain_wins_and_a_shadow_asks_for_nothing() -> None:
     both = chain(Constant(), Averaging(0.2), Averaging(0.1))
-    assert {decision.averaging for decision in replay(both, run(100))} == {10.0}
+    assert [decision.averaging for decision in replay(both, run(10))] == [2.0] * 5 + [1.0] * 7
     first = chain(chain(Constant(), Averaging(0.2)), Constant())
     assert {decision.averaging for decision in replay(first, run(100))} == {20.0}
     assert {decision.averaging for decision in replay(shadow(both), run(100))} == {None}
