@@ -43,6 +43,7 @@ class TotalDecayState:
     validations: int = 0
     validated_step: int = -1  # of the last validation
     factor: float = 1.0  # on the decay
+    signed: bool = False  # a loss below 0 was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class TotalDecay:
 
     Where validation losses are reported, each is compared with the mean of the training losses since the one before.
     With the ratio ``r``, smoothed over two of them, the decay is ``(r / gap)^2`` times as large, at least once and at
-    most ``most_factor`` times.
+    most ``most_factor`` times. Of losses that can be below 0 (a log-density's) a ratio says nothing: from the first
+    such on it is once.
 
     Args:
         total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
@@ -117,6 +119,8 @@ class TotalDecay:
         if loss is not None and 0.0 < loss < math.inf:
             total, count = total + loss, count + 1
         validation, when = observation.validation_loss, observation.validation_step
+        if state.signed or _below_zero(loss) or _below_zero(validation):
+            return SIGNED
         log_gap, seen, validated, factor = state.log_gap, state.validations, state.validated_step, state.factor
         if validation is not None and when is not None and when > validated:
             validated = when
@@ -127,3 +131,10 @@ class TotalDecay:
                 factor = math.exp(over)
             total, count = 0.0, 0
         return TotalDecayState(total, count, log_gap, seen, validated, factor)
+
+
+SIGNED = TotalDecayState(signed=True)  # nothing more is listened to
+
+
+def _below_zero(loss: float | None) -> bool:
+    return loss is not None and -math.inf < loss < 0.0

@@ -66,7 +66,7 @@ def test_a_single_batch_counts_by_its_share() -> None:
     assert found == pytest.approx([found[0]] * 40)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 0.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0])
 def test_losses_that_say_nothing_leave_the_decay_as_it_is(bad: float) -> None:
     found = decays(TotalDecay(), validated([0.5] * 40, [1.2, bad, bad]))
     assert found[10:] == pytest.approx([found[10]] * 30)
@@ -78,3 +78,12 @@ def test_losses_that_say_nothing_leave_the_decay_as_it_is(bad: float) -> None:
 def test_it_can_be_blind_to_validation() -> None:
     found = decays(TotalDecay(most_factor=1.0), validated([0.5] * 40, [5.0] * 3))
     assert found == pytest.approx([found[0]] * 40)
+
+
+def test_of_losses_that_can_be_below_zero_no_ratio_counts() -> None:
+    sinking = [0.5] * 20 + [-0.1] * 10 + [0.5] * 10
+    found = decays(TotalDecay(), validated(sinking, [5.0, 5.0, 5.0]))
+    assert found[10:20] == pytest.approx([4.0 * found[0]] * 10)  # not known yet
+    assert found[20:] == pytest.approx([found[0]] * 20)
+    found = decays(TotalDecay(), validated([0.5] * 40, [5.0, -0.1, 5.0]))
+    assert found[20:] == pytest.approx([found[0]] * 20)
