@@ -68,7 +68,8 @@ def rehearse(
         plan: future ``lr`` and ``weight_decay``, numbers or arrays of length ``horizon``, for every parameter group;
             what is left out goes on as in ``Advisor.forecast``. Where the policy owns the decay it is decoupled, on
             the matrices; else it is the optimizer's own.
-        steps: of each replica. Ten make the next ten steps known; a destabilising plan may take fifty to show.
+        steps: of each replica. Ten make the next ten steps known; a destabilising plan may take fifty to show, and a
+            loss that has leapt after ten may yet come down: then one plan in twelve that is sound is called unstable.
         replicas: at least 2; their mean counts: four halve the noise of one.
 
     Raises:

@@ -22,7 +22,7 @@ from lipadvisor.forecast.motion import Interval, Motion
 from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Present, noise_growth, raw_variance
 from lipadvisor.forecast.plan import Plan, Standing, planned, validated_horizon
 from lipadvisor.forecast.plan_guard import PlanGuard
-from lipadvisor.forecast.rebound import rebound, steady_rebound
+from lipadvisor.forecast.rebound import rebound, steady_share
 from lipadvisor.forecast.residual_noise import ResidualNoise
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.tracker import Tracker
@@ -181,7 +181,7 @@ class Forecaster:
         progress_hS = (gap * lr_S + np.cumsum(future.lr_hS, axis=0)) / np.where(lr_S > 0.0, lr_S, np.inf)
         mean_hS = mean_hS + self._displacement.answer(progress_hS)
         clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
-        weight_hPS = blend(self._tracker.powers(), *between(self._steps_H, steps_h))
+        weight_hPS = blend(self._tracker.fading(), *between(self._steps_H, steps_h))
         mean_hS = mean_hS + rebound(future.log_decay_hS, self._motion.clock + clock_h, weight_hPS)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
         std_hS = np.maximum.accumulate(std_hS, axis=0)
@@ -211,7 +211,8 @@ class Forecaster:
         mean_H = record_R[LEVEL] + steps_H * motion.log_decay_S[-1] + free_H
         moving = float(motion.lr_S[-1] > 0.0)
         mean_H += self._displacement.answer((steps_H * moving)[:, None])[:, -1]
-        mean_H += self._rebound()[:, -1]
+        if motion.log_decay_S[-1] != 0.0:
+            mean_H += self._rebound(-1)[:, 0]
         load = self._guard.present_load(self._lr_L)
         return tuple(
             Band(horizon, mean, std, mean - half, mean + half, self._judge(load, horizon, math.isfinite(mean)))
@@ -323,12 +324,17 @@ class Forecaster:
             answer_HS = answer_HS + self._rebound()
         self._tracker.make(present, answer_HS)
 
-    def _rebound(self) -> Array:
-        """Return what the decay in force will have called forth at each of the horizons, nats, shape ``(H, S)``."""
+    def _rebound(self, first: int = 0) -> Array:
+        """Return what the decay in force will have called forth at each of the horizons, nats, shape ``(H, S)``.
+
+        Args:
+            first: of the series; -1 for the network alone.
+        """
         motion = self._motion
-        return steady_rebound(
-            motion.log_decay_S, motion.clock, float(motion.lr_S[-1]), self._steps_H, self._tracker.powers()
-        )
+        share_HP1 = steady_share(motion.clock, float(motion.lr_S[-1]), self.horizons)[:, :, None]
+        called_HS = np.add.reduce(self._tracker.fading(first) * share_HP1, axis=1)
+        called_HS *= -motion.log_decay_S[first:]
+        return np.asarray(called_HS)
 
     def _present(self) -> Present:
         """Return where the series stand."""

@@ -14,12 +14,16 @@ believed then, and nothing is added. The first order in ``R``; each log-norm get
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lipadvisor.forecast.experts import POWERS
 from lipadvisor.terms import Array
 
-__all__ = ["rebound", "steady_rebound"]
+FADING = POWERS[1:]  # the first is 0
+
+__all__ = ["rebound", "steady_share"]
 
 
 def rebound(log_decay_hS: Array, clock_h: Array, weight_hPS: Array) -> Array:
@@ -28,7 +32,8 @@ def rebound(log_decay_hS: Array, clock_h: Array, weight_hPS: Array) -> Array:
     Args:
         log_decay_hS: what each step's decay adds to each log-norm, nats, <= 0.
         clock_h: the network's ``tau + tau_c`` after each step, not falling.
-        weight_hPS: how far each power ``p`` of the fading is believed, in [0, 1].
+        weight_hPS: how far a drift that fades with p = 1, and with p = 2, is believed, in [0, 1]; one that does not
+            fade calls nothing forth.
 
     Returns:
         Nats, shape ``(h, S)``: the mean over the powers of ``sum_j -log_decay_j (1 - (u_j / u_h)^p)``; 0 where the
@@ -37,36 +42,31 @@ def rebound(log_decay_hS: Array, clock_h: Array, weight_hPS: Array) -> Array:
     moving_h1 = np.where(clock_h > 0.0, clock_h, 1.0)[:, None]
     taken_hS = -np.cumsum(log_decay_hS, axis=0)
     answer_hS = np.zeros_like(log_decay_hS)
-    for place, power in enumerate(POWERS):
-        if power > 0.0:
-            scaled_h1 = moving_h1**power
-            called_hS = taken_hS + np.cumsum(log_decay_hS * scaled_h1, axis=0) / scaled_h1
-            answer_hS += weight_hPS[:, place] * called_hS
+    for place, power in enumerate(FADING):
+        scaled_h1 = moving_h1**power
+        called_hS = taken_hS + np.cumsum(log_decay_hS * scaled_h1, axis=0) / scaled_h1
+        answer_hS += weight_hPS[:, place] * called_hS
     return np.asarray(np.where(clock_h[:, None] > 0.0, answer_hS, 0.0))
 
 
-def steady_rebound(log_decay_S: Array, clock: float, lr: float, steps_H: Array, weight_HPS: Array) -> Array:
-    """Return :func:`rebound` under knobs that stay, after some numbers of steps.
+def steady_share(clock: float, lr: float, horizons: Sequence[int]) -> Array:
+    """Return what :func:`rebound` is of the decay of one step, under knobs that stay.
 
     Args:
-        log_decay_S: what decay adds in a step, nats, <= 0.
         clock: the network's ``tau + tau_c`` now.
         lr: what a step adds to it, >= 0.
-        steps_H: numbers of steps, >= 1.
-        weight_HPS: how far each power of the fading is believed after them.
+        horizons: numbers of steps, >= 1.
 
     Returns:
-        Nats, shape ``(H, S)``.
+        By the horizons and p = 1, 2, shape ``(H, 2)``: ``sum_j 1 - (u_j / u_h)^p`` in steps.
     """
-    end_H = clock + lr * steps_H
     if not clock > 0.0:
-        return np.zeros((len(steps_H), len(log_decay_S)))
-    first_H = 0.5 * steps_H * (steps_H + 1.0)  # sum of j
-    second_H = first_H * (2.0 * steps_H + 1.0) / 3.0  # sum of j^2
-    sums_PH = (
-        steps_H,
-        steps_H * clock + lr * first_H,
-        steps_H * clock**2 + 2.0 * clock * lr * first_H + lr**2 * second_H,
-    )
-    kept_HP = np.stack([sums_H / end_H**power for power, sums_H in zip(POWERS, sums_PH, strict=True)], axis=1)
-    return np.asarray(-log_decay_S * np.einsum("hp,hps->hs", steps_H[:, None] - kept_HP, weight_HPS))
+        return np.zeros((len(horizons), 2))
+    rows = []
+    for steps in horizons:  # numbers: a handful of them is faster so than in arrays
+        end = clock + lr * steps
+        linear = 0.5 * lr * steps * (steps + 1.0)  # sum of j lr
+        square = lr * linear * (2.0 * steps + 1.0) / 3.0  # sum of (j lr)^2
+        kept = (steps * clock + linear) / end
+        rows.append((steps - kept, steps - (clock * (steps * clock + 2.0 * linear) + square) / (end * end)))
+    return np.array(rows)

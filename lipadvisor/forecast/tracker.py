@@ -98,10 +98,18 @@ class Tracker:
         weighted_HES *= value_ES
         return first_HPS, np.add.reduce(weighted_HES.reshape(shape), axis=2)
 
-    def powers(self) -> Array:
-        """Return how far each power of the fading is believed, the sum of its experts' weights, shape ``(H, P, S)``."""
-        shape = (len(self._horizons), len(POWERS), len(SMOOTHINGS), -1)
-        return np.asarray(np.add.reduce(self.learned.weight_HES.reshape(shape), axis=2))
+    def fading(self, first: int = 0) -> Array:
+        """Return how far drifts that fade are believed, the sums of the experts' weights with p = 1 and p = 2.
+
+        Args:
+            first: of the series; -1 for the network alone.
+
+        Returns:
+            Shape ``(H, 2, S)``.
+        """
+        weight_HES = self.learned.weight_HES[:, len(SMOOTHINGS) :, first:]
+        shape = (len(self._horizons), len(POWERS) - 1, len(SMOOTHINGS), -1)
+        return np.asarray(np.add.reduce(weight_HES.reshape(shape), axis=2))
 
     def rate(self, value_ES: Array, clock_S: Array, place: int) -> Array:
         """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""

@@ -10,7 +10,7 @@ import pytest
 
 from lipadvisor.dynamics import coefficients
 from lipadvisor.forecast import Forecaster
-from lipadvisor.forecast.rebound import rebound, steady_rebound
+from lipadvisor.forecast.rebound import rebound, steady_share
 from lipadvisor.forecast.step_share import StepShare
 from lipadvisor.policies import Status
 from lipadvisor.terms import Array, Terms
@@ -19,8 +19,9 @@ RunOf = Callable[..., list[Terms]]
 
 
 def believing(power: int, steps: int, series: int = 1) -> Array:
-    weight_hPS = np.zeros((steps, 3, series))
-    weight_hPS[:, power] = 1.0
+    weight_hPS = np.zeros((steps, 2, series))
+    if power > 0:
+        weight_hPS[:, power - 1] = 1.0
     return weight_hPS
 
 
@@ -54,18 +55,16 @@ def test_growth_that_does_not_fade_and_a_clock_at_rest_give_nothing_back() -> No
 
 def test_knobs_that_stay_have_the_answer_of_a_plan_that_names_them() -> None:
     generator = np.random.default_rng(0)
-    steps_H = np.array([1.0, 10.0, 50.0, 200.0])
+    horizons = (1, 10, 50, 200)
     for _ in range(20):
-        clock, lr = 10.0 ** generator.uniform(-2, 2), 10.0 ** generator.uniform(-4, 0)
-        decay_S, weight_HPS = -(10.0 ** generator.uniform(-5, -2, 3)), generator.random((4, 3, 3))
-        got_HS = steady_rebound(decay_S, clock, lr, steps_H, weight_HPS)
-        for place, steps in enumerate(steps_H.astype(int)):
-            clock_h = clock + lr * np.arange(1, steps + 1)
-            plan_hS = np.broadcast_to(decay_S, (steps, 3))
-            weight_hPS = np.broadcast_to(weight_HPS[place], (steps, 3, 3))
-            expected_S = rebound(plan_hS, clock_h, weight_hPS)[-1]
-            np.testing.assert_allclose(got_HS[place], expected_S, rtol=1e-6, atol=1e-13)
-    assert not steady_rebound(decay_S, 0.0, 0.0, steps_H, weight_HPS).any()
+        clock, lr, decay = (10.0 ** generator.uniform(low, high) for low, high in ((-2, 2), (-4, 0), (-5, -2)))
+        share_HP = steady_share(clock, lr, horizons)
+        for place, steps in enumerate(horizons):
+            clock_h, plan_hS = clock + lr * np.arange(1, steps + 1), np.full((steps, 1), -decay)
+            for power in (1, 2):
+                expected = rebound(plan_hS, clock_h, believing(power, steps))[-1, 0]
+                assert decay * share_HP[place, power - 1] == pytest.approx(expected, rel=1e-6, abs=1e-13)
+    assert not steady_share(0.0, 0.0, horizons).any()
 
 
 def test_decay_that_goes_on_calls_forth_more_than_the_drift_shows_yet(run_of: RunOf) -> None:
