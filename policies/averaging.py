@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipadvisor.policies.chain import NOTHING, PASS
-from lipadvisor.policies.checks import require_fraction, require_positive
+from lipadvisor.policies.checks import require_fraction
 from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.schedules import NoState
 
@@ -25,7 +25,7 @@ class Averaging:
     horizon it is not: nobody would know when to put it in place.
 
     Args:
-        memory: time constant of the average, share of the run, in (0, 1].
+        memory: time constant of the average, share of the run, in [0, 1]; 0 for none: the weights are left as they are.
 
     Raises:
         ValueError: the memory is out of its range.
@@ -34,7 +34,6 @@ class Averaging:
     memory: float = 0.05
 
     def __post_init__(self) -> None:
-        require_positive("Averaging", "memory", self.memory)
         require_fraction("Averaging", "memory", self.memory)
 
     @property
@@ -49,7 +48,8 @@ class Averaging:
     def refine(self, observation: Observation, decision: Decision, state: NoState) -> tuple[Decision, NoState]:
         """Return the memory of the average, in steps, towards the end of the run."""
         total = observation.total_steps
-        if total is None or total < 1 or observation.step < (1.0 - SPAN * self.memory) * total:
+        begin = 1.0 - SPAN * self.memory  # share of the run
+        if self.memory == 0.0 or total is None or total < 1 or observation.step < begin * total:
             return NOTHING, state
         reason = "averaging:end" if observation.step == total else PASS
         return Decision(observation.step, self.name, reason, averaging=max(1.0, self.memory * total)), state

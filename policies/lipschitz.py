@@ -57,7 +57,8 @@ class Lipschitz:
         healthy_gain: gain that the budget takes as a healthy start, in [low_gain, high_gain]: what the rescue leaves
             alone, or makes, cannot be ill.
         release: factor on the room for each validation that is the best so far, in [1, 100].
-        averaging: memory of the average of the weights that the run ends with, share of the run, in (0, 1].
+        averaging: memory of the average of the weights that the run ends with, share of the run, in [0, 1]; 0 for
+            none, to go with a ``cooldown_end`` of a thousandth.
         loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:

@@ -47,6 +47,13 @@ def test_it_is_asked_for_in_the_last_quarter(total: int, steps: float) -> None:
     assert asked == [None] * first + [steps] * (total + 3 - first)
 
 
+def test_it_can_be_switched_off() -> None:
+    for policy in (chain(Constant(), Averaging(0.0)), Lipschitz(averaging=0.0)):
+        decisions = replay(policy, run(10))
+        assert {decision.averaging for decision in decisions} == {None}
+        assert not any("averaging" in decision.reason for decision in decisions)
+
+
 def test_the_reason_tells_the_end_alone() -> None:
     reasons = [decision.reason for decision in replay(chain(Constant(), Averaging()), run(10))]
     assert [reason.endswith("averaging:end") for reason in reasons] == [step == 10 for step in range(12)]
