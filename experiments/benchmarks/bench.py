@@ -247,8 +247,8 @@ class Bench:
                     arms[self.default], again
                 )
             if "stopped" in self.arms:
-                arms["tuned, best weights"] = stopped = self.stopped(task, record)
-                found.setdefault(f"{self.default} against best weights", {})[task.name] = loss_ratio(
+                arms["tuned, same end"] = stopped = self.stopped(task, record)
+                found.setdefault(f"{self.default} against the same end", {})[task.name] = loss_ratio(
                     arms[self.default], stopped
                 )
             for arm, losses in arms.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lipadvisor.experiments.benchmarks.blind import Blind
 from lipadvisor.experiments.benchmarks.function_mean import FunctionMean
 from lipadvisor.experiments.benchmarks.rules import FirstRule, SecondRule
-from lipadvisor.policies import Lipschitz, Policy, chain, guard
+from lipadvisor.policies import Lipschitz, Policy, TotalDecay, chain, guard
 
 __all__ = ["VARIANTS"]
 
@@ -16,6 +17,19 @@ def spectral_alone(factor: float = 1.0) -> Policy[Any]:
     """Return the default with the spectral size as its only measure of a step, held at ``factor`` times its own."""
     median, *others = Lipschitz().scaled(factor).line().members
     return guard(chain(median.rate, *others, name="spectral_alone"))
+
+
+def no_average(**constants: float) -> Policy[Any]:
+    """Return the default that ends with its last weights."""
+    members = Lipschitz(**constants).line().members
+    return guard(chain(*(part for part in members if part.name != "averaging"), name="no_average"))
+
+
+def decay_blind_to_validation() -> Policy[Any]:
+    """Return the default whose weight decay does not look at the gap between validation and training loss."""
+    members = Lipschitz().line().members
+    blind = (replace(part, most_factor=1.0) if isinstance(part, TotalDecay) else part for part in members)
+    return guard(chain(*blind, name="decay_blind_to_validation"))
 
 
 VARIANTS: dict[str, Policy[Any]] = {
@@ -34,6 +48,9 @@ VARIANTS: dict[str, Policy[Any]] = {
     "step as 1 / horizon": Lipschitz(horizon_power=1.0),
     "no decay": Lipschitz(decay_total=0.0),
     "decay 1.5": Lipschitz(decay_total=1.5),
+    "decay blind to validation": decay_blind_to_validation(),
+    "no average": no_average(),
+    "no average, annealed to 0.1 %": no_average(cooldown_end=0.001),
     "ratio remembered for 50 steps": Lipschitz(memory=1e6),
     "ratio remembered for 3 % of the run": Lipschitz(memory=0.03),
     "blind to validation": Blind(Lipschitz()),
