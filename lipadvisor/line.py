@@ -142,7 +142,7 @@ class Line:
             applied = dataclasses.replace(then, before=applied.before, refused=applied.refused + then.refused)
             reason = "; ".join(dict.fromkeys(part for part in (decision.reason, again.reason) if part))
             decision = dataclasses.replace(again, init_scale=decision.init_scale, reason=reason)
-        self._recorder.add_observation(self.last, initial_columns(terms))
+        self._recorder.add_observation(self.last, initial_columns(terms), input_sizes=terms.input_sizes)
         self._record(decision, applied)
         self._probe.charge(time.perf_counter() - begun)
         self._probe.arm(0)
@@ -256,6 +256,7 @@ class Line:
             measure_s=terms.measure_s,
             step_s=terms.step_s,
             alarm=alarm,
+            input_sizes=terms.input_sizes,
         )
         if self.prediction.measurements % LAYER_BANDS_EVERY == 1:
             self._recorder.add_forecasts(

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
-from lipadvisor.probe.kinds.kind import wide
+from lipadvisor.probe.kinds.kind import kind_of, wide
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
@@ -61,6 +61,7 @@ class Capture:
     always: bool = False  # look at sizes where no gradient is asked for, too
     spent_s: float = 0.0
     still: set[int] = field(default_factory=set)  # layers whose gradient was written to and is zero (dead units)
+    fired: bool = False  # a layer's hook has run since they were put in
     asleep: bool = False  # hooks stay where they are and record nothing
     _sequences_first: bool = False
     _round: int = 0
@@ -125,7 +126,7 @@ class Capture:
         self._marks = [[] for _ in self.layers]
         self._sizes.clear()
         self.still.clear()
-        self._round, self._graded = 0, False
+        self._round, self._graded, self.fired = 0, False, False
 
     @property
     def samples(self) -> int:
@@ -137,11 +138,6 @@ class Capture:
             if call.grad_B is not None or call.projected is not None
         }
         return sum(size for turn, size in self._sizes.items() if not seen or turn in seen)
-
-    @property
-    def empty(self) -> bool:
-        """Whether no call of any layer has been recorded."""
-        return not any(self.calls)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -235,7 +231,7 @@ class Capture:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if transformed() or self.asleep:
                 return
-            started = time.perf_counter()
+            started, self.fired = time.perf_counter(), True
             kept = use.read(arguments, keywords)
             if kept is not None:
                 self._note_size(index, kept)
@@ -321,8 +317,8 @@ class Capture:
     def _reduce(self, call: _Call, grad: Tensor) -> None:
         """Take what is asked of a call while its input and gradient are at hand, and let go of both."""
         started = time.perf_counter()
-        if call.projected is not None or call.by is None or wide(grad).dtype != call.by.dtype:
-            call.lost = True  # the graph was kept for another pass, or the weights have changed their type
+        if call.projected is not None or call.by is None or kind_of(wide(grad)) != kind_of(call.by.core):
+            call.lost = True  # the graph was kept for another pass, or the weights have changed their type or device
             return
         with torch.no_grad():
             call.projected = Projected.of(call.by, call.use, call.kept, grad)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["EagerStep", "bare", "eagerly", "is_compiled"]
+__all__ = ["EagerStep", "bare", "eagerly", "is_compiled", "outside"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -34,6 +34,11 @@ def is_compiled(model: nn.Module) -> bool:
         "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
     )
+
+
+def outside(model: nn.Module) -> bool:
+    """Return whether what is called of a model that is compiled somewhere is itself not: its own hooks then fire."""
+    return getattr(model, "_compiled_call_impl", None) is None
 
 
 @contextmanager

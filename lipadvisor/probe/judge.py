@@ -111,10 +111,11 @@ class NoiseJudge:
         self._compare(columns)
         noise_LL, curvature_L = readings.noise_LL, columns["noise_curvature"]
         agreed_L = np.zeros(len(gradient_L), dtype=np.bool_)
-        if self.captured:
+        if self.captured and not self.by_updates:
             self.factor, agreed_L = common_factor(columns["share"], columns["square"], gradient_L, self.rough)
             noise_LL, curvature_L = noise_LL * self.factor**2, curvature_L * self.factor**2
-        sound_L = np.isfinite(gradient_L)
+        # A layer of zeros (LoRA) has no logarithm that could be noisy.
+        sound_L = np.isfinite(gradient_L) & (columns["s_1"] > 0.0)
         known_L = agreed_L & np.isfinite(np.diag(noise_LL)) & (np.isfinite(curvature_L) | (not self.curved))
         self._settled += 1
         if sound_L.any() and (self.captured or self.looked):

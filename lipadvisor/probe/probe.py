@@ -27,7 +27,7 @@ from lipadvisor.probe.arguments import check_arguments, check_noise_arguments, g
 from lipadvisor.probe.capture import Capture
 from lipadvisor.probe.changes import Changes
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
-from lipadvisor.probe.following import Following
+from lipadvisor.probe.following import following
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import find_layers
@@ -111,7 +111,7 @@ class Probe:
         self._packs = make_packs(self.layers, self._generator)
         self._place_L = rows_of_layers(self._packs)
         self._capture = Capture(self.layers, keep=level in NOISY, root=model)
-        self.following = Following(self.layers, self._capture, follows=self.ranks.size == 1)
+        self.following = following(self._model, model, self.layers, self._capture, self.ranks)
         self._budget = Budget(max_overhead, interval)
         self._updates = 0  # optimizer steps seen
         self._strides = Strides(optimizer, [float("inf")] * len(self.layers), [1.0] * len(self.layers))
@@ -119,8 +119,7 @@ class Probe:
             self._model, optimizer, self._packs, self._capture, self._generator, independent_samples, self._strides
         )
         self._armed: int | None = None
-        self._armed_at = self._spent_s = 0.0
-        self._tail_s = 0.0  # what accounting for the last idle step took itself
+        self._armed_at = self._spent_s = self._tail_s = 0.0  # tail: what accounting for the last idle step took
         self._values_LC: Tensor | None = None
         self._unsettled: tuple[bool, ...] = ()
         if example_input is not None:
@@ -140,6 +139,8 @@ class Probe:
         """Return the norms of the weights as they are now; everything that needs a step is nan."""
         for pack in self._packs:
             pack.new = None
+        if self.ranks.size == 1:
+            self.following.adopt(self._packs)
         unsettled = self._begin()
         with torch.no_grad():
             values_LC = in_order([pack.spectrum(pack.old) for pack in self._packs], self._place_L)
@@ -163,11 +164,14 @@ class Probe:
         if unsettled and self._blind:
             self._eager.begin()
         self._meter.judge.looked = self._meter.judge.wants_samples
-        self._watched = unsettled or (noisy and self._meter.judge.looked and not self._compiled)
+        self._watched = (unsettled and not self.following.knows) or (
+            noisy and self._meter.judge.looked and not self._compiled
+        )
         if noisy:
             self._meter.prepare()
         root = (noisy or unsettled) and (not self._compiled or self._wrapped)
         self._capture.attach(self._watched, root, sizes=not self._compiled)
+        self.following.begin()
         self._spent_s += time.perf_counter() - self._armed_at
         return True
 
@@ -235,7 +239,7 @@ class Probe:
         self._armed, self._values_LC, self._capture.spent_s = None, None, 0.0
         if readings is None:
             return None
-        self._budget.next_step, wait = self.ranks.largest(self._budget.next_step, wait)
+        self._budget.next_step, wait = self.following.agreed(self._budget.next_step, wait)
         self._note(readings.columns)
         sizes, started = self.following.sizes(), self.following.look(self._packs)
         if started:
@@ -247,7 +251,7 @@ class Probe:
     def trace(self, *arguments: Any, **keywords: Any) -> None:
         """Learn the convolutions' input sizes from a batch, as ``example_input`` does: ``model(*arguments)``."""
         if any(pack.operator is None for pack in self._packs):
-            self._capture.input_shapes.update(input_sizes(self._model, self.layers, arguments, keywords))
+            self.following.told(input_sizes(self._model, self.layers, arguments, keywords), arguments, keywords)
 
     def urge(self, step: int) -> None:
         """Ask for a measurement of step number ``step``, out of turn: something has happened."""
@@ -278,6 +282,7 @@ class Probe:
     def close(self) -> None:
         """Take the hooks out and forget what was captured."""
         self._eager.end()
+        self.following.end()
         self._capture.detach()
         self._capture.clear()
         self._armed, self._values_LC = None, None
@@ -288,7 +293,6 @@ class Probe:
         """Bring every block up to the present weights; return which layers have no operator yet."""
         if self.following.retyped():
             self._regroup(make_packs(self.layers, self._generator))
-        self.following.adopt(self._packs)
         unsettled = [False] * len(self.layers)
         parts = tuple(part for pack in self._packs for part in pack.parted(self._capture.input_shapes))
         if len(parts) > len(self._packs):
@@ -305,10 +309,12 @@ class Probe:
         self._capture.detach()
         self._capture.finish()
         self._eager.end()
+        self.following.end()
+        self.following.adopt(self._packs)
         self._unsettled = self._begin()
         self._blind = any(self._unsettled)
         self._unsettled = tuple(map(or_, self._unsettled, self.following.marked(self._changes.look())))
-        if self._updates and self._watched and self._capture.empty and EagerStep.possible():
+        if self._updates and self._watched and not self._capture.fired and EagerStep.possible():
             self._compiled = True  # outside of the model, where it does not show
 
     def _regroup(self, packs: tuple[Pack, ...]) -> None:

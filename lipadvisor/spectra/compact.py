@@ -37,11 +37,6 @@ class CompactKernel:
     core: Tensor  # (P, Q, *taps)
     in_QC: Tensor
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of its numbers."""
-        return self.core.dtype
-
     def sample_scalars(self, input_B: Tensor, grad_B: Tensor) -> Tensor:
         """Return ``<d_i, conv(a_i; kernel)>`` (B,)."""
         few = (self.in_QC @ input_B.flatten(2)).unflatten(2, input_B.shape[2:])
@@ -61,9 +56,9 @@ class Sketch:
     place_EX: Tensor
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of its numbers."""
-        return self.kernel.dtype
+    def core(self) -> Tensor:
+        """The kernel between the kept channels (P, Q, *taps)."""
+        return self.kernel.core
 
     def samples(self, input_B: Tensor, grad_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``<g_i, J>`` (B,), and each sample's gradient between patterns and channels (B, O, E), (B, C, E)."""

@@ -79,6 +79,7 @@ class Recorder:
         measure_s: float = _NAN,
         step_s: float = _NAN,
         alarm: str = "",
+        input_sizes: Sequence[tuple[int, ...]] = (),
     ) -> None:
         """Record an observation, its bands included (as forecasts of ``"*"`` under the present knobs).
 
@@ -89,11 +90,12 @@ class Recorder:
             measure_s: Seconds spent on measuring this step.
             step_s: Seconds of the whole step, measuring included.
             alarm: Signs that the run may be about to diverge, where two of them were there.
+            input_sizes: Of the maps that the layers' norms are for, () for those that have none.
 
         Raises:
             ValueError: an extra has an unknown name or the wrong length.
         """
-        rows = observation_rows(observation, extras, measure_s, step_s, alarm)
+        rows = observation_rows(observation, extras, measure_s, step_s, alarm, input_sizes)
         present = next((knobs for knobs in observation.knobs if knobs.group == 0), Knobs(0))
         bands = {"*": observation.bands}
         self._add("forecasts", forecast_rows(observation.step, bands, "present", present.lr, present.weight_decay))

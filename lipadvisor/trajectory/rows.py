@@ -22,6 +22,7 @@ def observation_rows(
     measure_s: float = _NAN,
     step_s: float = _NAN,
     alarm: str = "",
+    input_sizes: Sequence[tuple[int, ...]] = (),
 ) -> list[Row]:
     """Return the rows of one observation: its layers in order, then the network.
 
@@ -32,18 +33,20 @@ def observation_rows(
         measure_s: Seconds spent on measuring this step.
         step_s: Seconds of the whole step.
         alarm: Signs of a divergence to come, where two of them were there.
+        input_sizes: Of the layers' maps, see ``Terms.input_sizes``; () where there are none.
 
     Raises:
-        ValueError: an extra has an unknown name or the wrong length.
+        ValueError: an extra has an unknown name or the wrong length, or sizes are not as many as layers.
     """
     columns = _extra_columns(extras or {}, len(observation.layers) + 1)
     lr_and_decay = {knobs.group: (_number(knobs.lr), _number(knobs.weight_decay)) for knobs in observation.knobs}
     groups = [lr_and_decay.get(layer.group, _NO_KNOBS) for layer in observation.layers]
     network_group = lr_and_decay.get(0, _NO_KNOBS)
     when, measured = (observation.step, observation.tau), observation.measured_step
+    sizes = map(_by_size, input_sizes or [()] * len(observation.layers))
     rows: list[Row] = [
-        (*when, *_layer_values(layer), *knobs, *extra, measured, *_NO_STEP_VALUES)
-        for layer, knobs, extra in zip(observation.layers, groups, columns[:-1], strict=True)
+        (*when, *_layer_values(layer), *knobs, *extra, measured, *_NO_STEP_VALUES, size)
+        for layer, knobs, extra, size in zip(observation.layers, groups, columns[:-1], sizes, strict=True)
     ]
     step_values = _step_values(observation, measure_s, step_s, alarm)
     rows.append((*when, *_layer_values(observation.network), *network_group, *columns[-1], measured, *step_values))
@@ -155,6 +158,7 @@ def _step_values(observation: Observation, measure_s: float, step_s: float, alar
         " ".join(name for name, value in losses.items() if value is not None),
         json.dumps(as_json(observation.knobs)),
         alarm,
+        "",
     )
 
 

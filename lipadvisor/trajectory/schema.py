@@ -59,6 +59,7 @@ TABLES: Mapping[str, pa.Schema] = {
         (_FLOAT, "overhead measure_s step_s"),
         (_TEXT, "step_status given knobs"),  # given: which losses there were, nan is one; knobs: JSON of all groups
         (_TEXT, "alarm"),  # on the row "*", signs of a divergence to come: "forecast update"; "" while not raised
+        (_TEXT, "input_size"),  # "3x32x32": maps that a convolution's norm is for; "" for all other layers
     ),
     "forecasts": _schema(
         (_INT, "step"),

@@ -26,10 +26,11 @@ __all__ = ["TableFile", "read_stream"]
 class _Stream:
     table: pa.Table
     whole_bytes: int  # where the last whole message ends
+    complete: bool = True  # whether the file itself has all columns
 
 
 def read_stream(path: Path, schema: pa.Schema) -> _Stream:
-    """Read the whole messages of a stream file; a torn tail is left out.
+    """Read the whole messages of a stream file; a torn tail is left out, columns that came later are empty.
 
     Raises:
         ValueError: the file is a stream of another schema.
@@ -41,16 +42,24 @@ def read_stream(path: Path, schema: pa.Schema) -> _Stream:
             found = pa.ipc.read_schema(pa.ipc.read_message(source))
         except (EOFError, pa.ArrowException, OSError):
             return _Stream(schema.empty_table(), 0)
-        if not found.equals(schema):
+        if not found.equals(pa.schema([field for field in schema if field.name in found.names])):
             raise ValueError(f"{path} holds other columns than these: {found.names} instead of {schema.names}.")
         whole_bytes = source.tell()
         while True:
             try:
-                batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(source), schema))
+                batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(source), found))
             except (EOFError, pa.ArrowException, OSError):
                 break
             whole_bytes = source.tell()
-    return _Stream(pa.Table.from_batches(batches, schema=schema), whole_bytes)
+    complete = found.equals(schema)
+    return _Stream(_completed(pa.Table.from_batches(batches, schema=found), schema), whole_bytes, complete)
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with all columns of ``schema``; those that it lacks are empty."""
+    empty = {field.name: pa.nulls(table.num_rows, field.type) for field in schema}
+    columns = [table[name] if name in table.column_names else none for name, none in empty.items()]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 class TableFile:
@@ -128,7 +137,10 @@ class TableFile:
 
     def _open(self) -> int:
         self._stream_path.parent.mkdir(parents=True, exist_ok=True)
-        whole = read_stream(self._stream_path, self._schema).whole_bytes if self._stream_path.exists() else 0
+        live = read_stream(self._stream_path, self._schema) if self._stream_path.exists() else None
+        if live is not None and not live.complete:  # of an earlier version: what comes now has more columns
+            self.seal()
+        whole = live.whole_bytes if live is not None and live.complete else 0
         handle = os.open(self._stream_path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(handle, whole)
         os.lseek(handle, 0, os.SEEK_END)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from layer_twins import sample_gradients, top_pair
+from layer_twins import build, sample_gradients, top_pair
 from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
@@ -69,3 +69,56 @@ def test_a_dead_layer_has_no_noise_and_the_others_keep_their_samples(
     shares = [float(u @ g[names.index("head")] @ v / s_1) for g in grads]
     expected = np.var(shares, ddof=1) / 12 * probe.noise.factor**2
     assert variance["head"] == pytest.approx(expected, rel=1e-8)
+
+
+class Adapted(nn.Module):
+    """A frozen matrix and one of low rank beside it, which begins at zero (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 8, bias=False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.tanh(self.base(x) + self.up(self.down(x))))
+        return y
+
+
+def test_a_layer_that_begins_at_zero_leaves_the_others_their_samples() -> None:
+    model = build(Adapted)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    probe = Probe(model, optimizer, interval=1)
+    for step in range(2):
+        x = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        probe.arm(step)
+        nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 1e-2}, {0: 1e-2})
+        optimizer.zero_grad()
+        terms = probe.collect(step)
+        assert terms is not None
+        assert dict(zip(terms.names, terms.status_L, strict=True)) == {
+            "head": "ok", "down": "ok", "up": "ok" if step else "non_finite",
+        }  # fmt: skip
+        assert probe.noise.method == "samples"
+    assert np.isfinite(terms.noise_LL).all()
+    assert "base" in {skipped.name for skipped in probe.skipped}
+
+
+def test_no_factor_is_told_of_an_optimizer_that_nothing_is_known_of() -> None:
+    model = build(Adapted)
+    optimizer = torch.optim.RMSprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    probe = Probe(model, optimizer, interval=1)
+    for step in range(2):
+        x = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        probe.arm(step)
+        nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 1e-3}, {0: 0.0})
+        optimizer.zero_grad()
+        probe.collect(step)
+    assert probe.noise.factor == 1.0

@@ -12,7 +12,7 @@ from layer_twins import dense, take_step
 from torch import nn
 
 from lipadvisor.probe import Probe
-from lipadvisor.probe.following import SEEN
+from lipadvisor.probe.following import AGAIN, SEEN
 from lipadvisor.terms import Terms
 
 
@@ -82,13 +82,32 @@ def test_images_of_many_sizes_are_measured_on_one(caplog: pytest.LogCaptureFixtu
     np.testing.assert_allclose(records[-1].log_norm_after_L, exact_log_norms(probe), atol=1e-4)
 
 
-def test_a_size_that_was_left_is_not_taken_up_again() -> None:
+def test_a_size_that_was_left_is_taken_up_again_after_four_times_as_many_steps() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     probe = Probe(model, optimizer, level="drift", interval=1)
-    records = train(model, probe, optimizer, [8] * 2 + [12] * 5 + [8] * 8)
+    back = SEEN * AGAIN
+    records = train(model, probe, optimizer, [8] * 2 + [12] * (SEEN + 2) + [8] * (back + 2))
+    sides = [record.input_sizes[0][1] for record in records]
+    assert sides == [8] * (2 + SEEN) + [12] * (2 + back) + [8] * 2
+    assert probe.following.restarts == 4
+    np.testing.assert_allclose(records[-1].log_norm_after_L, exact_log_norms(probe), atol=1e-4)
+
+
+def test_sizes_that_come_and_go_start_nothing_anew() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = Probe(model, optimizer, level="norms", interval=1)
+    train(model, probe, optimizer, [8] * 2 + [12] * (SEEN + 1) + ([8] * (SEEN * AGAIN - 1) + [12]) * 3)
     assert probe.following.restarts == 2
-    assert records[-1].input_sizes[0] == (2, 12, 12)
+
+
+def test_a_checkpoint_of_former_versions_knows_the_sizes_that_were_left() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = Probe(model, optimizer, level="norms", interval=1)
+    probe.following.load_state_dict({"past": {0: [[2, 8, 8]]}, "other": {}, "restarts": 1, "varied": False})
+    assert probe.following.state_dict()["left"] == {0: [[[2, 8, 8], 1]]}
 
 
 def test_noise_of_larger_images_is_that_of_their_gradients_on_the_pair_of_the_size_that_is_named() -> None:

@@ -224,3 +224,12 @@ def test_runs_recorded_before_an_update_had_three_sizes_are_read_as_unmeasured()
     assert observations_from_frame(frame) == (seen,)
     (old,) = observations_from_frame(frame.drop(columns=["frobenius_ratio", "row_ratio"]))
     assert old == dataclasses.replace(seen, layers=(dataclasses.replace(LAYER, update_ratio=3.0),))
+
+
+def test_the_size_of_maps_stands_with_its_layer_and_nowhere_else() -> None:
+    recorder = Recorder()
+    recorder.add_observation(SEEN, input_sizes=[(3, 32, 16)])
+    recorder.add_observation(SEEN)
+    assert recorder.frames().observations["input_size"].tolist() == ["3x32x16", "", "", ""]
+    with pytest.raises(ValueError, match="zip"):
+        recorder.add_observation(SEEN, input_sizes=[(1,), (2,)])

@@ -16,7 +16,7 @@ import pytest
 from lipadvisor.policies.contract import Layer, Observation, hold
 from lipadvisor.trajectory import TABLES, Batch, TrajectoryStore, load_run
 from lipadvisor.trajectory.rows import decision_rows, observation_rows
-from lipadvisor.trajectory.schema import as_table
+from lipadvisor.trajectory.schema import as_frame, as_table
 from lipadvisor.trajectory.stream import TableFile
 
 
@@ -317,3 +317,24 @@ def test_a_killed_writer_loses_nothing_it_had_acknowledged_and_readers_never_fai
         assert len(stored) >= acknowledged
     assert acknowledged > 10
     assert set(TABLES) == {"observations", "forecasts", "decisions", "inspections"}
+
+
+def test_a_stream_of_an_earlier_version_is_read_and_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TABLES["observations"]
+    fewer = {**TABLES, "observations": whole.remove(whole.get_field_index("input_size"))}
+    path = tmp_path / "1-observations"
+    with monkeypatch.context() as before:
+        before.setattr("lipadvisor.trajectory.stream.TABLES", fewer)
+        file = TableFile(path, "observations")
+        for number in (1, 2):
+            file.append(number, table("observations", number).drop_columns(["input_size"]))
+        file.close()
+    again = TableFile(path, "observations")
+    assert again.read()["step"].to_pylist() == [1, 2]
+    assert again.read()["input_size"].to_pylist() == [None, None]
+    again.append(2, table("observations", 2))
+    again.append(3, table("observations", 3))
+    assert again.read()["step"].to_pylist() == [1, 2, 3]
+    again.seal()
+    assert again.read()["input_size"].to_pylist() == [None, None, ""]
+    assert as_frame(again.read())["input_size"].isna().tolist() == [True, True, False]

@@ -24,7 +24,19 @@ from torch import Tensor, nn
 
 from lipadvisor.spectra import LayerOperator
 
-__all__ = ["Candidate", "Form", "Options", "Plain", "Skipped", "Source", "TrackedLayer", "Use", "marks", "wide"]
+__all__ = [
+    "Candidate",
+    "Form",
+    "Options",
+    "Plain",
+    "Skipped",
+    "Source",
+    "TrackedLayer",
+    "Use",
+    "kind_of",
+    "marks",
+    "wide",
+]
 
 CONV_VIEWS = ("operator", "matrix")
 
@@ -274,6 +286,11 @@ def marks(x: Tensor) -> tuple[float | Tensor, ...]:
         return (x._version,)
     with torch.no_grad():
         return (x._version, x.sum(dtype=None if x.dtype == torch.float64 else torch.float32))
+
+
+def kind_of(x: Tensor) -> tuple[torch.dtype, torch.device]:
+    """Return what everything that is kept of a weight hangs on: where it changes, a tracker starts anew."""
+    return x.dtype, x.device
 
 
 def wide(x: Tensor) -> Tensor:
