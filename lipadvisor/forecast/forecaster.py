@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from lipadvisor.dynamics import Coefficients
+from lipadvisor.forecast.beliefs import expected_rate, fading, moments
 from lipadvisor.forecast.between import between, blend
 from lipadvisor.forecast.displacement import Displacement
+from lipadvisor.forecast.drift_noise import ResidualNoise, measured_noise
 from lipadvisor.forecast.experts import POWER_E, Averages, power_integrals
 from lipadvisor.forecast.guard import WARN_LOAD
 from lipadvisor.forecast.motion import Interval, Motion
@@ -23,7 +25,6 @@ from lipadvisor.forecast.outcomes import LEVEL, NOISE, START, TAU, VALUES, Prese
 from lipadvisor.forecast.plan import Plan, Standing, planned, validated_horizon
 from lipadvisor.forecast.plan_guard import PlanGuard
 from lipadvisor.forecast.rebound import rebound, steady_share
-from lipadvisor.forecast.residual_noise import ResidualNoise
 from lipadvisor.forecast.result import BandSeries, Forecast, Score
 from lipadvisor.forecast.tracker import Tracker
 from lipadvisor.policies import Band, Status
@@ -130,7 +131,7 @@ class Forecaster:
         if self.updates > 0 and not self._averages.noisy:
             self._learn_residual(interval)
         self._displacement.update(interval, self._rate_S)
-        self._averages.update(interval, self._noise_of(interval, coefficients))
+        self._averages.update(interval, measured_noise(interval, coefficients, self._motion.lr_S))
         self._lr_L, self._weight_decay_L = terms.lr_L.copy(), terms.weight_decay_L.copy()
         self._composition_L = terms.composition_L.copy()
         steps = max(1.0, interval.steps)
@@ -181,7 +182,7 @@ class Forecaster:
         progress_hS = (gap * lr_S + np.cumsum(future.lr_hS, axis=0)) / np.where(lr_S > 0.0, lr_S, np.inf)
         mean_hS = mean_hS + self._displacement.answer(progress_hS)
         clock_h = gap * lr_S[-1] + np.cumsum(future.lr_hS[:, -1])
-        weight_hPS = blend(self._tracker.fading(), *between(self._steps_H, steps_h))
+        weight_hPS = blend(fading(self._tracker.learned.weight_HES), *between(self._steps_H, steps_h))
         mean_hS = mean_hS + rebound(future.log_decay_hS, self._motion.clock + clock_h, weight_hPS)
         std_hS = std_hS * np.where(future.changes > _CHANGE, _CHANGE_WIDENS, 1.0)[:, None]
         std_hS = np.maximum.accumulate(std_hS, axis=0)
@@ -282,27 +283,11 @@ class Forecaster:
         self._guard.load_state_dict(state)
         self._tracker.load_state_dict(state["tracker"])
 
-    def _noise_of(self, interval: Interval, coefficients: Coefficients) -> Array:
-        """Return the variance of this step's direction, nats^2 per tau^2; not finite where there is none."""
-        noise_S = np.empty(len(self.names) + 1)
-        noise_S[:-1] = coefficients.diffusion_L
-        noise_S[-1] = coefficients.diffusion
-        noise_S *= noise_S
-        square_S = self._motion.lr_S
-        if coefficients.own_response != 1.0:
-            square_S = coefficients.own_response**2 * square_S
-        if interval.whole and interval.steps == 1.0:
-            noise_S /= square_S
-            return noise_S
-        with np.errstate(divide="ignore", invalid="ignore"):  # no rate, no noise
-            noise_S /= square_S
-        return noise_S
-
     def _learn_residual(self, interval: Interval) -> None:
         """Average the squared residuals of the drift: they stand in for a noise that is not measured."""
         moving_S = interval.moving_S
         integral_PS = power_integrals(interval.start_S, interval.start_S + np.where(moving_S, interval.advance_S, 0.0))
-        first_HPS, _ = self._tracker.moments(self._averages.values()[: len(POWER_E)])
+        first_HPS, _ = moments(self._tracker.learned.weight_HES, self._averages.values()[: len(POWER_E)])
         self._residual.update(interval, (first_HPS[0] * integral_PS).sum(axis=0))
 
     def _track(self) -> None:
@@ -315,7 +300,8 @@ class Forecaster:
         present = self._present()
         self._tracker.update(present, motion.lr_S)
         record_RS = present.record_RS
-        self._rate_S = self._tracker.rate(record_RS[VALUES], record_RS[START], self._trend_place)
+        weight_ES = self._tracker.learned.weight_HES[self._trend_place]
+        self._rate_S = expected_rate(weight_ES, record_RS[VALUES], record_RS[START])
         displacement.judge(motion, self._rate_S)
         answer_HS = displacement.answer_by(self._factors_H2)
         if np.count_nonzero(motion.lr_S) < len(motion.lr_S):  # where the clock stands still nothing is given back
@@ -332,7 +318,8 @@ class Forecaster:
         """
         motion = self._motion
         share_HP1 = steady_share(motion.clock, float(motion.lr_S[-1]), self.horizons)[:, :, None]
-        called_HS = np.add.reduce(self._tracker.fading(first) * share_HP1, axis=1)
+        weight_HPS = fading(self._tracker.learned.weight_HES[:, :, first:])
+        called_HS = np.add.reduce(weight_HPS * share_HP1, axis=1)
         called_HS *= -motion.log_decay_S[first:]
         return np.asarray(called_HS)
 
@@ -362,7 +349,7 @@ class Forecaster:
         low_h, share_h = between(self._steps_H, steps_h)
         record_RS, learned = self._present().record_RS, self._tracker.learned
         first_hPS, second_hPS = (
-            blend(part_HPS, low_h, share_h) for part_HPS in self._tracker.moments(record_RS[VALUES])
+            blend(part_HPS, low_h, share_h) for part_HPS in moments(learned.weight_HES, record_RS[VALUES])
         )
         scale_hS = blend(learned.scale_HS, low_h, share_h)
         quantile_hS = blend(learned.quantile_HS, low_h, share_h)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from lipadvisor.forecast.beliefs import moments
 from lipadvisor.forecast.cadence import AT_FIRST, Cadence
-from lipadvisor.forecast.experts import POWER_E, POWERS, SMOOTHINGS, advance_integrals
+from lipadvisor.forecast.experts import POWER_E, SMOOTHINGS, advance_integrals
 from lipadvisor.forecast.outcome_order import EARLY, GAIN, in_order, in_their_order
 from lipadvisor.forecast.outcomes import (
     NOISE,
@@ -48,7 +49,6 @@ _MISS_RATE = 0.1
 _LOG_FLOOR = 0.01
 _LOG_MEAN = -1.03  # E ln(z^2 + .01) of a standard normal
 _PATIENCE = 32  # steps that an outcome waits for others, once its horizon has had `AT_FIRST`; until then none
-_BY_POWER = (np.arange(len(POWERS))[:, None] == POWER_E).astype(np.float64)  # sums over the experts of one power
 
 
 class Tracker:
@@ -89,39 +89,6 @@ class Tracker:
         self._weigh(self.learned)
         self.learned.scale_HS[:], self.learned.quantile_HS[:] = 1.0, 1.6448536269514722
         self._look()
-
-    def moments(self, value_ES: Array) -> tuple[Array, Array]:
-        """Return the weighted sums, by power, of the experts' averages and of their squares, shapes ``(H, P, S)``."""
-        shape = (len(self._horizons), len(POWERS), len(SMOOTHINGS), -1)
-        weighted_HES = self.learned.weight_HES * value_ES
-        first_HPS = np.add.reduce(weighted_HES.reshape(shape), axis=2)
-        weighted_HES *= value_ES
-        return first_HPS, np.add.reduce(weighted_HES.reshape(shape), axis=2)
-
-    def fading(self, first: int = 0) -> Array:
-        """Return how far drifts that fade are believed, the sums of the experts' weights with p = 1 and p = 2.
-
-        Args:
-            first: of the series; -1 for the network alone.
-
-        Returns:
-            Shape ``(H, 2, S)``.
-        """
-        weight_HES = self.learned.weight_HES[:, len(SMOOTHINGS) :, first:]
-        shape = (len(self._horizons), len(POWERS) - 1, len(SMOOTHINGS), -1)
-        return np.asarray(np.add.reduce(weight_HES.reshape(shape), axis=2))
-
-    def rate(self, value_ES: Array, clock_S: Array, place: int) -> Array:
-        """Return the growth that is expected next, nats per unit of ``tau``, at ``tau + tau_c``, by one horizon."""
-        weighted_ES = self.learned.weight_HES[place] * value_ES
-        first_PS = _BY_POWER.dot(weighted_ES)
-        if np.count_nonzero(clock_S) < len(clock_S):
-            clock_S = np.where(clock_S > 0.0, clock_S, np.inf)
-        rate_S = first_PS[2] / clock_S
-        rate_S += first_PS[1]
-        rate_S /= clock_S
-        rate_S += first_PS[0]
-        return np.asarray(rate_S)
 
     def update(self, present: Present, lr_S: Array) -> None:
         """Learn from the forecasts whose time has come.
@@ -270,7 +237,7 @@ class Tracker:
         if not any(self._scored):
             return
         record_RS = present.record_RS
-        first_HPS, second_HPS = self.moments(record_RS[VALUES])
+        first_HPS, second_HPS = moments(self.learned.weight_HES, record_RS[VALUES])
         lr_HS = self._horizon_H1 * lr_S
         start_S = record_RS[START]
         integral_HPS = advance_integrals(start_S + (start_S == 0.0), lr_HS).transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""The squared residuals of the drift, averaged: they stand in for a noise that is not measured."""
+"""The noise of the drift: as a step's samples show it, or else the squared residuals of the drift, averaged."""
 
 from __future__ import annotations
 
@@ -7,12 +7,34 @@ from typing import Any
 
 import numpy as np
 
+from lipadvisor.dynamics import Coefficients
 from lipadvisor.forecast.motion import Interval
 from lipadvisor.terms import Array
 
-__all__ = ["ResidualNoise"]
+__all__ = ["ResidualNoise", "measured_noise"]
 
 _GAIN = 0.03  # per measurement
+
+
+def measured_noise(interval: Interval, rates: Coefficients, lr_S: Array) -> Array:
+    """Return the variance of a step's direction, nats^2 per tau^2, shape ``(S,)``; not finite where there is none.
+
+    Args:
+        interval: up to the step.
+        rates: of the step.
+        lr_S: in force.
+    """
+    noise_S = np.empty(len(lr_S))
+    noise_S[:-1] = rates.diffusion_L
+    noise_S[-1] = rates.diffusion
+    noise_S *= noise_S
+    square_S = lr_S if rates.own_response == 1.0 else rates.own_response**2 * lr_S
+    if interval.whole and interval.steps == 1.0:
+        noise_S /= square_S
+        return noise_S
+    with np.errstate(divide="ignore", invalid="ignore"):  # no rate, no noise
+        noise_S /= square_S
+    return noise_S
 
 
 class ResidualNoise:
