@@ -49,7 +49,6 @@ from lipadvisor.spectra.rows import (
     orthonormal,
     quiet,
     root,
-    row_lengths,
     rows,
     solved,
     squares,
@@ -180,17 +179,17 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
     return Response(joined([column[:, None] for column in columns], 1), update_KN, pairs.turn_1R, gained_1M)
 
 
-def relative_sizes(operator: LayerOperator, direction: Tensor, length_lr: Tensor) -> Tensor:
+def relative_sizes(operator: LayerOperator, moved_lr: Tensor, length_lr: Tensor) -> Tensor:
     """Return ``|U|_F / |W|_F``, and the largest norm of a row of ``U`` over that of a row of ``W``, (l, 2).
 
     Rows are those of the kernel's first dimension: a convolution's row is what makes one output channel.
 
     Args:
         operator: geometry of the layers.
-        direction: U.
-        length_lr: of the rows of W that are here.
+        moved_lr: lengths of the rows of U that are here.
+        length_lr: of those of W.
     """
-    rows_2lr = torch.stack([row_lengths(direction), length_lr])
+    rows_2lr = torch.stack([moved_lr, length_lr])
     if isinstance(operator, ShardedOperator):
         rows_2lr = operator.shard.gather(rows_2lr)
     sizes_2l2 = torch.stack([torch.linalg.vector_norm(rows_2lr, dim=-1), rows_2lr.amax(-1)], dim=-1)

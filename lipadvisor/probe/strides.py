@@ -88,6 +88,10 @@ class Strides:
             [float(value) for value in state[name]] for name in ("ratios", "widths", "gaps")
         )
 
+    def first(self, pack: Pack) -> bool:
+        """Return whether nothing is known yet of some layer's updates."""
+        return any(math.isinf(self.ratio_L[index]) for index in pack.indices)
+
     def direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
         assert pack.old is not None

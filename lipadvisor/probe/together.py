@@ -20,11 +20,12 @@ from torch import Tensor
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
 from lipadvisor.probe.strides import Strides
+from lipadvisor.probe.update_start import update_start
 from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh, residual
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
-from lipadvisor.spectra.rows import Kernel, Operator, Rows, quiet, root, rows, squares, tensor
+from lipadvisor.spectra.rows import Kernel, Operator, Rows, quiet, root, row_lengths, rows, squares, tensor
 from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["Came", "follow", "looked_at", "move"]
@@ -95,6 +96,11 @@ def _kind(number: int, pack: Pack, strides: Strides, often: bool) -> Hashable:
 def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
     """Bring packs of one kind to the weights after the step."""
     directions = [strides.direction(pack) for pack in packs]
+    lengths = [row_lengths(direction) for direction in directions]
+    for pack, direction, length_lr in zip(packs, directions, lengths, strict=True):
+        assert pack.operator is not None
+        assert pack.update_KN is not None
+        pack.update_KN = update_start(pack.operator, direction, length_lr, pack.update_KN, strides.first(pack))
     step, resolvents = _passage(packs, strides, directions, often)
     paces = [strides.pace(pack) for pack in packs]
     operators = [pack.operator for pack in packs]
@@ -116,14 +122,12 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
     block, residual_l1 = _refreshed(step.operator, step.moved, step.block, degree, start_RM)
     columns_l4 = tensor(response.columns_l4)
     came = []
-    for pack, operator, place, direction, resolvent in zip(
-        packs, operators, places, directions, resolvents, strict=True
-    ):
+    for pack, operator, place, length_lr, resolvent in zip(packs, operators, places, lengths, resolvents, strict=True):
         assert operator is not None
         assert pack.old is not None
         pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
         pack.take(_own(block, place, operator), residual_l1[place])
-        sizes_l2 = relative_sizes(operator, direction, pack.old.length_lr)
+        sizes_l2 = relative_sizes(operator, length_lr, pack.old.length_lr)
         came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent))
     return came
 
