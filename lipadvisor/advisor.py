@@ -258,7 +258,9 @@ class Advisor:
 
         The weights with the lowest are kept where ``snapshot_every`` is. The default goes back to them on overfitting,
         and where the loss reported after the last step is clearly above the lowest: report twenty times a run, and
-        at its end, before the model is used. Of several ranks each must report one: their mean counts.
+        at its end, before the model is used. It compares them with the training losses: report the same function, a
+        mean as there; a sum or a percentage looks like overfitting. Of several ranks each must report one: their mean
+        counts.
         """
         mean = self._probe.ranks.mean(as_loss(loss))
         assert mean is not None
@@ -325,6 +327,7 @@ class Advisor:
             self._hooks.remove()
             self._probe.close()
             self._applier.close()
+            self._line.close()
         finally:  # whatever happens, what was recorded is written
             self._recorder.close()
             if self._store is not None:
@@ -342,7 +345,7 @@ class Advisor:
         """Return all that a resumed run needs to go on as the uninterrupted one would have: plain values and tensors.
 
         Take it together with the model's, the optimizer's and the loader's state; ``torch.load(weights_only=True)``
-        reads it back.
+        reads it back. Of several processes each has its own.
         """
         return {
             "version": 1,

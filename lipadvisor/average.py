@@ -18,7 +18,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class WeightAverage:
-    """Exponential average of the trained parameters over the last steps; the plain mean while there are few.
+    """Exponential average of the optimizer's parameters over the last steps; the plain mean while there are few.
 
     One more copy of the weights, on their own device, once a decision asks for it; half-precision ones are averaged in
     float32, since they would round the increments off. Running statistics of normalisation layers are averaged like
@@ -27,12 +27,13 @@ class WeightAverage:
 
     Args:
         model: what is averaged; changed by :meth:`end` alone.
+        optimizer: moves the parameters that count; others are somebody else's.
         kept: whether an average may be kept at all.
     """
 
-    def __init__(self, model: torch.nn.Module, kept: bool = True) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, kept: bool = True) -> None:
         self.kept = kept
-        self._model = model
+        self._model, self._optimizer = model, optimizer
         self._memory: float | None = None  # steps
         self._mean: dict[str, torch.Tensor] = {}
         self._taken = 0  # weights that went into the mean
@@ -75,33 +76,74 @@ class WeightAverage:
             return ["averaging: no copies of the weights are kept"] if asked else []
         if self._memory is None or not self._taken:
             return []
-        tensors = self._tensors()
-        if not all(bool(self._mean[name].isfinite().all()) for name in tensors):
+        tensors, mean = self._tensors(), self._mean
+        self._taken, self._mean = 0, {}
+        if not all(bool(mean[name].isfinite().all()) for name in tensors):
             return ["averaging: the average is not finite"]
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(self._mean[name])
-        self._taken = 0
+                tensor.copy_(mean[name])
         _log.info("the run ends with the average of its weights, of a memory of %.0f steps", self._memory)
         return []
 
+    def close(self) -> None:
+        """Say so where an average was begun and never put in place."""
+        if self._taken:
+            _log.warning(
+                "closed after %d steps, before total_steps: the weights are those of the last step, not their average "
+                "(steps that a gradient scaler skips do not count)",
+                self._step,
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: plain numbers and the averaged tensors."""
-        return {"memory": self._memory, "taken": self._taken, "step": self._step, "mean": dict(self._mean)}
+        """Return what a resumed run needs: plain numbers and tensors, of sharded ones this process's share."""
+        mean = {name: _share(one) for name, one in self._mean.items()}
+        places = {name: _place(one) for name, one in self._mean.items()}
+        return {"memory": self._memory, "taken": self._taken, "step": self._step, "mean": mean, "places": places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; the tensors are copied. Earlier versions had none: {} changes nothing."""
+        """Go on from :meth:`state_dict`; the tensors are copied. Earlier versions had none: {} changes nothing.
+
+        Where it holds the share of another process the average begins anew, and a warning says so.
+        """
         if not state or not self.kept:
             return
         self._memory, self._taken, self._step = state["memory"], int(state["taken"]), int(state["step"])
-        mean, tensors = state["mean"], self._tensors()
-        self._mean = {name: mean[name].to(one.device, copy=True) for name, one in tensors.items() if name in mean}
+        mean, places = state["mean"], state["places"]
+        known = {name: one for name, one in self._tensors().items() if name in mean}
+        self._mean = {}
+        if any(places[name] != _place(one) or mean[name].shape != _share(one).shape for name, one in known.items()):
+            self._taken = 0
+            _log.warning("the average of the weights begins anew: the checkpoint holds another process's share of it")
+            return
+        for name, one in known.items():
+            self._mean[name] = torch.empty_like(one, dtype=mean[name].dtype, requires_grad=False)
+            _share(self._mean[name]).copy_(mean[name])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return what is averaged, by name; what is shared stands once."""
-        trained = {name: one for name, one in self._model.named_parameters() if one.requires_grad}
+        moved = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
+        named = self._model.named_parameters()
+        trained = {name: one for name, one in named if one.requires_grad and id(one) in moved}
         return trained | {name: one for name, one in self._model.named_buffers() if name.endswith(_STATISTICS)}
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _share(tensor: Any) -> torch.Tensor:
+    """Return what this process holds of a tensor, as a view of it."""
+    share: torch.Tensor = tensor.detach().to_local() if _is_sharded(tensor) else tensor.detach()
+    return share
+
+
+def _place(tensor: Any) -> list[int]:
+    """Return where in the mesh that a tensor is spread over this process is, after the mesh's shape; [] for none."""
+    if not _is_sharded(tensor):
+        return []
+    return [*tensor.device_mesh.shape, *(tensor.device_mesh.get_coordinate() or ())]
+
+
+def _is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "placements")  # a DTensor; its module is not imported for those who have none

@@ -279,7 +279,8 @@ class Line:
                 refused += self._go_back("rollback", self._snapshot.restore())
             elif decision.rewind:
                 refused += self._go_back("rewind", self._snapshot.restore_validated())
-            self._snapshot.average.follow(self.step, decision)
+            if self._total_steps is None or self.step <= self._total_steps:
+                self._snapshot.average.follow(self.step, decision)
             if decision.weight_scale and self.prediction is not None:
                 self.prediction.shift(dict(decision.weight_scale))
         else:
@@ -306,6 +307,10 @@ class Line:
         self._recorder.add_decision(
             decision, mode=self._mode, before=applied.before, after=applied.after, refused=applied.refused
         )
+
+    def close(self) -> None:
+        """The training ends here, wherever that is."""
+        self._snapshot.average.close()
 
     def rearm(self) -> None:
         """Begin the step under way anew: the optimizer was not asked to act."""

@@ -40,7 +40,7 @@ class Snapshot:
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, every: int | None) -> None:
         self.every = every
         self.restored = 0
-        self.average = WeightAverage(model, kept=every is not None)
+        self.average = WeightAverage(model, optimizer, kept=every is not None)
         self._model, self._optimizer = model, optimizer
         self._waiting: dict[str, Any] | None = None
         self._good: dict[str, Any] | None = None

@@ -21,6 +21,10 @@ def network(seed: int = 0) -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def average_of(model: nn.Module, *trained: nn.Parameter) -> WeightAverage:
+    return WeightAverage(model, torch.optim.SGD(trained or model.parameters(), 0.1))
+
+
 def train(advisor: Advisor, model: nn.Module, steps: range) -> list[torch.Tensor]:
     """Take the steps; return the first weight as the optimizer left it after each."""
     seen = []
@@ -79,9 +83,22 @@ def test_what_is_not_trained_stays_bit_by_bit() -> None:
     assert int(model[1].num_batches_tracked) == 40
 
 
+def test_what_another_optimizer_moves_is_left_to_it() -> None:
+    model = network()
+    average = average_of(model, *model[0].parameters())
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for one in model.parameters():
+                one.fill_(float(step))
+        average.follow(step, ASKS)
+    average.end(ASKS, "takeover")
+    assert set(model[0].weight.flatten().tolist()) == {2.0}
+    assert set(model[3].weight.flatten().tolist()) == {3.0}
+
+
 def test_running_statistics_are_averaged_with_the_weights() -> None:
     model, average = nn.BatchNorm1d(2), None
-    average = WeightAverage(model)
+    average = average_of(model)
     for step, value in enumerate((1.0, 3.0, 5.0), start=1):
         model.running_mean.fill_(value)
         average.follow(step, ASKS)
@@ -154,7 +171,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
 
 def test_the_average_begins_anew_where_weights_were_put_back() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model)
+    average = average_of(model)
     for step, (value, back) in enumerate(((1.0, False), (2.0, False), (9.0, True), (11.0, False)), start=1):
         model.weight.data.fill_(value)
         average.follow(step, Decision(step, "test", "asks", averaging=50.0, rewind=back))
@@ -167,7 +184,7 @@ def test_the_average_begins_anew_where_weights_were_put_back() -> None:
 
 def test_half_precision_is_averaged_in_single() -> None:
     model = nn.Linear(1, 1, bias=False).bfloat16()
-    average = WeightAverage(model)
+    average = average_of(model)
     values = [1.0 + (step % 2) / 128 for step in range(1, 2001)]
     for step, value in enumerate(values, start=1):
         model.weight.data.fill_(value)
@@ -179,7 +196,7 @@ def test_half_precision_is_averaged_in_single() -> None:
 
 def test_what_is_not_finite_is_not_put_in_place() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model)
+    average = average_of(model)
     for step, value in enumerate((math.inf, 1.0), start=1):
         model.weight.data.fill_(value)
         average.follow(step, ASKS)
@@ -212,9 +229,33 @@ def test_a_run_that_goes_on_beyond_its_end_starts_from_the_average() -> None:
         assert model[0].weight.isfinite().all()
 
 
+def test_a_run_that_is_closed_before_its_end_is_told_that_it_has_no_average(caplog: pytest.LogCaptureFixture) -> None:
+    for steps, told in ((40, False), (39, True), (45, False), (10, False)):
+        caplog.clear()
+        model = network()
+        with advised(model, 40) as advisor:
+            train(advisor, model, range(steps))
+        assert any("not their average" in one.message for one in caplog.records) == told
+
+
+def test_of_another_processs_share_nothing_is_taken_up(caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    first, second = average_of(model), average_of(model)
+    first.follow(1, ASKS)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert second.state_dict()["taken"] == 1
+    assert not caplog.records
+    second.load_state_dict(state | {"places": state["places"] | {"0.weight": [2, 1]}})
+    assert second.state_dict()["taken"] == 0
+    assert "begins anew" in caplog.text
+    second.follow(2, ASKS)
+    assert second.end(ASKS, "takeover") == []
+
+
 def test_knobs_alone_ask_for_no_average() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model)
+    average = average_of(model)
     for step in (1, 2):
         average.follow(step, Decision(step, "test", "go", (Knobs(0, 0.1),)))
     assert average.end(Decision(2, "test", "go"), "takeover") == []

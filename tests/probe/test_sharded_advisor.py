@@ -141,25 +141,25 @@ def acted(mesh: Any, rank: int) -> dict[str, Any]:
 
 
 def resumed(mesh: Any, rank: int, folder: str) -> dict[str, Any]:
-    """Return weights of a run, and of the same run that was stopped and taken up again."""
+    """Return weights of a run, and of the same run that was stopped in its last quarter and taken up again."""
     ends = []
     for stops in (False, True):
         model = sharded(network("mlp"), mesh)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-        advisor = Advisor(model, optimizer, 20, interval=2, on_error="raise")
-        run(model, "mlp", advisor, optimizer, rank, range(9))
+        advisor = Advisor(model, optimizer, 40, interval=2, on_error="raise")
+        run(model, "mlp", advisor, optimizer, rank, range(33))
         if stops:
             torch.save(advisor.state_dict(), f"{folder}/advisor{rank}.pt")
             states = model.state_dict(), optimizer.state_dict()
             advisor.close()
             model = sharded(network("mlp"), mesh)
             optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-            advisor = Advisor(model, optimizer, 20, interval=2, on_error="raise")
+            advisor = Advisor(model, optimizer, 40, interval=2, on_error="raise")
             model.load_state_dict(states[0])
             optimizer.load_state_dict(states[1])
             advisor.load_state_dict(torch.load(f"{folder}/advisor{rank}.pt", weights_only=True))
-        run(model, "mlp", advisor, optimizer, rank, range(9, 20))
-        ends.append((whole(model), [float(x) for x in advisor.trajectory.observations.log_norm][-8:]))
+        run(model, "mlp", advisor, optimizer, rank, range(33, 40))
+        ends.append((whole(model), [float(x) for x in advisor.trajectory.observations.log_norm][-4:]))
         advisor.close()
     return {"weights": [end[0] for end in ends], "norms": [end[1] for end in ends]}
 
