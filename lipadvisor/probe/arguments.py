@@ -14,7 +14,7 @@ __all__ = ["LEVELS", "check_arguments", "check_noise_arguments", "globs"]
 LEVELS = ("norms", "drift", "noise", "full")
 
 
-def check_arguments(level: str, max_overhead: float, interval: int | None) -> None:
+def check_arguments(level: str, max_overhead: float, interval: int | None, renew_every: int = 1) -> None:
     """Check what is to be measured, and how often.
 
     Raises:
@@ -26,6 +26,8 @@ def check_arguments(level: str, max_overhead: float, interval: int | None) -> No
         raise ValueError(f"Probe(max_overhead=...) must be in (0, 1], got {max_overhead!r}.")
     if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
         raise ValueError(f"Probe(interval=...) must be an integer >= 1 or None, got {interval!r}.")
+    if isinstance(renew_every, bool) or not isinstance(renew_every, int) or renew_every < 1:
+        raise ValueError(f"Probe(renew_every=...) must be an integer >= 1, got {renew_every!r}.")
 
 
 def check_noise_arguments(independent_samples: object, population: int | DataLoader[Any] | None) -> int | None:

@@ -68,13 +68,13 @@ class Refreshed:
     versions: Marks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Moved:
     """Weights after a step, seen by the block of those before it.
 
     Attributes:
         kernel: copy of the weights.
-        image_RM: their images of the old block's right vectors.
+        image_RM: their images of the old block's right vectors; None where they have not been asked for.
         versions: as in :class:`Refreshed`.
     """
 
@@ -99,6 +99,7 @@ class Pack:
         old: weights before the step.
         new: weights after it.
         moved: the same before their block is found, from :meth:`move` to :meth:`take`.
+        way: relative steps, added up, that the block but for its top pair has not followed.
         seen: what :meth:`versions` returns, as long as the weights cannot be written to.
     """
 
@@ -113,6 +114,7 @@ class Pack:
     old: Refreshed | None = None
     new: Refreshed | None = None
     moved: Moved | None = None
+    way: float = 0.0
     seen: Marks | None = None
     _slots: list[tuple[slice, ...]] = field(default_factory=list)
 
@@ -244,13 +246,19 @@ class Pack:
             self.new = self._refresh(self.start_RN, degree)
         self.old = self.new
 
-    def move(self) -> None:
-        """Set ``moved`` to the present weights."""
+    def move(self, copied: bool = False) -> None:
+        """Set ``moved`` to the present weights; ``copied``: :meth:`copy` has just done its part."""
         assert self.old is not None
         assert self.operator is not None
-        kernel, v_RN = self.kernel(), self.old.block.v_RN
-        image_RM = apply(self.operator, kernel, rows(v_RN) if self.short else v_RN)
-        self.moved = Moved(kernel, image_RM, self.versions())
+        if not copied:
+            self.copy()
+        assert self.moved is not None
+        v_RN = self.old.block.v_RN
+        self.moved.image_RM = apply(self.operator, self.moved.kernel, rows(v_RN) if self.short else v_RN)
+
+    def copy(self) -> None:
+        """Set ``moved`` to the present weights, without images of the block."""
+        self.moved = Moved(self.kernel(), None, self.versions())
 
     def take(self, block: TrackedBlock, residual_l1: Rows) -> None:
         """Set ``new`` to the moved weights with their block."""
@@ -341,7 +349,7 @@ class Pack:
 
     def _refresh(self, start_RN: Tensor, degree: int) -> Refreshed:
         assert self.operator is not None
-        kernel = self.kernel()
+        kernel, self.way = self.kernel(), 0.0
         block = refresh(self.operator, kernel, start_RN, degree)
         off_l1 = residual(self.operator, kernel, block)
         block, off_l1 = self._scouted(kernel, self._agreed(block), off_l1)

@@ -31,6 +31,7 @@ from lipadvisor.probe.following import following
 from lipadvisor.probe.input_sizes import input_sizes
 from lipadvisor.probe.kinds import Options
 from lipadvisor.probe.layers import find_layers
+from lipadvisor.probe.light import LightSteps
 from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack
@@ -67,6 +68,7 @@ class Probe:
         conv_view: str = "operator",
         gains: bool = False,
         parameters: bool = False,
+        renew_every: int = 1,
     ) -> None:
         """Find the layers to measure.
 
@@ -90,19 +92,19 @@ class Probe:
                 "matrix", the kernel reshaped to (out, in x taps): another quantity, with kinds named "..._matrix".
             gains: measure the gains of normalisation layers too, beside the network's sum.
             parameters: measure matrices that a custom module holds itself, beside the network's sum.
+            renew_every: measured steps from one renewal of the tracked vectors to the next, >= 1; only the top pair is
+                followed in between ("drift" and "noise", float32, on a processor; see docs/measurement.md).
 
         Raises:
             ValueError: an argument is out of range, the optimizer does not hold the model's parameters, or the model
                 has no supported layer.
         """
-        check_arguments(level, max_overhead, interval)
+        check_arguments(level, max_overhead, interval, renew_every)
         self._population = check_noise_arguments(independent_samples, population)
         self.level = level
         self._model, self.ranks = bare(model), ranks_of(model)
-        self.layers, self.skipped = find_layers(
-            self._model, optimizer, globs("include", include), globs("exclude", exclude),
-            Options(conv_view, gains, parameters),
-        )  # fmt: skip
+        chosen = globs("include", include), globs("exclude", exclude), Options(conv_view, gains, parameters)
+        self.layers, self.skipped = find_layers(self._model, optimizer, *chosen)
         self._eager, self._blind, self._watched = EagerStep(), False, False
         self._compiled, self._wrapped = is_compiled(model), self._model is not model
         self._optimizer = optimizer
@@ -118,6 +120,7 @@ class Probe:
         self._meter = NoiseMeter(
             self._model, optimizer, self._packs, self._capture, self._generator, independent_samples, self._strides
         )
+        self._light = LightSteps(renew_every) if renew_every > 1 and level != "full" else None
         self._armed: int | None = None
         self._armed_at = self._spent_s = self._tail_s = 0.0  # tail: what accounting for the last idle step took
         self._values_LC: Tensor | None = None
@@ -287,8 +290,6 @@ class Probe:
         self._capture.clear()
         self._armed, self._values_LC = None, None
 
-    # --- what happens inside -------------------------------------------------------------------------------------
-
     def _begin(self) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
         if self.following.retyped():
@@ -323,8 +324,8 @@ class Probe:
 
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
-        step = self._packs, self._strides
-        came = follow(*step) if self.level == "norms" else move(*step, often=self.level == "full")
+        step, full = (self._packs, self._strides), self.level == "full"
+        came = follow(*step) if self.level == "norms" else move(*step, full, self._light)
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):
@@ -333,7 +334,7 @@ class Probe:
             self._meter.judge.curved = self.level == "full"
             measured = self._meter.measure()
             for pack, table, one, noise, sums in zip(self._packs, tables, came, *measured, strict=True):
-                if one is None or noise is None or noise.image_KM is None:
+                if one is None or one.resolvent is None or noise is None or noise.image_KM is None:
                     table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
                     table.append(noise_form(pack, one.resolvent, noise))

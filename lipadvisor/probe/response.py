@@ -33,11 +33,13 @@ from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside, split_change
 from lipadvisor.spectra.joined import JoinedOperator, filled
 from lipadvisor.spectra.rows import (
+    TINY,
     Kernel,
     Operator,
     Rows,
     adjoint,
     apply,
+    at_least,
     decomposed,
     eigen,
     identity,
@@ -140,12 +142,14 @@ class Response:
         update_KN: right vectors of the update.
         turn_1R: what the top pair turns into within the block.
         gained_1M: image, by the moved weights, of what it gains from outside; None where that is not known.
+        complement_l: the complement's part of q over ``(|p|^2 + |y|^2) / s_1``; likewise.
     """
 
     columns_l4: Rows
     update_KN: Rows
     turn_1R: Rows
     gained_1M: Rows | None
+    complement_l: Rows | None
 
     def ahead(self, image_RM: Rows) -> Rows:
         """Return the moved weights' images of the block's right vectors, the top one turned to first order."""
@@ -167,16 +171,17 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
         step.operator, step.direction, pairs.left_JM, pairs.right_JN, step.update_KN, step.rough
     )
     first_l = (block.u_RM[:, 0] * images_JM[:, 0]).sum(-1)
-    count, gained_1M = stretches(size_l, block.s_R[:, 0]), None
+    count, gained_1M, complement_l = stretches(size_l, block.s_R[:, 0]), None, None
     if count == 1:
-        top_l, q_l, gained_1M = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
+        top_l, q_l, gained_1M, complement_l = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
         ratio_l = top_l / block.s_R[:, 0]
     elif step.renew is None:
         return None
     else:
         ratio_l, q_l = _stretches(step, count)
     columns = (first_l, q_l, log(ratio_l), size_l)
-    return Response(joined([column[:, None] for column in columns], 1), update_KN, pairs.turn_1R, gained_1M)
+    columns_l4 = joined([column[:, None] for column in columns], 1)
+    return Response(columns_l4, update_KN, pairs.turn_1R, gained_1M, complement_l)
 
 
 def relative_sizes(operator: LayerOperator, moved_lr: Tensor, length_lr: Tensor) -> Tensor:
@@ -330,8 +335,11 @@ class _Pairs:
 
 def _stretch(
     step: Passage, corner_RR: Rows, pairs: _Pairs, images_JM: Rows, coimages_JN: Rows
-) -> tuple[Rows, Rows, Rows]:
-    """Return s_1 (l,) after the stretch as predicted, the form q (l,), and the image of what the top vector gains."""
+) -> tuple[Rows, Rows, Rows, Rows]:
+    """Return s_1 (l,) after the stretch as predicted, the form q (l,), and what becomes of the complement.
+
+    That is the image of what the top vector gains there, and its part of q, see :class:`Response`.
+    """
     block, resolvent = step.block, step.resolvent
     split = split_change(block, images_JM, coimages_JN)
     image_1M, coimage_1N, turning = images_JM[:, -1:], coimages_JN[:, -1:], None
@@ -344,7 +352,9 @@ def _stretch(
     z_1N = outside(z_1N, block.v_RN)
     image_z_1M = apply(step.rough, step.moved, z_1N)
     top_l = moved_norm(block, corner_RR, pairs.turn_1R, image_1M, coimage_1N, step.length, z_1N, image_z_1M / step.kept)
-    return top_l, (split.block_K[:, :1] + forms_l1)[:, 0], image_z_1M * step.length
+    beyond_l = (squares(first[0]) + squares(first[1]))[:, 0]
+    complement_l = forms_l1[:, 0] * block.s_R[:, 0] / at_least(beyond_l, TINY)
+    return top_l, (split.block_K[:, :1] + forms_l1)[:, 0], image_z_1M * step.length, complement_l
 
 
 def _stretches(whole: Passage, stretches: int) -> tuple[Rows, Rows]:
@@ -368,7 +378,7 @@ def _stretches(whole: Passage, stretches: int) -> tuple[Rows, Rows]:
         step = replace(
             whole, resolvent=resolvent, block=now, old=start, moved=moved, image_RM=image_RM, length=length, kept=1.0
         )
-        top_l, q_l, _ = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
+        top_l, q_l, _, _ = _stretch(step, corner_RR, pairs, images_JM, coimages_JN)
         ratio_l = ratio_l * (top_l / now.s_R[:, 0])
         first_q_l = q_l if first_q_l is None else first_q_l
         start = moved

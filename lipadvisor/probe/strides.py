@@ -137,7 +137,7 @@ class Strides:
         What is lost was measured: predictions integrated over 300 steps end within 0.002 nats of the norms. In float64
         exactness is what is asked for.
         """
-        relative = self._relative(pack)
+        relative = self.relative(pack) + pack.way
         if pack.old is not None and pack.old.kernel.dtype == torch.float64:
             return 2 if relative < DEGREES[-1] else 4
         degrees = (0, 1, 2, 4)
@@ -147,11 +147,11 @@ class Strides:
         """Return how to cut up the step: each stretch must be short for the width of the tracked block."""
         width = min(self.width_L[index] for index in pack.indices)
         lr = max(self.knobs[index][0] for index in pack.indices)
-        relative = self._relative(pack)
+        relative = self.relative(pack)
         turned = any(self.knobs[i][0] * self.ratio_L[i] > TURNING * self.gap_L[i] for i in pack.indices)
         return Pace(lr, min(max(0.4 * width, 0.01), 0.08), relative, turned)
 
-    def _relative(self, pack: Pack) -> float:
+    def relative(self, pack: Pack) -> float:
         """Return the largest relative step of a pack's layers, judged by the last update's size."""
         steps = (self.knobs[index][0] * self.ratio_L[index] for index in pack.indices)
         return max(step if math.isfinite(step) else 0.05 for step in steps)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.light import LightSteps
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
 from lipadvisor.probe.strides import Strides
@@ -37,32 +38,45 @@ class Came:
 
     Attributes:
         columns_l6: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, two more sizes of ``U``.
-        resolvent: of the weights before the step.
+        resolvent: of the weights before the step; None after a light one.
+        complement_l: see :class:`~lipadvisor.probe.response.Response`.
     """
 
     columns_l6: Tensor
-    resolvent: Resolvent
+    resolvent: Resolvent | None
+    complement_l: Rows | None = None
 
 
-def move(packs: Sequence[Pack], strides: Strides, often: bool = True) -> list[Came | None]:
+def move(
+    packs: Sequence[Pack], strides: Strides, often: bool = True, light: LightSteps | None = None
+) -> list[Came | None]:
     """Bring packs to the weights after the step; return what it did to each that can be measured.
 
     Args:
         packs: all layers.
         strides: the step.
         often: see :meth:`~lipadvisor.probe.pack.Pack.resolvent`.
+        light: says which blocks are renewed and which are not; None renews all.
     """
     groups: dict[Hashable, list[int]] = {}
-    for number, pack in enumerate(packs):
-        if pack.old is None:
-            continue
-        pack.move()
-        groups.setdefault(_kind(number, pack, strides, often), []).append(number)
     came: dict[int, Came] = {}
     with quiet():
+        for number, pack in enumerate(packs):
+            if pack.old is None:
+                continue
+            hold = None if light is None else light.due(pack, strides)
+            columns_l6 = None if light is None or hold is None else light.step(pack, hold, strides)
+            if columns_l6 is not None:
+                came[number] = Came(columns_l6, None)
+                continue
+            pack.move(copied=hold is not None)
+            groups.setdefault(_kind(number, pack, strides, often), []).append(number)
         for numbers in groups.values():
             members = [packs[number] for number in numbers]
             came.update(zip(numbers, _move(members, strides, often), strict=True))
+            if light is not None:
+                for number in numbers:
+                    light.renewed(packs[number], came[number].complement_l, number)
     return [came.get(number) for number in range(len(packs))]
 
 
@@ -128,7 +142,8 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
         pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
         pack.take(_own(block, place, operator), residual_l1[place])
         sizes_l2 = relative_sizes(operator, length_lr, pack.old.length_lr)
-        came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent))
+        complement_l = None if response.complement_l is None else response.complement_l[place]
+        came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent, complement_l))
     return came
 
 
