@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipadvisor.experiments.benchmarks.bench import validate_every
 from lipadvisor.experiments.benchmarks.drive import drive
 from lipadvisor.experiments.benchmarks.lists import QUICK
 from lipadvisor.experiments.benchmarks.networks import MixerBlock, Residual
+from lipadvisor.experiments.benchmarks.runs import validate_every
 from lipadvisor.experiments.benchmarks.score import loss_ratio, table
 from lipadvisor.experiments.benchmarks.suites import scale_all
 from lipadvisor.experiments.benchmarks.task import Task

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lipadvisor.experiments.benchmarks.bench import ZERO_ARMS, Bench, zero_tuning_policies
+from lipadvisor.experiments.benchmarks.bench import Bench, zero_tuning_policies
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
 from lipadvisor.experiments.benchmarks.lists import (
@@ -24,6 +24,7 @@ from lipadvisor.experiments.benchmarks.lists import (
 )
 from lipadvisor.experiments.benchmarks.profile_figure import profile_figure
 from lipadvisor.experiments.benchmarks.progress import Progress
+from lipadvisor.experiments.benchmarks.runs import ZERO_ARMS
 from lipadvisor.experiments.benchmarks.score import table
 from lipadvisor.experiments.benchmarks.store import Results
 from lipadvisor.experiments.benchmarks.suites import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lipadvisor import Advisor
-from lipadvisor.experiments.benchmarks import bench as bench_module
+from lipadvisor.experiments.benchmarks import runs as runs_module
 from lipadvisor.experiments.benchmarks.bench import Bench
 from lipadvisor.experiments.benchmarks.drive import drive
 from lipadvisor.experiments.benchmarks.lists import TASKS
@@ -103,7 +103,7 @@ def test_a_written_rate_holds_until_the_next_decision():
 
 @pytest.mark.slow
 def test_the_suite_compares_with_the_same_shock_and_counts_the_notices(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "_MOST_MEMBERS", 4)
+    monkeypatch.setattr(runs_module, "_MOST_MEMBERS", 4)
     found = Bench(Results(tmp_path / "r.json"), [TASKS["mlp_digits"]], seeds=2, trials=4).shocks()
     assert found["labels 0.4, told"]["mlp_digits"] == 1.0
     assert found["false alarms"]["mlp_digits"] == 0.0
