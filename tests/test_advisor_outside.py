@@ -152,7 +152,11 @@ def test_copies_of_a_watched_model_are_not_watched() -> None:
         stream = io.BytesIO()
         torch.save(model, stream)
         copy.deepcopy(model)(torch.randn(4, 8)).sum().backward()
-        assert advisor._probe._capture.empty
+        capture = advisor._probe._capture
+        assert not capture.fired
+        assert not any(capture.calls)
+        model(torch.randn(4, 8))
+        assert capture.fired, "the watched model's own passes are seen"
 
 
 def test_an_error_on_the_short_path_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ def draw_forecast(scores: Sequence[HorizonScore], name: str) -> str:
         left, right = drawn.subplots(1, 2)
         left.plot(horizons, [s.mae for s in scores], "o-", color=COLOURS[0], label="forecast")
         left.plot(horizons, [s.persistence_mae for s in scores], "s--", color=COLOURS[7], label="stays as it is")
-        left.set_yscale("log")
+        if any(max(s.mae, s.persistence_mae) > 0.0 for s in scores):  # else there is nothing to be drawn
+            left.set_yscale("log")
         left.set_ylabel("mean absolute error of Z (nats)")
         left.legend(fontsize=8)
         right.plot(horizons, [s.coverage for s in scores], "o-", color=COLOURS[0])
