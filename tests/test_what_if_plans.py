@@ -33,13 +33,15 @@ class Coupled:
         return Decision(step=observation.step, policy=self.name, reason="always", knobs=knobs), state
 
 
-def trained(mode: str, policy: Any, decay: float, steps: int = STEPS) -> tuple[Advisor, Callable[[], Tensor]]:
+def trained(
+    mode: str, policy: Any, decay: float, steps: int = STEPS, interval: int = 1
+) -> tuple[Advisor, Callable[[], Tensor]]:
     """Return an advisor, and a training step; plain AdamW, that a rate of zero would leave with its decay alone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=decay)
-    advisor = Advisor(model, optimizer, 100, policy=policy, mode=mode, interval=1, on_error="raise")  # type: ignore[arg-type]
+    advisor = Advisor(model, optimizer, 100, policy=policy, mode=mode, interval=interval, on_error="raise")  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
@@ -60,6 +62,17 @@ def taken(advisor: Advisor, plan: dict[str, Any], horizon: int = 5) -> float:
     rate = plan.get("lr", 1e-9)
     with_it = advisor.forecast(horizon, {"lr": rate} if "lr" in plan else {})["0"].mean[-1]
     return float(with_it - advisor.forecast(horizon, {"lr": rate, "weight_decay": 0.0})["0"].mean[-1])
+
+
+def test_a_forecast_starts_at_the_present_step_where_the_last_measurement_is_older() -> None:
+    advisor = trained("shadow", Constant(0.01), 0.0, interval=8)[0]
+    assert advisor._line.prediction is not None
+    forecaster = advisor._line.prediction.forecaster
+    gap = STEPS - forecaster.step
+    assert gap >= 3
+    now = advisor.forecast(5)
+    assert now.start_step == STEPS
+    np.testing.assert_allclose(now["*"].mean, forecaster.forecast(5 + gap)["*"].mean[gap:], rtol=1e-9)
 
 
 @pytest.mark.parametrize("lr", [1e-6, 1e-5, 1e-4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from layer_twins import build, sample_gradients, top_pair
 from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
+from lipadvisor.terms import Terms
 
 
 class Gated(nn.Module):
@@ -86,20 +89,27 @@ class Adapted(nn.Module):
         return y
 
 
-def test_a_layer_that_begins_at_zero_leaves_the_others_their_samples() -> None:
-    model = build(Adapted)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    probe = Probe(model, optimizer, interval=1)
-    for step in range(2):
+def measured(probe: Probe, optimizer: torch.optim.Optimizer, model: nn.Module, steps: int) -> Iterator[Terms]:
+    """Train an :class:`Adapted`, each step measured."""
+    lr, decay = (optimizer.param_groups[0].get(name, 0.0) for name in ("lr", "weight_decay"))
+    for step in range(steps):
         x = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         probe.arm(step)
         nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
         probe.before_update()
         optimizer.step()
-        probe.after_update({0: 1e-2}, {0: 1e-2})
+        probe.after_update({0: lr}, {0: decay})
         optimizer.zero_grad()
         terms = probe.collect(step)
         assert terms is not None
+        yield terms
+
+
+def test_a_layer_that_begins_at_zero_leaves_the_others_their_samples() -> None:
+    model = build(Adapted)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    probe = Probe(model, optimizer, interval=1)
+    for step, terms in enumerate(measured(probe, optimizer, model, 2)):
         assert dict(zip(terms.names, terms.status_L, strict=True)) == {
             "head": "ok", "down": "ok", "up": "ok" if step else "non_finite",
         }  # fmt: skip
@@ -112,13 +122,5 @@ def test_no_factor_is_told_of_an_optimizer_that_nothing_is_known_of() -> None:
     model = build(Adapted)
     optimizer = torch.optim.RMSprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     probe = Probe(model, optimizer, interval=1)
-    for step in range(2):
-        x = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        probe.arm(step)
-        nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
-        probe.before_update()
-        optimizer.step()
-        probe.after_update({0: 1e-3}, {0: 0.0})
-        optimizer.zero_grad()
-        probe.collect(step)
+    assert len(list(measured(probe, optimizer, model, 2))) == 2
     assert probe.noise.factor == 1.0

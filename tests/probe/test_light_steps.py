@@ -115,6 +115,17 @@ def test_norms_and_predictions_follow_a_training(network: str, optimizer: str, l
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_curvature_is_near_that_of_renewed_blocks(network: str, optimizer: str, light_packs: list) -> None:
+    """Its complement is carried, so that it is near and no more; a training is the same whatever measures it."""
+    light, renewed = (Training(network, optimizer, "drift", every) for every in (EVERY, 1))
+    made = [(light.step().curvature_L, renewed.step().curvature_L) for _ in range(60)]
+    light_SL, exact_SL = (np.array(values) for values in zip(*made, strict=True))
+    assert len(light_packs) > 0.2 * len(made) * len(light.probe._packs)
+    assert np.all(np.median(np.abs(light_SL / exact_SL - 1.0), axis=0) < 0.1)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
 def test_projections_are_exact_given_the_pair(network: str, optimizer: str, light_packs: list) -> None:
     """``u' U v`` and the covariance of ``u' g_i v`` against float64, on the pair that was followed."""
