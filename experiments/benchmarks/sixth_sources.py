@@ -1,4 +1,4 @@
-"""Data of the confirmation list that the design list does not have."""
+"""Data of what was the sixth confirmation list."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "turned_digits",
 ]
 
-_SEED = 846_053  # of every set here; none of them is shared with the design list
+_SEED = 846_053  # of every set here
 GLYPHS = 52  # characters of the texts: the most frequent ones, the rest are one symbol
 _CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (2.0, 0.0), (2.0, 1.0))  # row and column of a display's
 _BARS = ((0, 1), (1, 3), (3, 5), (4, 5), (2, 4), (0, 2), (2, 3))  # between which corners, a to g

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lipadvisor.experiments.benchmarks.other_sources import occluded_digits
+from lipadvisor.experiments.benchmarks.seventh_networks import LinearRecurrence, RotaryTransformer
+from lipadvisor.experiments.benchmarks.seventh_sources import ellipses, ghosts, parsers, rings, salted_patches
 from lipadvisor.experiments.benchmarks.sixth_sources import bearings, segments, turned_digits
 from lipadvisor.experiments.benchmarks.sources import digits_images
 from lipadvisor.experiments.benchmarks.splits import character_windows, cut, each, relabelled, standardised
@@ -95,3 +97,67 @@ def test_the_dark_spot_lies_where_the_label_says():
     angle = torch.atan2(far[:, 1], far[:, 0]) / (torch.pi / 4.0)
     off = (angle - shown.targets + 4.0).remainder(8.0) - 4.0
     assert float((off.abs() < 0.5).float().mean()) > 0.8
+
+
+def test_mistaken_labels_are_those_of_fainter_digits_in_training_alone():
+    clean, mistaken = ghosts(True), ghosts(True, 0.4)
+    changed = clean.train.targets != mistaken.train.targets
+    assert float(changed.float().mean()) == pytest.approx(0.36, abs=0.05)
+    assert torch.equal(clean.train.inputs, mistaken.train.inputs)
+    assert torch.equal(clean.test.targets, digits_images().test.targets)
+    assert torch.equal(clean.validation.targets, mistaken.validation.targets)
+    assert bool((clean.test.inputs >= digits_images().test.inputs.flatten(1)).all())  # what is behind only adds light
+
+
+def test_a_ring_is_darkest_where_its_gap_is():
+    shown = rings(noise=0.0).train
+    place = torch.arange(8.0) - 3.5
+    means = torch.stack([shown.inputs[shown.targets == gap, 0].mean(0) for gap in range(10)])
+    lacking = (means.mean(0) - means).clamp_min(0.0)
+    angle = torch.atan2((lacking.sum(2) @ place), (lacking.sum(1) @ place)) / (torch.pi / 5.0)
+    off = (angle - torch.arange(10) + 5.0).remainder(10.0) - 5.0
+    assert float(off.abs().max()) < 0.5
+
+
+def test_an_ellipse_is_longest_in_the_direction_of_its_label():
+    shown = ellipses().train
+    ink = (shown.inputs[:, 0] - shown.inputs[:, 0].flatten(1).median(1).values[:, None, None]).clamp_min(0.0)
+    ink = ink / ink.sum((1, 2), keepdim=True)
+    place = torch.arange(8.0)
+    down, right = (ink.sum(2) @ place)[:, None], (ink.sum(1) @ place)[:, None]
+    rows, columns = (ink.sum(2) * (place - down).square()).sum(1), (ink.sum(1) * (place - right).square()).sum(1)
+    both = torch.einsum("nrc,nr,nc->n", ink, place - down, place - right)
+    angle = 0.5 * torch.atan2(2.0 * both, columns - rows) / (torch.pi / 6.0)
+    off = (angle - shown.targets + 3.0).remainder(6.0) - 3.0
+    assert float((off.abs() < 0.6).float().mean()) > 0.7
+
+
+def test_salt_is_black_or_white_and_covers_a_share_of_the_pixels():
+    data = salted_patches().train
+    hit = data.inputs != data.targets
+    assert float(hit.float().mean()) == pytest.approx(0.25, abs=0.05)  # some pixels were black before
+    ends = (float(ghosts().train.inputs.min()), float(ghosts().train.inputs.max()))
+    assert set(data.inputs[hit].tolist()) == set(ends)
+
+
+def test_text_is_read_from_its_end():
+    data = parsers(12, windows=50, held_out=30)
+    torch.testing.assert_close(data.test.inputs[:, 1:], data.test.targets[:, :-1])
+    folder = Path(sysconfig.get_path("stdlib"))
+    whole = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("xml/dom/pulldom", "email/parser"))
+    blanks = "".join("." if character == " " else " " for character in reversed(whole))
+    assert all(
+        "".join(" " if symbol else "." for symbol in row) in blanks for row in data.validation.inputs.tolist()
+    )  # the most frequent character of source text is the blank, and has number 0
+
+
+@pytest.mark.parametrize("model", [RotaryTransformer(20, 2, 6, 2), LinearRecurrence(20, 8, 12)])
+def test_what_comes_later_changes_nothing_before(model):
+    tokens = torch.randint(0, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[:, 5:] = (other[:, 5:] + 1) % 20
+    before, after = model(tokens), model(other)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+    swapped = tokens[:, [1, 0, 2, 3, 4, 5, 6, 7, 8]]
+    assert not torch.allclose(model(swapped)[:, 4], before[:, 4])  # places are known
