@@ -64,7 +64,7 @@ class Applier:
             raise ValueError(f"Advisor(optimizer=...) must be {rule}, got a {type(optimizer).__name__} under two.")
         self.optimizer, self.mode = optimizer, mode
         self.foreign_writes = 0
-        self._weights = dict(weights)
+        self._weights = weights  # asked each time: the tensors may be other ones by then
         self._user = [_knobs_of(group) for group in optimizer.param_groups]
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
         self._weight_decay: dict[int, float] = {}  # owned decoupled weight decay, by group

@@ -6,13 +6,13 @@ other parameter that moves no measured norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lipadvisor.probe.kinds import Candidate, Form, Options, Plain, Skipped, TrackedLayer, Use
 from lipadvisor.probe.kinds.attention import find_attention
@@ -26,7 +26,7 @@ from lipadvisor.probe.kinds.parametrized import Computed, computed_source
 from lipadvisor.probe.kinds.repeated import find_repeated, of_one_form
 from lipadvisor.probe.kinds.sharded import fully_sharded_mesh, is_sharded, put_shares_back, sharded_form, sharded_use
 
-__all__ = ["FINDERS", "Skipped", "TrackedLayer", "find_layers"]
+__all__ = ["FINDERS", "Skipped", "Targets", "TrackedLayer", "find_layers"]
 
 Finder = Callable[[nn.Module, Options], tuple[Candidate, ...] | str | None]
 FINDERS: tuple[Finder, ...] = (
@@ -84,6 +84,32 @@ def find_layers(
         why = "; ".join(f"{s.name or type(model).__name__}: {s.reason}" for s in skipped[:3]) or "it has no weights"
         raise ValueError(f"Probe(model=...) must have a supported layer (Linear, Conv2d, ...), got none ({why}).")
     return search.found(), tuple(search.skipped)
+
+
+class Targets(Mapping[str, Tensor]):
+    """What is scaled in place to scale each layer, by its name; computed weights are left out.
+
+    Looked up each time: a part of a packed weight is of the tensor that the parameter has now, which is another one
+    after ``model.double()`` or ``.to(...)``.
+    """
+
+    def __init__(self, layers: Iterable[TrackedLayer]) -> None:
+        """Take up the layers."""
+        self._layers = {layer.name: layer for layer in layers if layer.target is not None}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the layer's weight, or its rows of a packed one."""
+        target = self._layers[name].target
+        assert target is not None
+        return target
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers that can be scaled."""
+        return len(self._layers)
 
 
 BIASES = "*.bias"  # all of them are listed as one

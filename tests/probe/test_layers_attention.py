@@ -13,8 +13,11 @@ import torch
 from layer_twins import Batch, build, check_step, take_step
 from torch import Tensor, nn
 
+from lipadvisor.apply import Applier
+from lipadvisor.policies import Decision
 from lipadvisor.probe import Probe
 from lipadvisor.probe.kinds.attention import ProjectionUse
+from lipadvisor.probe.layers import Targets
 
 
 def data(length: int = 5, width: int = 8, count: int = 4, samples: int = 6) -> list[Batch]:
@@ -107,6 +110,18 @@ def test_parts_of_the_packed_weight_are_scaled_one_by_one() -> None:
     torch.testing.assert_close(after[:8], before[:8])
     doubled = probe.spectrum().log_norm_L[1]
     assert doubled == pytest.approx(float(torch.linalg.svdvals(2 * before[8:16])[0].log()), abs=1e-6)
+
+
+def test_a_part_of_a_packed_weight_is_scaled_after_a_change_of_type_too() -> None:
+    attention = build(lambda: nn.MultiheadAttention(8, 2))
+    optimizer = torch.optim.SGD(attention.parameters(), lr=0.1)
+    applier = Applier(optimizer, Targets(Probe(attention, optimizer).layers))
+    attention.double()  # the parameter stays, its tensor is another one
+    before = attention.in_proj_weight.detach().clone()
+    applied = applier.apply(Decision(0, "p", "r", (), init_scale=(("k_proj", 0.5),)))
+    assert applied.refused == ()
+    before[8:16] *= 0.5
+    torch.testing.assert_close(attention.in_proj_weight.detach(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
