@@ -50,7 +50,8 @@ def bench() -> None:
     type=click.Choice(ARMS),
     help="Of the suites zero and baselines, besides the policy: these alone; may be repeated.  [default: all]",
 )
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="CPU threads.")
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Tasks at the same time.")
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="CPU threads of each worker.")
 def policies(
     out: Path,
     suite: str,
@@ -62,13 +63,15 @@ def policies(
     trials: int | None,
     every: int,
     arms: tuple[str, ...],
+    workers: int,
     threads: int,
 ) -> None:
     """Run policies without tuning against the best of 64 tuned trials; write results, table and figure to --out.
 
     An interrupted bench goes on where it was: every record is kept in OUT/results.json under the hash of what made it
     (constants and source of the policy, task, seed), so what has not changed is never run twice. OUT/SUITE.md is the
-    table that is printed, OUT/SUITE.svg the performance profile.
+    table that is printed, OUT/SUITE.svg the performance profile. Workers do whole tasks: how many there are changes the
+    time, not the numbers.
 
     \b
     Suites:
@@ -98,6 +101,7 @@ def policies(
       lipadvisor bench policies --task wine --task patches --out runs/mine
     """  # noqa: D301 -- the backslash is click's mark for a verbatim block
     from lipadvisor.experiments.benchmarks.report import run_lists
+    from lipadvisor.experiments.benchmarks.side_by_side import WorkerError
 
     try:
         text = run_lists(
@@ -112,9 +116,12 @@ def policies(
             decide_every=every,
             threads=threads,
             arms=arms or ARMS,
+            workers=workers,
         )
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except WorkerError as error:
+        raise click.ClickException(f"{error}; the same command goes on from {out / 'results.json'}.") from error
     except KeyboardInterrupt:
         raise click.ClickException(f"interrupted; the same command goes on from {out / 'results.json'}.") from None
     click.echo(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lipadvisor.experiments.benchmarks.bench import Bench, zero_tuning_policies
+from lipadvisor.experiments.benchmarks.bench import zero_tuning_policies
 from lipadvisor.experiments.benchmarks.foreign import FOREIGN
 from lipadvisor.experiments.benchmarks.frozen import frozen_hash
 from lipadvisor.experiments.benchmarks.lists import (
@@ -26,6 +27,7 @@ from lipadvisor.experiments.benchmarks.profile_figure import profile_figure
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.runs import ZERO_ARMS
 from lipadvisor.experiments.benchmarks.score import table
+from lipadvisor.experiments.benchmarks.side_by_side import Plan, side_by_side
 from lipadvisor.experiments.benchmarks.store import Results
 from lipadvisor.experiments.benchmarks.suites import (
     INIT_SCALES,
@@ -53,13 +55,15 @@ def run_lists(
     seeds: int | None = None,
     trials: int | None = None,
     decide_every: int = 5,
-    threads: int = 2,
+    threads: int = 1,
     arms: Sequence[str] = ZERO_ARMS,
+    workers: int = 1,
 ) -> str:
     """Run ``suite`` on the lists and return the table; ``out`` gets ``results.json``, ``SUITE.md`` and ``SUITE.svg``.
 
     Raises:
         ValueError: a task or the policy is unknown.
+        WorkerError: one of several workers did.
     """
     unknown = sorted(set(only) - set(TASKS))
     if unknown:
@@ -78,25 +82,17 @@ def run_lists(
     progress = Progress(work)
     _announce(lists, seeds, trials, results)
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    benches = {
-        title: Bench(
-            results,
-            tasks,
-            seeds=seeds,
-            trials=trials,
-            decide_every=decide_every,
-            default=policy,
-            arms=arms,
-            progress=progress,
-        )
-        for title, tasks in lists.items()
-    }
+    plan = Plan(suite, seeds, trials, decide_every, policy, tuple(arms), threads)
+    benches = {title: plan.bench(results, [task.name for task in tasks], progress) for title, tasks in lists.items()}
     if suite not in NO_BASELINE:
         progress.skip(sum(bench.known_baselines() for bench in benches.values()))
     notes = []
     for title, bench in benches.items():
         if title == "confirmation" and suite != "baselines":
             notes += [_freeze(results, name, frozen_hash(constants)) for name, constants in tested.items()]
+        if min(workers, len(bench.tasks)) > 1:
+            side_by_side(results, [task.name for task in bench.tasks], plan, workers, progress)
+            bench.progress = Progress(1.0, every_s=math.inf)  # all of it is there, and has been counted
         panels[title] = getattr(bench, suite)()
     progress.close()
     text = "\n".join([*(table(arms, f"{title}, suite {suite}") for title, arms in panels.items()), *notes])

@@ -30,6 +30,7 @@ class Results:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.records: dict[str, dict[str, Any]] = {}
+        self._lines: dict[str, str] = {}  # of the file, by key: a bench writes it thousands of times
         if self.path.exists():
             self.records = _records(self.path)
 
@@ -54,13 +55,18 @@ class Results:
 
     def add(self, spec: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Keep one record; :meth:`write` stores it."""
-        self.records[content_key(spec)] = {"spec": dict(spec), **values}
+        key = content_key(spec)
+        self.records[key] = {"spec": dict(spec), **values}
+        self._lines.pop(key, None)
 
     def write(self) -> None:
-        """Write the file whole."""
+        """Write the file whole, one record a line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps({"version": 1, "records": self.records}, indent=1), encoding="utf-8")
+        for key in self.records.keys() - self._lines.keys():
+            self._lines[key] = f"{json.dumps(key)}: {json.dumps(self.records[key])}"
+        lines = ",\n".join(self._lines[key] for key in self.records)
+        part.write_text(f'{{"version": 1, "records": {{\n{lines}\n}}}}\n', encoding="utf-8")
         os.replace(part, self.path)
 
 
