@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.update_climb import climbed, decides, rising, wave_climbed
 from lipadvisor.spectra import (
     Conv2dOperator,
     ConvOperator,
@@ -42,17 +42,16 @@ from lipadvisor.spectra.rows import (
     at_least,
     decomposed,
     eigen,
+    extremes,
     identity,
     joined,
     like,
     log,
-    lower_factor,
     normal,
     orthonormal,
     quiet,
     root,
     rows,
-    solved,
     squares,
     tensor,
     unit,
@@ -67,9 +66,6 @@ __all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respo
 
 MAX_STRETCHES = 32
 APART = 0.1  # distance of a unit row from those before it, from which Gram matrices stand for factorisations
-# Rise of an update's size in half a power, up to which nothing more is asked: what a whole one adds was below 0.06 %.
-RISING = 1.01
-DEPENDENT = 1e-5  # of unit rows: squared distance of one from the others below which it adds nothing to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,30 +237,27 @@ def update_norm(
         if rough is None:
             assert isinstance(direction, Tensor)
             rough = roughly(operator, direction)
-        return images_JM, coimages_JN, *_climb(rough, direction, joined([start_KN[:, :1], wave_1N]))
+        return images_JM, coimages_JN, *wave_climbed(rough, direction, joined([start_KN[:, :1], wave_1N]))
     count = right_JN.shape[1]
     image_KM = apply(operator, direction, joined([right_JN, start_KN]))
-    own_KM = image_KM[:, count:]
+    images_JM, own_KM = image_KM[:, :count], image_KM[:, count:]
     white_KK = None if isinstance(own_KM, Tensor) else whitening(own_KM, APART)
-    if white_KK is None:
-        own_KM, _ = orthonormal(own_KM)
-    coimage_KN = adjoint(operator, direction, joined([left_JM, own_KM]))
-    own_KN = coimage_KN[:, count:]
+    left_KM = own_KM if white_KK is not None else orthonormal(own_KM)[0]
+    coimage_KN = adjoint(operator, direction, joined([left_JM, left_KM]))
+    coimages_JN, own_KN = coimage_KN[:, :count], coimage_KN[:, count:]
     if white_KK is None:
         basis_KN, upper_KK = orthonormal(own_KN)
-        start_KN = decomposed(upper_KK)[0].mT @ basis_KN
+        turn_KK, size_K, _ = decomposed(upper_KK)
+        next_KN, size_l = turn_KK.mT @ basis_KN, size_K[:, 0]
     else:
         power_K, turn_KK = eigen(normal(white_KK @ wide(own_KN @ own_KN.mT) @ white_KK.mT))
-        start_KN = unit(like(turn_KK.mT @ white_KK, own_KN) @ own_KN)
-        # Layers whose last vector has hardly moved are done, alone or with others.
-        done_l, size_l = power_K[:, 0] <= RISING**2 * squares(own_KM).max(-1), like(root(power_K[:, 0]), own_KN)
+        next_KN, size_l = unit(like(turn_KK.mT @ white_KK, own_KN) @ own_KN), like(root(power_K[:, 0]), own_KN)
+    done_l = None
+    if decides(operator, size_l):  # layers whose last vector has hardly moved are done, alone or with others
+        done_l = size_l <= rising(size_l) * root(extremes(squares(own_KM))[1][..., 0])
         if done_l.all():
-            return image_KM[:, :count], coimage_KN[:, :count], size_l, start_KN
-    # The top one goes once more there and back: a step's direction may be all new.
-    again_1M = unit(apply(operator, direction, start_KN[:, :1]))
-    again_l = root(squares(adjoint(operator, direction, again_1M)))[:, 0]
-    size_l = again_l if white_KK is None else np.where(done_l, size_l, again_l)
-    return image_KM[:, :count], coimage_KN[:, :count], size_l, start_KN
+            return images_JM, coimages_JN, size_l, next_KN
+    return images_JM, coimages_JN, *climbed(operator, direction, start_KN, own_KM, next_KN, size_l, done_l)
 
 
 def _waves(operator: Operator, direction: Kernel, like: Rows) -> Rows | None:
@@ -293,27 +286,6 @@ def _geometry(
         return (operator if isinstance(operator, Conv2dOperator | ConvOperator) else None), ()
     part = operator.part if isinstance(operator.part, Conv2dOperator | ConvOperator) else None
     return part, (operator.shard.add, operator.gather_inputs)
-
-
-def _climb(operator: Operator, direction: Kernel, start_KN: Rows) -> tuple[Rows, Rows]:
-    """Return the size (l,) and the top right vector (l, 1, N) between those of a start and of one power more.
-
-    Args:
-        operator: geometry of the layer.
-        direction: U.
-        start_KN: unit rows.
-    """
-    image_KM = apply(operator, direction, start_KN)
-    next_KN = unit(adjoint(operator, direction, image_KM))
-    image_JM, basis_JN = joined([image_KM, apply(operator, direction, next_KN)]), joined([start_KN, next_KN])
-    overlap_JJ, height_JJ = wide(basis_JN @ basis_JN.mT), wide(image_JM @ image_JM.mT)
-    # The rows may be nearly dependent; what the floor hides of them is nothing that the size could miss.
-    lower_JJ = lower_factor(overlap_JJ + DEPENDENT * identity(overlap_JJ.shape[-1], overlap_JJ))
-    white_JJ = solved(lower_JJ, identity(overlap_JJ.shape[-1], overlap_JJ))
-    mix_1J = decomposed(white_JJ @ height_JJ @ white_JJ.mT)[0][..., :1].mT @ white_JJ
-    right_1N = unit(adjoint(operator, direction, like(mix_1J, image_JM) @ image_JM))
-    # The root of |U'U x| would save this application, and loses half a percent.
-    return root(squares(apply(operator, direction, right_1N)))[:, 0], right_1N
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Where the search for the size of a matrix's update starts.
 
 The last update's vectors are a good start where updates change slowly. Where each step's direction is new (plain
-gradient steps of small batches, the first steps of any optimizer) they know little of it, and the largest row of the
-update itself does. Convolutions start from a wave instead, see :mod:`lipadvisor.spectra.wave`.
+gradient steps of small batches, the first steps of any optimizer) they know little of it, and the largest rows of the
+update itself, the two largest, do. Convolutions start from a wave instead, see :mod:`lipadvisor.spectra.wave`.
 
 Shapes: ``l`` layers of a pack, ``K`` vectors, ``r`` rows, ``N`` inputs.
 """
@@ -18,25 +18,26 @@ from lipadvisor.spectra.rows import orthonormal, unit
 
 __all__ = ["update_start"]
 
+ROWS = 2  # of the update, the largest ones
 FIRST_POWERS = 4  # where there was no update before, once in a run: an optimizer's first one has many directions alike
 
 
 def update_start(
     operator: LayerOperator, direction: Tensor, length_lr: Tensor, last_KN: Tensor, first: bool = False
 ) -> Tensor:
-    """Return right vectors (l, K, N) to start from: the last ones, and of matrices the update's largest row.
+    """Return right vectors (l, K, N) to start from: the last ones, and of matrices the update's largest rows.
 
     Args:
         operator: geometry of the layers.
         direction: U.
         length_lr: of its rows.
-        last_KN: right vectors of the update before, with the row that was added to them, if any.
+        last_KN: right vectors of the update before, with the rows that were added to them, if any.
         first: there was none: they are of something else.
     """
     if not isinstance(operator, LinearOperator) or min(operator.inputs, operator.outputs) <= UPDATE_RANK:
         return last_KN
-    place_l11 = length_lr.argmax(-1)[:, None, None].expand(-1, 1, operator.inputs)
-    start_KN = torch.cat([last_KN[:, :UPDATE_RANK], unit(direction.gather(1, place_l11))], 1)
+    place_lrN = length_lr.topk(ROWS, -1).indices[..., None].expand(-1, -1, operator.inputs)
+    start_KN: Tensor = unit(torch.cat([last_KN[:, :UPDATE_RANK], direction.gather(1, place_lrN)], 1))
     for _ in range(FIRST_POWERS if first else 0):
         start_KN, _ = orthonormal(operator.adjoint(direction, operator.apply(direction, start_KN)))
     return start_KN

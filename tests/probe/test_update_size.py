@@ -136,7 +136,7 @@ def test_update_ratio_of_other_convolutions_is_right_from_the_first_step(name: s
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_direction_that_is_new_at_every_step_has_its_size_too(kind: str) -> None:
-    """Small batches of many classes, no momentum: without the largest row they were 10 to 38 % low."""
+    """Small batches of many classes, no momentum: the worst was 5 to 16 % low, without the largest row 10 to 38."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -164,6 +164,42 @@ def test_a_direction_that_is_new_at_every_step_has_its_size_too(kind: str) -> No
         size = [torch.linalg.matrix_norm(one.weight.detach() - w, 2) for one, w in zip(probe.layers, old, strict=True)]
         exact = [float(u / lr / torch.linalg.matrix_norm(w, 2)) for u, w in zip(size, old, strict=True)]
         below.append([1.0 - found / true for found, true in zip(terms.update_ratio_L, exact, strict=True)])
-    assert max(below[0]) < 0.04
-    assert np.quantile(below, 0.9) < 0.06
-    assert np.median(below) < 0.02
+    assert np.max(below) < 0.02
+    assert np.quantile(below, 0.9) < 0.005
+    assert np.median(below) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_convolutions_of_data_without_a_structure_have_their_size_too(dimensions: int, dtype: torch.dtype) -> None:
+    """Noise as input: all waves of the first update are alike, and by Frobenius norms the worst were 3 to 20 % low."""
+    kind, shape = ((nn.Conv1d, (30,)), (nn.Conv2d, (10, 10)))[dimensions - 1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            kind(3, 8, 3, padding=1), nn.Tanh(), kind(8, 6, 3, stride=2), nn.Flatten(), nn.LazyLinear(5)
+        )
+        model.to(dtype)(torch.randn(2, 3, *shape, dtype=dtype))
+    optimizer, data = torch.optim.SGD(model.parameters(), lr=0.05), torch.Generator().manual_seed(1)
+    probe, below = Probe(model, optimizer, level="drift", interval=1), []
+    for step in range(8):
+        old = [layer.value().double().clone() for layer in probe.layers]
+        probe.arm(step)
+        optimizer.zero_grad()
+        y = torch.randint(0, 5, (4,), generator=data)
+        nn.functional.cross_entropy(model(torch.randn(4, 3, *shape, generator=data).to(dtype)), y).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 0.05}, {})
+        terms = probe.collect(step)
+        assert terms is not None
+        for place, layer in enumerate(probe.layers[:2]):
+            operator = layer.operator(probe._capture.input_shapes[place])
+            assert operator is not None
+            unit = torch.eye(operator.inputs, dtype=torch.float64)
+            kernels = ((layer.value().double() - old[place]) / 0.05, old[place])
+            sizes = [float(torch.linalg.matrix_norm(operator.apply(kernel, unit), 2)) for kernel in kernels]
+            below.append(1.0 - terms.update_ratio_L[place] * sizes[1] / sizes[0])
+    assert max(below) < 0.06
+    assert np.quantile(below, 0.9) < 0.02
+    assert np.median(below) < 3e-3
