@@ -21,6 +21,7 @@ from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 from lipadvisor.line import Line
 from lipadvisor.policies import Decision, Policy, named_policy
 from lipadvisor.probe import NoiseReport, Probe
+from lipadvisor.probe.kinds.parametrized import constrained_parameters
 from lipadvisor.probe.layers import Targets
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
 from lipadvisor.stage import AdvisedStage
@@ -122,7 +123,7 @@ class Advisor:
             independent_samples=independent_samples,
             population=population,
         )
-        self._applier = Applier(optimizer, Targets(self._probe.layers), mode)
+        self._applier = Applier(optimizer, Targets(self._probe.layers), mode, constrained_parameters(model))
         if snapshot_every == "auto":
             snapshot_every = 100 if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL else None
         snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)

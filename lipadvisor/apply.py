@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakSet
@@ -49,13 +49,18 @@ class Applier:
         optimizer: any ``torch.optim.Optimizer``; learning rates may be tensors, which are then filled in place.
         weights: the weight of each measured layer, by the layer's name.
         mode: ``"takeover"``, ``"cap"`` or ``"shadow"``.
+        spared: parameters that decay would spoil; an owned weight decay leaves them alone.
 
     Raises:
         ValueError: the mode is unknown, or another one that began and is not closed steers the optimizer.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, weights: Mapping[str, torch.Tensor], mode: Mode = "takeover"
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, torch.Tensor],
+        mode: Mode = "takeover",
+        spared: Iterable[torch.Tensor] = (),
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"Applier(mode=...) must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -64,6 +69,7 @@ class Applier:
             raise ValueError(f"Advisor(optimizer=...) must be {rule}, got a {type(optimizer).__name__} under two.")
         self.optimizer, self.mode = optimizer, mode
         self.foreign_writes = 0
+        self.spared = frozenset(id(p) for p in spared)
         self._weights = weights  # asked each time: the tensors may be other ones by then
         self._user = [_knobs_of(group) for group in optimizer.param_groups]
         self._lr: dict[int, float] = {}  # owned learning rate, or cap, by group
@@ -162,7 +168,8 @@ class Applier:
             if isinstance(group["lr"], torch.Tensor) or isinstance(group.get("weight_decay"), torch.Tensor):
                 return
             factor = 1.0 - lr * self._weight_decay[index]
-            standing.append((index, lr, factor, [p for p in group["params"] if p.ndim >= 2 and factor != 1.0]))
+            matrices = [p for p in group["params"] if p.ndim >= 2 and factor != 1.0 and id(p) not in self.spared]
+            standing.append((index, lr, factor, matrices))
         self._standing = standing
 
     def before_update(self) -> None:
@@ -285,7 +292,7 @@ class Applier:
     def _decay(self) -> None:
         for index, weight_decay in self._weight_decay.items():
             group = self.optimizer.param_groups[index]
-            shrink(group["params"], 1.0 - _number(group["lr"]) * weight_decay)
+            shrink(group["params"], 1.0 - _number(group["lr"]) * weight_decay, self.spared)
 
     def _foreign(self, message: str) -> None:
         self.foreign_writes += 1
@@ -296,12 +303,13 @@ class Applier:
         return _number(self.optimizer.param_groups[index]["lr"])
 
 
-def shrink(parameters: Iterable[torch.Tensor], factor: float) -> None:
+def shrink(parameters: Iterable[torch.Tensor], factor: float, spared: Collection[int] = ()) -> None:
     """Multiply the matrices among ``parameters`` by ``factor``, as a step's decoupled weight decay does.
 
-    A parameter without a gradient takes no part in the step, as with the optimizers' own weight decay.
+    A parameter without a gradient takes no part in the step, as with the optimizers' own weight decay; nor do those
+    whose ``id`` is in ``spared``.
     """
-    matrices = [p for p in parameters if p.ndim >= 2 and p.grad is not None]
+    matrices = [p for p in parameters if p.ndim >= 2 and p.grad is not None and id(p) not in spared]
     if matrices and factor != 1.0:
         with torch.no_grad():
             torch._foreach_mul_(matrices, factor)

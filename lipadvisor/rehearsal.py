@@ -210,6 +210,9 @@ class _PlannedKnobs:
         self._groups, standing = stage.optimizer.param_groups, stage.knobs()
         self._lr_hG, self._shrink_hG = spread(plan, horizon, standing)
         self._own_G = standing.per_step_G
+        self._spared: frozenset[int] = getattr(
+            stage, "spared", frozenset()
+        )  # parameters that no decay of the policy's acts on
         self._writes_lr, self._plans_decay = stage.steered or "lr" in plan, "weight_decay" in plan
         self._decay_h = np.broadcast_to(np.asarray(plan.get("weight_decay", 0.0), dtype=np.float64), horizon)
         self._step = self.updates = 0
@@ -228,7 +231,7 @@ class _PlannedKnobs:
         self.updates += 1
         for index, group in enumerate(self._groups):
             if self._own_G[index]:
-                shrink(group["params"], 1.0 - float(self._shrink_hG[self._step, index]))
+                shrink(group["params"], 1.0 - float(self._shrink_hG[self._step, index]), self._spared)
 
 
 def _write(group: dict[str, Any], knob: str, value: float) -> None:

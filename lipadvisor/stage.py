@@ -117,6 +117,11 @@ class AdvisedStage:
         prediction = self._line.prediction
         return 0.0 if prediction is None else prediction.forecaster.first_loss
 
+    @property
+    def spared(self) -> frozenset[int]:
+        """Parameters, by ``id``, that no decay of the policy's acts on."""
+        return self._applier.spared
+
     def knobs(self) -> Standing:
         """Return the knobs of the next step, by parameter group; the policy's own decay is coupled to its own rate."""
         lr, weight_decay = self._applier.in_force()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipadvisor import Advisor
+from lipadvisor.policies.schedules import Constant
 
 
 class Everything(nn.Module):
@@ -133,3 +134,26 @@ def test_a_choice_of_the_wrong_kind_is_refused_before_any_work() -> None:
     network = model()
     with pytest.raises(ValueError, match=r"conv_view"):
         Advisor(network, torch.optim.SGD(network.parameters(), lr=0.1), 10, conv_view="image")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sides", [(7, 5), (6, 6)])
+def test_no_decay_of_a_policy_touches_what_makes_an_orthogonal_weight(sides: tuple[int, int]) -> None:
+    """Torch's Householder map reads whole numbers off a diagonal: decay by 1e-5 and the weight is zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.utils.parametrizations.orthogonal(nn.Linear(*sides))
+        network = nn.Sequential(nn.Linear(6, sides[0]), layer, nn.Linear(sides[1], 3))
+    optimizer, free = torch.optim.SGD(network.parameters(), lr=0.1), network[0].weight
+    generator, twin = torch.Generator().manual_seed(0), free.detach().clone()
+    policy = Constant(lr=1e-6, weight_decay=1e3)
+    with Advisor(network, optimizer, 12, policy=policy, interval=1, on_error="raise") as advisor:
+        for _ in range(6):
+            loss = network(torch.randn(8, 6, generator=generator)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advisor.step(loss)
+        frame = advisor.trajectory.observations
+    torch.testing.assert_close(torch.linalg.svdvals(layer.weight.detach()), torch.ones(min(sides)))
+    assert "non_finite" not in set(frame["status"])
+    assert float(free.detach().norm() / twin.norm()) < 0.997, "the others are shrunk"

@@ -151,6 +151,7 @@ def test_copies_of_a_watched_model_are_not_watched() -> None:
         train(model, optimizer, advisor, 3)  # the next step is to be measured: all hooks are in
         stream = io.BytesIO()
         torch.save(model, stream)
+        assert b"lipadvisor" not in stream.getvalue(), "whoever loads it needs no package of ours"
         copy.deepcopy(model)(torch.randn(4, 8)).sum().backward()
         capture = advisor._probe._capture
         assert not capture.fired

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -42,6 +43,6 @@ class Hook:
         """Return a hook that does nothing."""
         return type(self)(_nothing)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Callable[..., Any]]]:
-        """Pickle as a hook that does nothing."""
-        return type(self), (_nothing,)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle as something of Python's own that takes anything and does nothing: it is read without this package."""
+        return getattr, (nullcontext(), "__exit__")

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from lipadvisor.probe.kinds.kind import marks
 
-__all__ = ["Computed", "ThroughParameters", "computed_source"]
+__all__ = ["Computed", "ThroughParameters", "computed_source", "constrained_parameters"]
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +125,17 @@ def computed_source(owner: nn.Module, key: str) -> Computed | str:
         return "its weight is computed from no parameter"
     largest = max((p for _, p in named), key=lambda p: p.numel())
     return Computed(largest, recipe, tuple(name for name, _ in named), tuple(p for _, p in named))
+
+
+def constrained_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Return the parameters of orthogonal weights, which no decay should act on.
+
+    It cannot shrink what they make. Worse, torch's Householder map (its choice for weights that are not square) reads
+    signs off their diagonal as whole numbers: once decay has made a 1 a 0.999 the weight is zero.
+    """
+    orthogonal = getattr(parametrizations, "_Orthogonal", ())
+    lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
+    return tuple(p for one in lists if any(isinstance(part, orthogonal) for part in one) for p in one.parameters())
 
 
 class _Hooked(nn.Module):
