@@ -33,6 +33,9 @@ HORIZON = 20  # pairs over which covariances of differences are averaged
 MIN_PAIRS = 4  # pairs from which on their average is used
 CHECK_PAIRS = 40  # pairs over which the two variances are compared
 DISAGREE = 3.0  # ratio of the two, either way, that is called a disagreement: 3 sigma for a single layer
+FAINT = (
+    1e-6  # of the largest layer's variance: what is left of one that no gradient moves (a spectral norm), not compared
+)
 CHI_SQUARE_MEDIAN = 0.4549  # one degree of freedom
 
 
@@ -179,8 +182,9 @@ class Spread:
         Returns:
             Whether the two disagree now.
         """
+        known_L = np.where(variance_L > FAINT * np.nanmax(variance_L, initial=0.0), variance_L, np.nan)
         with np.errstate(all="ignore"):
-            square_L = half_L**2 / variance_L
+            square_L = half_L**2 / known_L
         if not np.isfinite(square_L).any():
             return False
         self.pairs += 1

@@ -129,7 +129,8 @@ class NoiseMeter:
         Args:
             measured: whether this step is.
         """
-        if self._pair is not None and not self._pair.holds(self._packs):
+        exactly = self.judge.by_updates and not measured  # an update is told from the weights after the last step
+        if self._pair is not None and not self._pair.holds(self._packs, exactly):
             self._pair = None
         if measured:
             self.judge.coupled = coupled(self._batch_layers)
@@ -178,16 +179,20 @@ class NoiseMeter:
             scale = optimizers.preconditioner(self._optimizer, pack)
             self.judge.rough = self.judge.rough or (pack.flat and isinstance(scale, Tensor) and has_bfloat16(scale))
             rows = closed[number] if closed else empty_rows(pack)
+            opened = None if pair is None else pair.states[number]
+            stale = None if opened is pack.old else opened  # computed weights move by themselves
             seen: list[View] = []
             if thorough or number == watched:
                 states = [pack.old, pack.new] if opens else [pack.old]
+                if stale is not None:
+                    states.append(stale)
                 both_sides = (by_pairs and self.judge.curved) or (pair is not None and pair.curved)
                 seen = self._view(number, scale, pack.old.kernel, states, both_sides)
-            views.append(seen[-1] if opens else None)
-            if pair is not None and pair.states[number] is pack.old:
+            views.append(seen[1] if opens else None)
+            if pair is not None and opened is not None:
                 first = pair.views[number]
                 assert first is not None
-                rows = close_pair(pack, pack.old, first, seen[0])
+                rows = close_pair(pack, opened, first, seen[0 if stale is None else -1])
             noise = None
             if own is not None:
                 signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.judge.curved else None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lipadvisor.probe.gradients import View
+from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.spectra import curvature_form
 from lipadvisor.spectra.rows import quiet, rows, tensor
@@ -42,11 +43,25 @@ class OpenPair:
     views: tuple[View | None, ...]
     curved: bool
 
-    def holds(self, packs: Sequence[Pack]) -> bool:
-        """Return whether the weights are still those that the pair was opened on."""
+    def holds(self, packs: Sequence[Pack], exactly: bool = True) -> bool:
+        """Return whether the weights are still those that the pair was opened on.
+
+        Args:
+            packs: as they are now.
+            exactly: False allows for what computed weights do to themselves in each pass (a spectral norm's power
+                iteration), as long as nobody wrote to their parameters.
+        """
         return all(
-            state is None or state.versions == pack.versions() for state, pack in zip(self.states, packs, strict=True)
+            state is None or _stands(state, pack, exactly) for state, pack in zip(self.states, packs, strict=True)
         )
+
+
+def _stands(state: Refreshed, pack: Pack, exactly: bool) -> bool:
+    now = pack.versions()
+    own = len(now)
+    if not exactly:
+        own -= sum(layer.source.buffers for layer in pack.layers if isinstance(layer.source, Computed))
+    return state.versions[:own] == now[:own]
 
 
 def close_pair(pack: Pack, state: Refreshed, first: View, second: View) -> Tensor:

@@ -237,3 +237,30 @@ def test_samples_are_used_again_once_batch_norm_is_frozen() -> None:
     assert probe.noise.method == "samples"
     assert all(np.isfinite(terms.noise_LL).all() for terms in seen)
     assert set(seen[-1].status_L) <= {"ok", "gap_limited"}
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_weight_that_moves_in_each_pass_does_not_keep_the_pairs_from_closing(
+    norm: Callable[..., nn.Module], interval: int
+) -> None:
+    """A spectral norm's power iteration changes its weight between two steps; no pair was closed at any layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Tanh(), norm(nn.Linear(8, 6)), nn.Linear(6, 3))
+    optimizer, data = torch.optim.SGD(model.parameters(), lr=1e-4), torch.Generator().manual_seed(0)
+    probe, last = Probe(model, optimizer, interval=interval), None
+    for step in range(12):
+        x, y = torch.randn(16, 12, generator=data), torch.randint(0, 3, (16,), generator=data)
+        probe.arm(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 1e-4}, {})
+        last = probe.collect(step) or last
+    assert last is not None
+    assert probe.noise.method == "differences"
+    assert probe.noise.pairs >= 12 // interval - 1
+    assert set(last.status_L) <= {"ok", "gap_limited"}
+    assert (np.diag(last.noise_LL)[[0, 2]] > 1e-6).all()

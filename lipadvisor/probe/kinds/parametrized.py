@@ -50,9 +50,14 @@ class Computed:
             return self._compute([p.detach() for p in self.parameters])
 
     def versions(self) -> tuple[float | Tensor, ...]:
-        """Return the marks of all that the weight is computed from."""
+        """Return the marks of all that the weight is computed from, those of its buffers last."""
         own = tuple(mark for parameter in self.parameters for mark in marks(parameter))
         return own + tuple(buffer._version for buffer in self.recipe.buffers())
+
+    @property
+    def buffers(self) -> int:
+        """How many of the marks, the last ones, are of what the recipe itself may change in each pass."""
+        return sum(1 for _ in self.recipe.buffers())
 
     def keep(self) -> None:
         """Copy the parameters as they are before the step."""
