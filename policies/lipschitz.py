@@ -40,6 +40,11 @@ class Lipschitz:
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
         decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
             ones by the square root of the length more.
+        decay_gap: ratio of a reported validation loss to the training loss without which there is no more decay, > 0.
+        decay_growth: factor on the decay for each validation that is not the lowest so far, in [1, 100].
+        decay_most: factor on the decay that is never exceeded, in [1, 100].
+        head_decay: nats that the last layer loses at each of twenty validations above ``decay_gap``, while nothing has
+            been learnt, >= 0.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
         cooldown_end: share of the learning rate that is left at the end, in [0, 1]: the average does the rest.
         lookahead: share of the run that the budget looks ahead, in (0, 1].
@@ -71,6 +76,10 @@ class Lipschitz:
     horizon_power: float = 0.5
     budget: float = 0.3
     decay_total: float = 0.6
+    decay_gap: float = 1.15
+    decay_growth: float = 3.0
+    decay_most: float = 16.0
+    head_decay: float = 0.1
     cooldown_start: float = 0.0
     cooldown_end: float = 0.04
     lookahead: float = 0.1
@@ -128,7 +137,14 @@ class Lipschitz:
                 loss_room=self.loss_room,
                 release=self.release,
             ),
-            TotalDecay(total=self.decay_total, annealing=annealing),
+            TotalDecay(
+                total=self.decay_total,
+                gap=self.decay_gap,
+                growth=self.decay_growth,
+                most_factor=self.decay_most,
+                head=self.head_decay,
+                annealing=annealing,
+            ),
             Overfitting(rise=self.overfitting_rise, gap=self.overfitting_gap),
             Averaging(self.averaging),
             WarmupEnd(),

@@ -152,7 +152,7 @@ class LipschitzBudget:
         """Take up a new measurement: the reference once, mean and variance of a step's growth smoothed."""
         network = observation.network
         reference = state.reference
-        if reference is None:
+        if reference is None and not any(x.log_gain == -math.inf for x in observation.layers):
             reference = self._reference(observation)
         steps = observation.measured_step - state.measured_step
         first, loss = _follow_loss(observation.loss, steps / (LOSS_MEMORY * ahead), state)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
-from lipadvisor.policies.spectral_rate import SpectralRate, SpectralRateState, counted_layers, log_size
+from lipadvisor.policies.spectral_rate import SpectralRate, SpectralRateState, counted_layers, log_size, start_factors
 
 __all__ = ["MedianRate"]
 
@@ -69,10 +69,15 @@ class MedianRate:
         if not counted:
             return self._own(*rate.repeat(observation, state))
         ratios = [layer.update_ratio for layer in counted]
+        sizes: tuple[list[float], ...] = ([x.frobenius_ratio for x in counted], [x.row_ratio for x in counted])
+        factors = start_factors(counted)
+        if factors is not None:
+            ratios = [ratio * factor for ratio, factor in zip(ratios, factors, strict=True)]
+            sizes = tuple([r * f for r, f in zip(size, factors, strict=True)] for size in sizes)
         largest = max(ratios)
         spectral = log_size(ratios)
         votes = [spectral]
-        frobenius, row = total_size([x.frobenius_ratio for x in counted]), total_size([x.row_ratio for x in counted])
+        frobenius, row = total_size(sizes[0]), total_size(sizes[1])
         for size, step in ((frobenius, self.frobenius_step), (row, self.row_step)):
             if size is not None:
                 votes.append(size + math.log(rate.relative_step / step))

@@ -233,6 +233,7 @@ class SpectralRate:
 
 
 SPARSE = 11  # steps between measurements beyond which the rate is raised, and the ratio forgotten, by measurements
+LOG_LEAST_GAIN = math.log(0.05)  # a tenth of PyTorch's default: what is scaled down by ten is taken at its word
 SPARSE_RISE = 2.0  # factor at each of these
 LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
@@ -243,6 +244,9 @@ def total_ratio(layers: tuple[Layer, ...]) -> tuple[Layer | None, float]:
     if not counted:
         return None, -math.inf
     ratios = [layer.update_ratio for layer in counted]
+    factors = start_factors(counted)
+    if factors is not None:
+        ratios = [ratio * factor for ratio, factor in zip(ratios, factors, strict=True)]
     return counted[ratios.index(max(ratios))], log_size(ratios)
 
 
@@ -253,6 +257,20 @@ def counted_layers(layers: tuple[Layer, ...]) -> list[Layer]:
     """
     highest = math.inf
     return [x for x in layers if 0.0 < x.update_ratio < highest and x.composition_weight != 0.0]  # false for nan
+
+
+def start_factors(layers: list[Layer]) -> list[float] | None:
+    """Return by what the ratio of each layer counts less; ``None``: none does.
+
+    A layer that starts at zero (the second matrix of LoRA, the last one of a residual branch) is made of its own
+    updates alone: what one of them is relative to it says how many there were, and nothing of how far it moves an
+    output. Taken at its word it would hold down the rate of the whole network. So what has a gain below 0.05
+    counts as if it had that.
+    """
+    gains = [layer.log_gain for layer in layers]
+    if min(gains) >= LOG_LEAST_GAIN:  # as good as always
+        return None
+    return [math.exp(max(-700.0, min(gain - LOG_LEAST_GAIN, 0.0))) for gain in gains]
 
 
 def log_size(ratios: list[float]) -> float:

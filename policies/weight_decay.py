@@ -6,16 +6,20 @@ Aitchison 2024), the decay per step is the same at any length. Up to some thousa
 which have learnt their training set and go on, the total rises with the square root of the length, half way to the
 second.
 
-What decay is there for shows where validation losses are reported: the further validation lies above training, the
-more of what has been learnt is learnt by heart, and the more decay pays; where there is no gap more of it costs. So the
-decay rises with the square of the ratio, which closes a loop: decay holds the training loss up, and with it the ratio
-down.
+What decay is there for shows where validation losses are reported: once validation stands still, or rises, above the
+training loss, what is learnt is learnt by heart, and more decay pays, from early on; while each validation is the best
+so far more of it costs. So the decay grows with every validation that is not, and falls back with every one that is.
+
+The last layer's size says how sure the outputs are, and is the quickest way to a smaller training loss once the rest
+fits: logits grow, and each mistake on new data costs more (Guo et al. 2017 shrink them after the training). Decay of
+all weights cannot answer that alone; it would unlearn the rest. So the last layer is made smaller while there is a gap,
+by as much as validation is still far from solved: where hardly anything is left of the loss, sureness is right.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lipadvisor.policies.annealing import Annealing, AnnealingState
 from lipadvisor.policies.chain import PASS
@@ -34,15 +38,26 @@ MOST_PER_STEP = 0.1  # a step never shrinks a weight by more than this share
 
 
 @dataclass(frozen=True, slots=True)
+class Validated:
+    """What the validation losses of a run have said so far."""
+
+    log_gap: float = 0.0  # ln of validation over training loss, smoothed
+    count: int = 0
+    step: int = -1  # of the last one
+    first: float = 0.0
+    best: float = math.inf  # lowest
+    stalls: float = 0.0  # those that were not the lowest so far, less those that were
+    factor: float = 1.0  # on the decay
+    head: float = 0.0  # nats that the last layer loses now
+
+
+@dataclass(frozen=True, slots=True)
 class TotalDecayState:
     """Memory of :class:`TotalDecay`."""
 
     loss_sum: float = 0.0  # of the training losses since the last validation
     losses: int = 0
-    log_gap: float = 0.0  # ln of validation over training loss, smoothed
-    validations: int = 0
-    validated_step: int = -1  # of the last validation
-    factor: float = 1.0  # on the decay
+    validated: Validated = Validated()
     signed: bool = False  # a loss below 0 was seen
 
 
@@ -53,18 +68,25 @@ class TotalDecay:
     The decay per step, ``lr * weight_decay``, does not depend on the learning rate: what was decided for the learning
     rate is divided out. Where the horizon is unknown it is that of a run of ``unknown_steps``.
 
-    Where validation losses are reported, each is compared with the mean of the training losses since the one before.
-    With the ratio ``r``, smoothed over two of them, the decay is ``(r / gap)^2`` times as large, at least once and at
-    most ``most_factor`` times. Of losses that can be below 0 (a log-density's) a ratio says nothing: from the first
-    such on it is once.
+    Where validation losses are reported, each that is not the lowest so far makes the decay ``growth`` times as large,
+    up to ``most_factor`` times, provided that it lies a factor of ``gap`` above the mean of the training losses since
+    the one before (the ratio is smoothed over two of them). Each that is the lowest takes one such factor back, down to
+    none. A small loss is made by a few rows that cost much, and so fluctuates more: what stands still counts by the
+    square root of the lowest loss relative to the first. The last layer loses ``head`` nats at each validation that
+    lies that far above, times the share of the first one that is left. Of more than twenty validations in a run, each
+    counts by its share of that. Of losses that can be below 0 (a log-density's) no ratio says anything: from the first
+    such on the decay is as without validation.
 
     Args:
         total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
         per_step: nats per step that are never exceeded on average, >= 0: short runs are shrunk less.
         long_steps: run length from which on the total rises with the square root of the length, >= 1.
         unknown_steps: run length that is assumed where none is known, >= 1.
-        gap: ratio of the validation to the training loss from which on there is more decay, > 0.
-        most_factor: times the decay that there is at most, in [1, 100]; 1 to be blind to validation.
+        gap: ratio of the validation to the training loss without which there is no more decay, > 0.
+        growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 to be blind to
+            validation.
+        most_factor: times the decay that there is at most, in [1, 100].
+        head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0.
         annealing: the factor over the run that is followed.
 
     Raises:
@@ -75,17 +97,21 @@ class TotalDecay:
     per_step: float = 0.002
     long_steps: int = 1000
     unknown_steps: int = 2000
-    gap: float = 1.6
-    most_factor: float = 4.0
+    gap: float = 1.15
+    growth: float = 3.0
+    most_factor: float = 16.0
+    head: float = 0.1
     annealing: Annealing = field(default_factory=Annealing)
 
     def __post_init__(self) -> None:
         require_non_negative("TotalDecay", "total", self.total)
         require_non_negative("TotalDecay", "per_step", self.per_step)
+        require_non_negative("TotalDecay", "head", self.head)
         for argument in ("long_steps", "unknown_steps"):
             require_at_least_one("TotalDecay", argument, getattr(self, argument))
         require_positive("TotalDecay", "gap", self.gap)
-        require_factor("TotalDecay", "most_factor", self.most_factor)
+        for argument in ("growth", "most_factor"):
+            require_factor("TotalDecay", argument, getattr(self, argument))
 
     @property
     def name(self) -> str:
@@ -99,19 +125,27 @@ class TotalDecay:
     def refine(
         self, observation: Observation, decision: Decision, state: TotalDecayState
     ) -> tuple[Decision, TotalDecayState]:
-        """Return the weight decay of each group whose learning rate is decided."""
+        """Return the weight decay of each group whose learning rate is decided, and the factor of the last layer."""
+        known = state.validated
         state = self._listen(observation, state)
+        validated = state.validated
         steps = observation.total_steps
         length = max(self.unknown_steps if steps is None else steps, 1)
         longer = max(1.0, math.sqrt(length / self.long_steps))
-        shrink = min(self.total * longer / length, self.per_step) * state.factor
+        shrink = min(self.total * longer / length, self.per_step) * validated.factor
         if steps is not None:
             _, share = self.annealing.share(observation, NOT_STARTED)
             shrink *= share / (0.5 * (1.0 + self.annealing.start_fraction))
         shrink = min(shrink, MOST_PER_STEP)
         knobs = tuple([Knobs(k.group, None, shrink / k.lr) for k in decision.knobs if k.lr is not None and k.lr > 0.0])
         read = (("decay_per_step", shrink),)
-        return Decision(observation.step, self.name, PASS, knobs, (), (), False, False, False, read), state
+        scale = () if validated is known or not validated.head else self._head_scale(observation, validated.head)
+        return Decision(observation.step, self.name, PASS, knobs, (), scale, False, False, False, read), state
+
+    def _head_scale(self, observation: Observation, nats: float) -> tuple[tuple[str, float], ...]:
+        """Return the last layer's factor; after the last step nothing is changed any more."""
+        heads = [layer.name for layer in observation.layers if layer.composition_weight != 0.0]
+        return ((heads[-1], math.exp(-nats)),) if heads and observation.step != observation.total_steps else ()
 
     def _listen(self, observation: Observation, state: TotalDecayState) -> TotalDecayState:
         """Take up a training loss, and compare a new validation loss with those since the last one."""
@@ -121,18 +155,36 @@ class TotalDecay:
         validation, when = observation.validation_loss, observation.validation_step
         if state.signed or _below_zero(loss) or _below_zero(validation):
             return SIGNED
-        log_gap, seen, validated, factor = state.log_gap, state.validations, state.validated_step, state.factor
-        if validation is not None and when is not None and when > validated:
-            validated = when
-            if 0.0 < validation < math.inf and 0.0 < total < math.inf:
-                fresh = math.log(validation) - math.log(total / count)
-                log_gap, seen = (0.5 * (log_gap + fresh) if seen else fresh), seen + 1
-                over = max(0.0, min(2.0 * (log_gap - math.log(self.gap)), math.log(self.most_factor)))
-                factor = math.exp(over)
-            total, count = 0.0, 0
-        return TotalDecayState(total, count, log_gap, seen, validated, factor)
+        known = state.validated
+        if validation is None or when is None or when <= known.step:
+            return TotalDecayState(total, count, known)
+        if not (0.0 < validation < math.inf and 0.0 < total < math.inf):
+            return TotalDecayState(validated=replace(known, step=when, head=0.0))
+        log_gap = math.log(validation) - math.log(total / count)
+        if known.count:
+            return TotalDecayState(validated=self._compare(observation, validation, when, log_gap, known))
+        return TotalDecayState(validated=Validated(log_gap, 1, when, validation, validation))
+
+    def _compare(
+        self, observation: Observation, validation: float, when: int, fresh: float, known: Validated
+    ) -> Validated:
+        """Count a validation loss as the lowest so far, as one that is not, or as neither."""
+        log_gap = 0.5 * (known.log_gap + fresh)
+        length = self.unknown_steps if observation.total_steps is None else max(observation.total_steps, 1)
+        share = min(1.0, (when - known.step) * VALIDATIONS / length)
+        stalls, ahead = known.stalls, log_gap > math.log(self.gap)
+        if validation < known.best:
+            stalls = max(0.0, stalls - share)
+        elif ahead and self.growth > 1.0:
+            counted = share * math.sqrt(min(1.0, known.best / known.first))
+            stalls = min(stalls + counted, math.log(self.most_factor) / math.log(self.growth))
+        factor = math.exp(stalls * math.log(self.growth))
+        head = self.head * share * min(1.0, validation / known.first) if ahead else 0.0
+        best = min(known.best, validation)
+        return Validated(log_gap, known.count + 1, when, known.first, best, stalls, factor, head)
 
 
+VALIDATIONS = 20  # in a run: where there are more, each counts by its share
 SIGNED = TotalDecayState(signed=True)  # nothing more is listened to
 
 
