@@ -51,7 +51,8 @@ class Averaging:
         begin = 1.0 - SPAN * self.memory  # share of the run
         if self.memory == 0.0 or total is None or total < 1 or observation.step < begin * total:
             return NOTHING, state
-        reason = "averaging:end" if observation.step == total else PASS
+        ends = observation.step == total and not decision.rewind  # weights gone back to replace the average
+        reason = "averaging:end" if ends else PASS
         return Decision(observation.step, self.name, reason, averaging=max(1.0, self.memory * total)), state
 
 

@@ -144,7 +144,7 @@ class TotalDecay:
 
     def _head_scale(self, observation: Observation, nats: float) -> tuple[tuple[str, float], ...]:
         """Return the last layer's factor; after the last step nothing is changed any more."""
-        heads = [layer.name for layer in observation.layers if layer.composition_weight != 0.0]
+        heads = [layer.name for layer in observation.layers if layer.composition_weight != 0.0 and layer.group >= 0]
         return ((heads[-1], math.exp(-nats)),) if heads and observation.step != observation.total_steps else ()
 
     def _listen(self, observation: Observation, state: TotalDecayState) -> TotalDecayState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from lipadvisor.policies import (
     Layer,
     Lipschitz,
     Observation,
+    Overfitting,
     chain,
     clamp,
     laws,
@@ -57,6 +59,14 @@ def test_it_can_be_switched_off() -> None:
 def test_the_reason_tells_the_end_alone() -> None:
     reasons = [decision.reason for decision in replay(chain(Constant(), Averaging()), run(10))]
     assert [reason.endswith("averaging:end") for reason in reasons] == [step == 10 for step in range(12)]
+
+
+def test_where_the_run_ends_with_its_best_weights_the_average_is_not_told() -> None:
+    last = replace(run(10, 11)[-1], loss=0.1, validation_loss=1.0, validation_step=10)
+    seen = [replace(last, step=k, loss=0.1, validation_loss=0.1, validation_step=k) for k in (2, 4)]
+    made = replay(chain(Constant(), Overfitting(), Averaging()), [*run(10, 2), *seen, last])[-1]
+    assert made.rewind
+    assert made.reason.endswith("overfitting:rewind")
 
 
 def test_the_later_part_of_a_chain_wins_and_a_shadow_asks_for_nothing() -> None:

@@ -130,3 +130,16 @@ def test_impossible_constants_are_refused(field: str, value: float) -> None:
         Lipschitz(**{field: value})
     with pytest.raises(ValueError, match="factor"):
         Lipschitz().scaled(value)
+
+
+def test_a_layer_that_starts_at_zero_does_not_hold_down_the_others() -> None:
+    """Its ratio counts as if its gain were 0.05: a zero matrix's says how many steps were taken, and nothing else."""
+    grown, small = layer("a", (2.0, 1.5, 2.0)), layer("b", (4000.0, 3000.0, 4000.0))
+    started = replace(small, log_gain=math.log(5e-5))
+    counted = layer("b", (4.0, 3.0, 4.0))
+    assert settled(RATE, [grown, started]) == pytest.approx(settled(RATE, [grown, counted]))
+    assert settled(RATE.rate, [grown, started]) == pytest.approx(settled(RATE.rate, [grown, counted]))
+    assert settled(RATE, [grown, replace(small, log_gain=math.log(0.06))]) < 0.01 * settled(RATE, [grown, counted])
+    nothing = replace(small, log_gain=-math.inf)  # the ratio of a finite update to no weight at all is not finite
+    assert settled(RATE, [grown, replace(nothing, update_ratio=math.inf)]) == settled(RATE, [grown])
+    assert math.isfinite(settled(RATE, [grown, nothing]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_more_frequent_validations_release_no_more_room() -> None:
     falling = [1.0 - 0.01 * k for k in range(40)]
     often, seldom = (room_with(falling, every, most_release=100.0) for every in (1, 2))
     assert math.log(often / 0.3) == pytest.approx(math.log(seldom / 0.3), rel=0.1)
+
+
+def test_growth_is_not_counted_from_a_layer_that_is_still_at_zero() -> None:
+    """Its norm after the first step is that of the step: the reference waits until there is a weight to speak of."""
+    policy, started = LipschitzBudget(), replace(PART, log_gain=math.log(0.01))
+    state = policy.init()
+    heads = []
+    for step, part in enumerate((PART, replace(PART, log_gain=-math.inf), started, started)):
+        whole = replace(WHOLE, log_norm=-9.0 if step == 1 else -4.0)
+        observation = Observation(
+            step, 40, 0.0, "sgd", 0.9, (Knobs(0, 0.1),), whole, (part,), measured_step=max(step - 1, 0)
+        )
+        made, state = policy.refine(observation, Decision(step, "x", "x", (Knobs(0, 0.1),)), state)
+        heads.append(dict(made.read).get("budget_head"))
+    assert heads[:2] == [None, None]
+    assert heads[2] is not None
+    assert heads[2] > math.log(1.2 / 0.01)  # it may grow to a healthy layer first
 
 
 @pytest.mark.parametrize("bad", [{"release": 0.9}, {"release": math.nan}, {"most_release": 101.0}])

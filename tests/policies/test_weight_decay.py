@@ -48,42 +48,70 @@ def validated(losses: list[float], validations: list[float], every: int = 10) ->
     return run
 
 
-@pytest.mark.parametrize(("ratio", "factor"), [(0.2, 1.0), (1.6, 1.0), (2.4, 2.25), (3.2, 4.0), (50.0, 4.0)])
-def test_the_decay_rises_with_the_square_of_validation_over_training(ratio: float, factor: float) -> None:
-    found = decays(TotalDecay(), validated([0.5] * 40, [0.5 * ratio] * 3))
-    assert found[:10] == pytest.approx([found[0]] * 10)  # nothing has been reported
-    assert found[10:] == pytest.approx([factor * found[0]] * 30)
+def factors(policy: TotalDecay, losses: list[float], validations: list[float], every: int = 100) -> list[float]:
+    """Return the factor on the decay after each validation."""
+    found = decays(policy, validated(losses, validations, every))
+    return [x / found[0] for x in found[every::every]]
 
 
-def test_the_ratio_is_smoothed_over_two_validations() -> None:
-    found = decays(TotalDecay(most_factor=100.0), validated([1.0] * 40, [1.6, 6.4, 6.4]))
-    assert [x / found[0] for x in found[10::10]] == pytest.approx([1.0, 4.0, 8.0])
+def test_each_validation_that_is_not_the_lowest_makes_the_decay_larger_and_each_that_is_takes_one_back() -> None:
+    standing = [0.5] * 800
+    assert factors(TotalDecay(), standing, [1.0] * 7) == pytest.approx([1.0, 3.0, 9.0, 16.0, 16.0, 16.0, 16.0])
+    there_and_back = [1.0, 1.0, 1.2, 0.999, 1.1, 0.998, 0.997]
+    expected = [1.0, 3.0, 9.0, 3.0, 9.0, 3.0, 1.0]
+    assert factors(TotalDecay(), standing, there_and_back) == pytest.approx(expected, rel=2e-3)
+    falling = [1.0 - 0.01 * k for k in range(7)]
+    assert factors(TotalDecay(), standing, falling) == pytest.approx([1.0] * 7)
 
 
-def test_a_single_batch_counts_by_its_share() -> None:
-    losses = [1.0] * 29 + [1e-3] + [1.0] * 10
-    found = decays(TotalDecay(), validated(losses, [1.0, 1.0, 1.0]))
-    assert found == pytest.approx([found[0]] * 40)
+def test_only_what_lies_above_the_training_loss_counts() -> None:
+    assert factors(TotalDecay(), [1.0] * 400, [1.1] * 3) == pytest.approx([1.0] * 3)
+    assert factors(TotalDecay(), [1.0] * 400, [1.2] * 3) == pytest.approx([1.0, 3.0, 9.0])
+    assert factors(TotalDecay(gap=1.3), [1.0] * 400, [1.2] * 3) == pytest.approx([1.0] * 3)
+    falling = [1.0] * 300 + [0.1] * 200  # smoothed over two: sqrt(1.1 x 11) = 3.5 above
+    assert factors(TotalDecay(gap=3.2), falling, [1.1] * 4) == pytest.approx([1.0, 1.0, 1.0, 3.0])
+    assert factors(TotalDecay(gap=3.6), falling, [1.1] * 4) == pytest.approx([1.0, 1.0, 1.0, 1.0])
+
+
+def test_a_small_loss_counts_by_the_root_of_what_is_left_of_the_first() -> None:
+    found = factors(TotalDecay(), [0.01] * 500, [1.0, 0.25, 0.25, 0.25])
+    assert found == pytest.approx([1.0, 1.0, 3.0**0.5, 3.0])
+
+
+def test_of_more_than_twenty_validations_each_counts_by_its_share() -> None:
+    found = factors(TotalDecay(), [0.5] * 210, [1.0] * 20, every=10)  # a tenth of a twentieth of 2,000
+    assert found[:11] == pytest.approx([3.0 ** (0.1 * k) for k in range(11)])
+
+
+def test_the_last_layer_shrinks_with_each_validation_above_training() -> None:
+    first, head, beside = (
+        replace(LAYER, name="first"),
+        replace(LAYER, name="head"),
+        replace(LAYER, composition_weight=0.0),
+    )
+    frozen = replace(LAYER, name="frozen", group=-1)
+    run = [
+        replace(one, layers=(first, head, beside, frozen), total_steps=400)
+        for one in validated([0.5] * 401, [1.0, 1.0, 0.5, 0.9], 100)
+    ]
+    scales = {d.step: d.weight_scale for d in replay(chain(Constant(lr=0.03), TotalDecay()), run) if d.weight_scale}
+    assert scales == {200: (("head", pytest.approx(math.exp(-0.1))),), 300: (("head", pytest.approx(math.exp(-0.05))),)}
+    assert not any(d.weight_scale for d in replay(chain(Constant(lr=0.03), TotalDecay(head=0.0)), run))
+    assert not any(d.weight_scale for d in replay(chain(Constant(lr=0.03), TotalDecay(gap=2.5)), run))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0])
 def test_losses_that_say_nothing_leave_the_decay_as_it_is(bad: float) -> None:
-    found = decays(TotalDecay(), validated([0.5] * 40, [1.2, bad, bad]))
-    assert found[10:] == pytest.approx([found[10]] * 30)
-    assert found[10] == pytest.approx(2.25 * found[0])
-    found = decays(TotalDecay(), validated([bad] * 40, [1.2, 1.2, 1.2]))
-    assert found == pytest.approx([found[0]] * 40)
+    assert factors(TotalDecay(), [0.5] * 500, [1.0, 1.0, bad, bad])[1:] == pytest.approx([3.0] * 3)
+    assert factors(TotalDecay(), [bad] * 400, [1.2, 1.2, 1.2]) == pytest.approx([1.0] * 3)
 
 
 def test_it_can_be_blind_to_validation() -> None:
-    found = decays(TotalDecay(most_factor=1.0), validated([0.5] * 40, [5.0] * 3))
-    assert found == pytest.approx([found[0]] * 40)
+    for policy in (TotalDecay(growth=1.0), TotalDecay(most_factor=1.0)):
+        assert factors(policy, [0.5] * 400, [5.0] * 3) == pytest.approx([1.0] * 3)
 
 
 def test_of_losses_that_can_be_below_zero_no_ratio_counts() -> None:
-    sinking = [0.5] * 20 + [-0.1] * 10 + [0.5] * 10
-    found = decays(TotalDecay(), validated(sinking, [5.0, 5.0, 5.0]))
-    assert found[10:20] == pytest.approx([4.0 * found[0]] * 10)  # not known yet
-    assert found[20:] == pytest.approx([found[0]] * 20)
-    found = decays(TotalDecay(), validated([0.5] * 40, [5.0, -0.1, 5.0]))
-    assert found[20:] == pytest.approx([found[0]] * 20)
+    sinking = [0.5] * 250 + [-0.1] * 10 + [0.5] * 140
+    assert factors(TotalDecay(), sinking, [5.0, 5.0, 5.0]) == pytest.approx([1.0, 3.0, 1.0])
+    assert factors(TotalDecay(), [0.5] * 500, [5.0, 5.0, -0.1, 5.0]) == pytest.approx([1.0, 3.0, 1.0, 1.0])
