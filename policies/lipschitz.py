@@ -46,7 +46,8 @@ class Lipschitz:
         head_decay: nats that the last layer loses at each of twenty validations above ``decay_gap``, while nothing has
             been learnt, >= 0.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
-        cooldown_end: share of the learning rate that is left at the end, in [0, 1]: the average does the rest.
+        cooldown_end: share of the learning rate that is left at the end, in [0, 1]: the average does the rest; where
+            none is kept, no smaller share would be better.
         lookahead: share of the run that the budget looks ahead, in (0, 1].
         deviations: standard deviations of the growth that the budget counts, >= 0.
         rise: largest factor by which the learning rate rises per step, > 1.
@@ -63,7 +64,7 @@ class Lipschitz:
             alone, or makes, cannot be ill.
         release: factor on the room for each validation that is the best so far, in [1, 100].
         averaging: memory of the average of the weights that the run ends with, share of the run, in [0, 1]; 0 for
-            none, to go with a ``cooldown_end`` of a thousandth.
+            none.
         loss_room: how much more room the budget has while the training loss stands at its first value, >= 0.
 
     Raises:
