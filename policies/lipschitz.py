@@ -40,7 +40,8 @@ class Lipschitz:
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
         decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
             ones by the square root of the length more.
-        decay_gap: ratio of a reported validation loss to the training loss without which there is no more decay, > 0.
+        decay_gap: ratio of a reported validation loss to the training loss without which there is no more decay, in
+            [1, 100].
         decay_growth: factor on the decay for each validation that is not the lowest so far, in [1, 100].
         decay_most: factor on the decay that is never exceeded, in [1, 100].
         head_decay: nats that the last layer loses at each of twenty validations above ``decay_gap``, while nothing has
@@ -77,7 +78,7 @@ class Lipschitz:
     horizon_power: float = 0.5
     budget: float = 0.3
     decay_total: float = 0.6
-    decay_gap: float = 1.15
+    decay_gap: float = 1.25
     decay_growth: float = 3.0
     decay_most: float = 16.0
     head_decay: float = 0.1

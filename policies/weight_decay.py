@@ -27,7 +27,6 @@ from lipadvisor.policies.checks import (
     require_at_least_one,
     require_factor,
     require_non_negative,
-    require_positive,
 )
 from lipadvisor.policies.contract import Decision, Knobs, Observation
 
@@ -82,11 +81,11 @@ class TotalDecay:
         per_step: nats per step that are never exceeded on average, >= 0: short runs are shrunk less.
         long_steps: run length from which on the total rises with the square root of the length, >= 1.
         unknown_steps: run length that is assumed where none is known, >= 1.
-        gap: ratio of the validation to the training loss without which there is no more decay, > 0.
-        growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 to be blind to
-            validation.
+        gap: ratio of the validation to the training loss without which there is no more decay, in [1, 100].
+        growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 for
+            no more decay.
         most_factor: times the decay that there is at most, in [1, 100].
-        head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0.
+        head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0; 0 for none.
         annealing: the factor over the run that is followed.
 
     Raises:
@@ -97,7 +96,7 @@ class TotalDecay:
     per_step: float = 0.002
     long_steps: int = 1000
     unknown_steps: int = 2000
-    gap: float = 1.15
+    gap: float = 1.25
     growth: float = 3.0
     most_factor: float = 16.0
     head: float = 0.1
@@ -109,8 +108,7 @@ class TotalDecay:
         require_non_negative("TotalDecay", "head", self.head)
         for argument in ("long_steps", "unknown_steps"):
             require_at_least_one("TotalDecay", argument, getattr(self, argument))
-        require_positive("TotalDecay", "gap", self.gap)
-        for argument in ("growth", "most_factor"):
+        for argument in ("gap", "growth", "most_factor"):
             require_factor("TotalDecay", argument, getattr(self, argument))
 
     @property

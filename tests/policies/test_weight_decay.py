@@ -65,9 +65,9 @@ def test_each_validation_that_is_not_the_lowest_makes_the_decay_larger_and_each_
 
 
 def test_only_what_lies_above_the_training_loss_counts() -> None:
-    assert factors(TotalDecay(), [1.0] * 400, [1.1] * 3) == pytest.approx([1.0] * 3)
-    assert factors(TotalDecay(), [1.0] * 400, [1.2] * 3) == pytest.approx([1.0, 3.0, 9.0])
-    assert factors(TotalDecay(gap=1.3), [1.0] * 400, [1.2] * 3) == pytest.approx([1.0] * 3)
+    assert factors(TotalDecay(), [1.0] * 400, [1.2] * 3) == pytest.approx([1.0] * 3)
+    assert factors(TotalDecay(), [1.0] * 400, [1.3] * 3) == pytest.approx([1.0, 3.0, 9.0])
+    assert factors(TotalDecay(gap=1.4), [1.0] * 400, [1.3] * 3) == pytest.approx([1.0] * 3)
     falling = [1.0] * 300 + [0.1] * 200  # smoothed over two: sqrt(1.1 x 11) = 3.5 above
     assert factors(TotalDecay(gap=3.2), falling, [1.1] * 4) == pytest.approx([1.0, 1.0, 1.0, 3.0])
     assert factors(TotalDecay(gap=3.6), falling, [1.1] * 4) == pytest.approx([1.0, 1.0, 1.0, 1.0])
