@@ -85,7 +85,8 @@ class TotalDecay:
         growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 for
             no more decay.
         most_factor: times the decay that there is at most, in [1, 100].
-        head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0; 0 for none.
+        head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0;
+            0 for none.
         annealing: the factor over the run that is followed.
 
     Raises:
