@@ -70,11 +70,11 @@ class TotalDecay:
     Where validation losses are reported, each that is not the lowest so far makes the decay ``growth`` times as large,
     up to ``most_factor`` times, provided that it lies a factor of ``gap`` above the mean of the training losses since
     the one before (the ratio is smoothed over two of them). Each that is the lowest takes one such factor back, down to
-    none. A small loss is made by a few rows that cost much, and so fluctuates more: what stands still counts by the
-    square root of the lowest loss relative to the first. The last layer loses ``head`` nats at each validation that
-    lies that far above, times the share of the first one that is left. Of more than twenty validations in a run, each
-    counts by its share of that. Of losses that can be below 0 (a log-density's) no ratio says anything: from the first
-    such on the decay is as without validation.
+    none. What stands still counts by the share of the first validation loss that is left in the lowest: where little is
+    left, a few rows that cost much make it fluctuate without meaning anything. The last layer loses ``head`` nats at
+    each validation that lies that far above, times the share of the first one that is left. Of more than twenty
+    validations in a run, each counts by its share of that. Of losses that can be below 0 (a log-density's) no ratio
+    says anything: from the first such on the decay is as without validation.
 
     Args:
         total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
@@ -175,8 +175,7 @@ class TotalDecay:
         if validation < known.best:
             stalls = max(0.0, stalls - share)
         elif ahead and self.growth > 1.0:
-            counted = share * math.sqrt(min(1.0, known.best / known.first))
-            stalls = min(stalls + counted, math.log(self.most_factor) / math.log(self.growth))
+            stalls = min(stalls + share * known.best / known.first, math.log(self.most_factor) / math.log(self.growth))
         factor = math.exp(stalls * math.log(self.growth))
         head = self.head * share * min(1.0, validation / known.first) if ahead else 0.0
         best = min(known.best, validation)

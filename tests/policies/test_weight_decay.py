@@ -73,8 +73,8 @@ def test_only_what_lies_above_the_training_loss_counts() -> None:
     assert factors(TotalDecay(gap=3.6), falling, [1.1] * 4) == pytest.approx([1.0, 1.0, 1.0, 1.0])
 
 
-def test_a_small_loss_counts_by_the_root_of_what_is_left_of_the_first() -> None:
-    found = factors(TotalDecay(), [0.01] * 500, [1.0, 0.25, 0.25, 0.25])
+def test_what_stands_still_counts_by_what_is_left_of_the_first() -> None:
+    found = factors(TotalDecay(), [0.01] * 500, [1.0, 0.5, 0.6, 0.7])
     assert found == pytest.approx([1.0, 1.0, 3.0**0.5, 3.0])
 
 
