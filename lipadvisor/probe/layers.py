@@ -58,8 +58,8 @@ def find_layers(
         options: what is measured, and how.
 
     Raises:
-        ValueError: a lazy layer has no shape yet, the optimizer holds none of the model's trainable parameters (one is
-            named), or no layer is left.
+        ValueError: a lazy layer has no shape yet, a weight has no values (meta device), the optimizer holds none of the
+            model's trainable parameters (one is named), or no layer is left.
     """
     put_shares_back(model)
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
@@ -67,6 +67,12 @@ def find_layers(
         raise ValueError(
             f"Probe(model=...) must know its shapes, and {lazy[0]!r} has none yet (a lazy layer): call the model on "
             f"one batch first."
+        )
+    unmade = [name for name, p in model.named_parameters() if p.is_meta]
+    if unmade:
+        raise ValueError(
+            f"Probe(model=...) must have its values, and {unmade[0]!r} is on the meta device: call model.to_empty(...) "
+            f"and fill it, then make the optimizer, first."
         )
     groups = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

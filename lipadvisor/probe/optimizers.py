@@ -118,8 +118,11 @@ def raw_gradient(
 def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> Tensor | None:
     """Return ``U`` of ``W' = (1 - lr wd) W + lr U`` from the state after the step; None if it cannot be known.
 
-    Exact for SGD (momentum, Nesterov, L2 term) and for Adam and AdamW, maximizing or not.
+    Exact for SGD (momentum, Nesterov, L2 term) and for Adam and AdamW, maximizing or not. A weight without a gradient
+    (frozen meanwhile, unused) took no step: what its state holds is of an earlier one.
     """
+    if weight.grad is None:
+        return None
     options, state = optimizer.param_groups[group], optimizer.state.get(weight, {})
     name = optimizer_name(optimizer)
     if name == "sgd":

@@ -222,6 +222,37 @@ def test_complex_weights_are_left_out() -> None:
     assert ("0", "its weight is complex") in {(skip.name, skip.reason) for skip in probe.skipped}
 
 
+def test_a_model_without_values_is_refused_until_it_has_some() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"'0\.weight' is on the meta device"):
+        Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_a_layer_that_is_frozen_meanwhile_has_no_step(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    """Where it had none before either, its direction was read from the optimizer's old state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = kind(model.parameters(), lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    probe, generator = Probe(model, optimizer, interval=1), torch.Generator().manual_seed(0)
+    for step in range(7):
+        model[0].requires_grad_(step < 2)
+        x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+        probe.arm(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        probe.before_update()
+        optimizer.step()
+        probe.after_update({0: 0.01}, {})
+        terms = probe.collect(step)
+        assert terms is not None
+        moved = [terms.first_L[0], terms.update_ratio_L[0], terms.change_L[0]]
+        assert (np.abs(moved) > 1e-9).all() if step < 2 else np.allclose(moved, 0.0, atol=1e-9)
+        assert abs(terms.first_L[1]) > 1e-6
+
+
 def test_a_model_without_layers_is_refused() -> None:
     model = nn.LayerNorm(4)
     with pytest.raises(ValueError, match="supported layer"):
