@@ -71,3 +71,48 @@ def test_shares_outside_their_range_are_refused(bad: dict[str, float]) -> None:
         SpectralRate(**bad)
     with pytest.raises(ValueError, match=name):
         Lipschitz(**bad)
+
+
+def unlearnt(optimizer: str, losses: list[float | None], ratio: Callable[[int], float]) -> list[float]:
+    """Return the learning rates of a run of ``STEPS`` that is told ``losses``."""
+    run = [
+        Observation(
+            t, STEPS, 0.0, optimizer, 0.9, (Knobs(0, 0.01, 0.0),), NETWORK,
+            (Layer("a", "linear", (64, 64), 0, 1.0, 0.0, 0.1, 0.0, update_ratio=ratio(t)),),
+            loss=loss, measured_step=max(t - 1, 0),
+        )
+        for t, loss in enumerate(losses)
+    ]  # fmt: skip
+    return [lr for decision in replay(SpectralRate(), run) if (lr := decision.knobs[0].lr) is not None]
+
+
+def vanishing(t: int) -> float:
+    return 5.0 * math.exp(-t / 30.0)
+
+
+def test_under_plain_steps_the_rate_does_not_rise_before_anything_has_been_learnt() -> None:
+    losses: list[float | None] = [2.0 + 0.1 * (-1) ** t for t in range(STEPS)]
+    found = unlearnt("sgd", losses, vanishing)
+    start = found[:12]
+    assert max(found) == max(start)
+    assert found[12:] == pytest.approx([max(start)] * (STEPS - 12))
+
+
+@pytest.mark.parametrize("fall", [0.85, 0.5])
+def test_it_rises_for_good_once_the_loss_has_come_down(fall: float) -> None:
+    losses: list[float | None] = [2.0] * 100 + [2.0 * fall] * 150 + [3.0] * 150
+    held, free = unlearnt("sgd", losses, vanishing), unlearnt("adamw", losses, vanishing)
+    assert held[:12] == free[:12]
+    freed = next(t for t in range(12, STEPS) if held[t] > held[t - 1])
+    assert 100 < freed < 160
+    smooth = 2.0 * (fall + (1.0 - fall) * math.exp(-(freed - 100) / 20.0))
+    assert smooth == pytest.approx(1.8, rel=0.06)
+    assert all(lr > max(held[:freed]) for lr in held[freed + 1 :])
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf, -1.0, 0.0])
+def test_without_a_loss_and_under_other_optimizers_it_is_as_before(loss: float | None) -> None:
+    free = unlearnt("adamw", [2.0] * STEPS, vanishing)
+    assert unlearnt("sgd", [loss] * STEPS, vanishing) == free
+    assert unlearnt("muon", [2.0] * STEPS, vanishing) == free
+    assert max(free) > 3.0 * max(free[:12])
