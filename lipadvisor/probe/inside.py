@@ -57,7 +57,9 @@ class Inside:
         """Watch the inputs of a measured step."""
         self.detach()
         self._shapes, self.capture.seen_shapes = None, {}
-        self._handle = self.root.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
+        # Before others': a look puts shares back that fully_shard's own hook would have gathered by then.
+        enter = Hook(self._enter)
+        self._handle = self.root.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
 
     def detach(self) -> None:
         """Watch no longer."""

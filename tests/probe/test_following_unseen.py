@@ -102,6 +102,21 @@ def test_a_new_size_inside_of_a_compiled_model_is_followed(way: str, fresh_compi
     np.testing.assert_allclose(records[-1].log_norm_after_L, exact_log_norms(probe), atol=1e-4)
 
 
+def test_a_look_comes_before_what_others_do_at_the_models_entrance(fresh_compiler: None) -> None:
+    """``fully_shard`` gathers weights there. A look in its midst let go of them, and the pass that followed failed."""
+    model, entered = network(), list[bool]()
+    model[2].compile(backend="eager")
+    probe = Probe(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.01), level="norms", interval=1)
+    probe.trace(batch(8, 0)[0])
+    model.register_forward_pre_hook(lambda *_: entered.append(torch.is_grad_enabled()), prepend=True)
+    for step in range(IN_A_ROW + 2):
+        entered.clear()
+        train(model, probe, optimizer, [10], step)
+        if len(entered) > 1:
+            break
+    assert entered == [False, True]
+
+
 def test_inputs_of_any_size_are_looked_at_a_few_times_only(fresh_compiler: None) -> None:
     model = network()
     run = torch.compile(model, backend="eager", dynamic=True)
