@@ -19,6 +19,12 @@ STEPS = 40
 BELOW = {"mlp": 0.01, "convnet": 0.01}
 
 
+def largest(matrix: torch.Tensor) -> float:
+    """The largest singular value, to 1e-8: a quarter of the time of all of them."""
+    gram = matrix @ matrix.mT if len(matrix) <= matrix.shape[1] else matrix.mT @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].sqrt())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", BELOW)
 @pytest.mark.parametrize("kind", ["momentum", "adamw"])
@@ -51,8 +57,8 @@ def test_update_ratio_is_that_of_the_exact_svd_and_never_above(network: str, kin
         assert terms is not None
         for place, layer in enumerate(probe.layers):
             dense = DenseLayer(model.get_submodule(layer.name), shapes[layer.name])
-            size = torch.linalg.svdvals(dense.matrix(optimizer_direction(optimizer, layer.weight)[0]))[0]
-            exact = float(size / torch.linalg.svdvals(dense.matrix(old[place]))[0])
+            update = dense.matrix(optimizer_direction(optimizer, layer.weight)[0])
+            exact = largest(update) / largest(dense.matrix(old[place]))
             ratios.append(terms.update_ratio_L[place] / exact)
     assert np.quantile(ratios, 0.95) < 1 + 2e-3  # a Ritz value, of a difference of float32 weights
     assert max(ratios) < 1.05  # s_1(W) itself is a lower bound, and may lag for a step where values cross
@@ -129,7 +135,7 @@ def test_update_ratio_of_other_convolutions_is_right_from_the_first_step(name: s
             assert operator is not None
             unit = torch.eye(operator.inputs, dtype=torch.float64)
             kernels = ((layer.value().double() - old[place]) / lr, old[place])
-            sizes = [float(torch.linalg.matrix_norm(operator.apply(kernel, unit), 2)) for kernel in kernels]
+            sizes = [largest(operator.apply(kernel, unit)) for kernel in kernels]
             found = terms.update_ratio_L[place] / (sizes[0] / sizes[1])
             assert 0.95 < found < 1.01, (step, layer.name, found)  # 0.63 to 0.98 from the last vector alone
 
@@ -198,7 +204,7 @@ def test_convolutions_of_data_without_a_structure_have_their_size_too(dimensions
             assert operator is not None
             unit = torch.eye(operator.inputs, dtype=torch.float64)
             kernels = ((layer.value().double() - old[place]) / 0.05, old[place])
-            sizes = [float(torch.linalg.matrix_norm(operator.apply(kernel, unit), 2)) for kernel in kernels]
+            sizes = [largest(operator.apply(kernel, unit)) for kernel in kernels]
             below.append(1.0 - terms.update_ratio_L[place] * sizes[1] / sizes[0])
     assert max(below) < 0.06
     assert np.quantile(below, 0.9) < 0.02
