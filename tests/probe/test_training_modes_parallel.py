@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def data(k: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 4, (BATCH,), generator=generator)
 
 
-def measured_on(rank: int, folder: str, accumulate: bool) -> list[Any]:
+def measured_on(rank: int, accumulate: bool) -> list[Any]:
     model = DistributedDataParallel(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     probe = Probe(model, optimizer, interval=1)
@@ -58,10 +57,47 @@ def measured_on(rank: int, folder: str, accumulate: bool) -> list[Any]:
     return [records, report.factor, report.method, len(report.unmatched)]
 
 
+def advised_on(rank: int) -> dict[str, Any]:
+    model = DistributedDataParallel(network().float())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    advisor = Advisor(model, optimizer, 60, max_overhead=0.2, on_error="raise")
+    for k in range(60):
+        x, y = (part.chunk(RANKS)[rank] for part in data(k))
+        loss = nn.functional.cross_entropy(model(x.float()), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        advisor.step(loss)
+        if rank == 1 and k % 7 == 0:
+            sum(range(200_000))  # the ranks' clocks differ, their choices must not
+    frames, refused = advisor.trajectory, ""
+    try:
+        rehearse(advisor, lambda: loss, 20)
+    except ValueError as error:
+        refused = str(error)
+    advisor.close()
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        "steps": sorted(set(map(int, frames.observations.step))),
+        "lr": [float(x) for x in frames.decisions.lr_applied],
+        "names": sorted(set(frames.observations.layer)),
+        "refused": refused,
+    }
+
+
+def all_on(rank: int, folder: str) -> dict[str, Any]:
+    return {"whole": measured_on(rank, False), "accumulated": measured_on(rank, True), "advised": advised_on(rank)}
+
+
+@pytest.fixture(scope="module")
+def on_each(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return on_ranks(RANKS, tmp_path_factory.mktemp("parallel"), all_on)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_moments_are_those_of_the_global_batch(tmp_path: Path, accumulate: bool) -> None:
-    found = on_ranks(RANKS, tmp_path, measured_on, accumulate)
+def test_moments_are_those_of_the_global_batch(on_each: list[dict[str, Any]], accumulate: bool) -> None:
+    found = [one["accumulated" if accumulate else "whole"] for one in on_each]
     for one, other in zip(found[0][0], found[1][0], strict=True):
         for name in FIELDS:
             assert torch.equal(one[name], other[name]), name
@@ -95,37 +131,9 @@ def test_moments_are_those_of_the_global_batch(tmp_path: Path, accumulate: bool)
         np.testing.assert_allclose(both["noise_curvature_L"], sum(halves), rtol=1e-6)
 
 
-def advised_on(rank: int, folder: str) -> dict[str, Any]:
-    model = DistributedDataParallel(network().float())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    advisor = Advisor(model, optimizer, 60, max_overhead=0.2, on_error="raise")
-    for k in range(60):
-        x, y = (part.chunk(RANKS)[rank] for part in data(k))
-        loss = nn.functional.cross_entropy(model(x.float()), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        advisor.step(loss)
-        if rank == 1 and k % 7 == 0:
-            sum(range(200_000))  # the ranks' clocks differ, their choices must not
-    frames, refused = advisor.trajectory, ""
-    try:
-        rehearse(advisor, lambda: loss, 20)
-    except ValueError as error:
-        refused = str(error)
-    advisor.close()
-    return {
-        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
-        "steps": sorted(set(map(int, frames.observations.step))),
-        "lr": [float(x) for x in frames.decisions.lr_applied],
-        "names": sorted(set(frames.observations.layer)),
-        "refused": refused,
-    }
-
-
 @pytest.mark.slow
-def test_an_advisor_on_every_rank_decides_the_same(tmp_path: Path) -> None:
-    one, other = on_ranks(RANKS, tmp_path, advised_on)
+def test_an_advisor_on_every_rank_decides_the_same(on_each: list[dict[str, Any]]) -> None:
+    one, other = (found["advised"] for found in on_each)
     assert torch.equal(one["weights"], other["weights"])
     assert one["steps"] == other["steps"]
     assert len(one["steps"]) > 5
