@@ -122,11 +122,15 @@ class Capture:
 
     def clear(self) -> None:
         """Forget what was recorded, but not the sizes of the inputs."""
-        self.calls = [[] for _ in self.layers]
+        self.release()
         self._marks = [[] for _ in self.layers]
         self._sizes.clear()
         self.still.clear()
         self._round, self._graded, self.fired = 0, False, False
+
+    def release(self) -> None:
+        """Let go of what the layers saw."""
+        self.calls = [[] for _ in self.layers]
 
     @property
     def samples(self) -> int:

@@ -79,9 +79,9 @@ class NoiseJudge:
     @property
     def wants_samples(self) -> bool:
         """Whether the next measured step is to record what the layers see."""
-        if self.by_updates:
+        if self.by_updates or (self.coupled and self._independent is None):
             return False
-        again = not self.coupled and self._independent is None and self._settled % LOOK_AGAIN == 0
+        again = self._independent is None and self._settled % LOOK_AGAIN == 0
         return not (self.by_pairs and self.differences.enough) or again
 
     @property

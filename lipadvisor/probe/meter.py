@@ -102,6 +102,11 @@ class NoiseMeter:
 
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
+    def look_around(self) -> None:
+        """Find out whether the samples of the step that begins are of any use: where they are coupled, nothing is kept."""
+        self.judge.coupled = coupled(self._batch_layers)
+        self.judge.looked = self.judge.wants_samples
+
     def prepare(self) -> None:
         """Have convolutions reduced while their gradients are there, where what is asked of them is known before.
 
@@ -136,6 +141,10 @@ class NoiseMeter:
             self.judge.coupled = coupled(self._batch_layers)
         if measured or self._pair is not None:
             self._notes = note_gradients(self._optimizer, self._packs)
+        if self._pair is not None and not measured and (self._pair.curved or self.judge.by_updates):
+            for pack, state in zip(self._packs, self._pair.states, strict=True):
+                if state is not None:
+                    pack.recall(state)
 
     def follow(self) -> None:
         """Close the pair that the last measured step opened, after a step that is not measured itself."""
@@ -151,11 +160,36 @@ class NoiseMeter:
             scale = None if self.judge.by_updates else optimizers.preconditioner(self._optimizer, pack)
             second = self._view(number, scale, state.kernel, [state], pair.curved)[0]
             self._closed.append(close_pair(pack, state, first, second))
+            state.kernel = state.kernel.new_empty(0)
 
-    def measure(self) -> tuple[list[NoiseImages | None], list[Tensor]]:
-        """Return what the noise does to each pack, and a table of each pack with the columns of ``record.NOISE``."""
+    def sum_up(self) -> list[NoiseImages | None]:
+        """Return what the samples' noise does to each pack, and let go of what the layers saw.
+
+        Asked first of all once the step is made: the preconditioner is there, and nothing else has taken memory yet.
+        """
+        self.judge.rough = False
+        batches = self._batches()
+        self.judge.captured = batches is not None
+        noises: list[NoiseImages | None] = []
+        for pack in self._packs:
+            if batches is None or pack.old is None:
+                noises.append(None)
+                continue
+            scale = optimizers.preconditioner(self._optimizer, pack)
+            self.judge.rough = self.judge.rough or (pack.flat and isinstance(scale, Tensor) and has_bfloat16(scale))
+            signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.judge.curved else None
+            take = sharded_noise if isinstance(pack.operator, ShardedOperator) else batch_noise
+            noises.append(take(pack, self._own(pack, batches), scale, signs_KB))
+        self.noise_LL = None if batches is None else self._covariance(noises)
+        return noises
+
+    def measure(self, noises: Sequence[NoiseImages | None]) -> list[Tensor]:
+        """Return a table of each pack with the columns of ``record.NOISE``.
+
+        Args:
+            noises: of the same step, from :meth:`sum_up`.
+        """
         assert self._notes is not None
-        own, self.judge.rough = self._own_batches(), False
         by_pairs = self.judge.by_pairs or self.judge.gaps
         # What stands beside the sum can wait for the next comparison, once there is something to fill in with.
         waits = not self.judge.by_pairs and (not self.judge.gaps or self.judge.differences.enough)
@@ -166,23 +200,20 @@ class NoiseMeter:
         self._measured += 1
         closed = [] if self._closed is None else self._closed
         self._closed = None
-        noises: list[NoiseImages | None] = []
         tables: list[Tensor] = []
         views: list[View | None] = []
         for number, pack in enumerate(self._packs):
             if pack.old is None or pack.new is None:
                 nothing = empty_rows(pack)
-                noises.append(None)
                 views.append(None)
                 tables.append(nothing[:, :1].expand(-1, 5))
                 continue
-            scale = optimizers.preconditioner(self._optimizer, pack)
-            self.judge.rough = self.judge.rough or (pack.flat and isinstance(scale, Tensor) and has_bfloat16(scale))
             rows = closed[number] if closed else empty_rows(pack)
             opened = None if pair is None else pair.states[number]
             stale = None if opened is pack.old else opened  # computed weights move by themselves
             seen: list[View] = []
             if thorough or number == watched:
+                scale = optimizers.preconditioner(self._optimizer, pack)
                 states = [pack.old, pack.new] if opens else [pack.old]
                 if stale is not None:
                     states.append(stale)
@@ -193,18 +224,11 @@ class NoiseMeter:
                 first = pair.views[number]
                 assert first is not None
                 rows = close_pair(pack, opened, first, seen[0 if stale is None else -1])
-            noise = None
-            if own is not None:
-                signs_KB = self._signs_KB.to(pack.old.kernel, non_blocking=True) if self.judge.curved else None
-                take = sharded_noise if isinstance(pack.operator, ShardedOperator) else batch_noise
-                noise = take(pack, own[number], scale, signs_KB)
-            noises.append(noise)
             gradient_l1 = seen[0].scalar_l[:, None] if seen else torch.full_like(rows[:, :1], float("nan"))
-            tables.append(torch.cat([_sums(noise, gradient_l1[:, 0]), gradient_l1, rows], dim=1))
+            tables.append(torch.cat([_sums(noises[number], gradient_l1[:, 0]), gradient_l1, rows], dim=1))
         if opens:
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs and self.judge.curved)
-        self.noise_LL = None if own is None else self._covariance(noises)
-        return noises, tables
+        return tables
 
     def _view(
         self,
@@ -229,25 +253,28 @@ class NoiseMeter:
         gradient = applied_gradient(self._optimizer, pack, versions, self._notes.scaled, scale)
         return view(pack, gradient, states, both_sides)
 
-    def _own_batches(self) -> list[list[Batch]] | None:
-        """Return each pack's batches with the samples first; None where nothing was captured."""
+    def _batches(self) -> dict[int, Any] | None:
+        """Return what each layer saw, which is recorded no longer; None where nothing was captured."""
         batches = {index: self._batch(index, pack) for pack in self._packs for index in pack.indices}
         sizes = {sample_count(batch) for batch in batches.values() if batch is not None}
-        self.judge.captured = bool(sizes)
-        if not sizes:
-            self.samples = self._capture.samples or self.samples
-            return None
         given = self._capture.samples
+        self._capture.release()
+        self._prepared = {}
+        if not sizes:
+            self.samples = given or self.samples
+            return None
         flattened = given > 1 and all(size % given == 0 for size in sizes)  # by every layer: frames of videos
         self.samples = given if given in sizes or flattened else min(sizes)
         signs = torch.randint(0, 2, (LINEAR_SIGNS, self.samples), generator=self._generator)
         self._signs_KB = signs * 2.0 - 1.0
+        return batches
+
+    def _own(self, pack: Pack, batches: dict[int, Any]) -> list[Batch]:
+        """Take a pack's batches with the samples first."""
+        still = self._capture.still
         return [
-            [
-                own_batch(pack, place, batches[index], self.samples, index in self._capture.still)
-                for place, index in enumerate(pack.indices)
-            ]
-            for pack in self._packs
+            own_batch(pack, place, batches.pop(index), self.samples, index in still)
+            for place, index in enumerate(pack.indices)
         ]
 
     def _batch(self, index: int, pack: Pack) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,12 +49,13 @@ UPDATE_RANK = 3  # vectors that follow the top of the update
 Marks = tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refreshed:
     """Weights with their block.
 
     Attributes:
-        kernel: copy of the weights, (l, *kernel shape), float32 or better.
+        kernel: copy of the weights, (l, *kernel shape), float32 or better; empty from one measured step to the next,
+            see :meth:`Pack.recall`.
         block: their tracked block.
         row_lC: s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual of the top pair.
         length_lr: of each row of the kernels that are here.
@@ -244,7 +245,13 @@ class Pack:
         if self.new is None or self.new.versions != self.versions():
             assert self.start_RN is not None
             self.new = self._refresh(self.start_RN, degree)
+        self.recall(self.new)
         self.old = self.new
+
+    def recall(self, state: Refreshed) -> None:
+        """Read the weights of ``state`` again, which are those of now, where they have been let go of."""
+        if not state.kernel.numel():
+            state.kernel = self.kernel()
 
     def move(self, copied: bool = False) -> None:
         """Set ``moved`` to the present weights; ``copied``: :meth:`copy` has just done its part."""
@@ -273,10 +280,11 @@ class Pack:
         Args:
             sound: whether the values of each layer after the step are finite.
         """
-        if self.old is not None:  # the next step starts from the new ones: one copy of the weights is enough meanwhile
-            self.old = replace(self.old, kernel=self.old.kernel.new_empty(0))
+        self.old = None
         if self.new is None or self.start_RN is None:
             return
+        # The weights themselves are there meanwhile; a copy would stand beside all that the passes keep.
+        self.new.kernel = self.new.kernel.new_empty(0)
         if all(sound):
             self.start_RN = self.new.block.v_RN
             return

@@ -149,8 +149,8 @@ class Probe:
             values_LC = in_order([pack.spectrum(pack.old) for pack in self._packs], self._place_L)
         readings = read(values_LC, None, ranks=self.ranks)
         knobs = tuple((float(self._optimizer.param_groups[layer.group]["lr"]), 0.0) for layer in self.layers)
-        self._keep(readings.columns["s_1"])
         self._strides.note_spectrum(self._packs, *(readings.columns[name] for name in ("s_1", "s_2", "s_last")))
+        self._keep(readings.columns["s_1"])
         measured = Measured(self._updates, "norms", knobs, 0, unsettled, 0.0, 0.0, 1, sizes=self.following.sizes())
         return terms(readings, self.layers, self._optimizer, self._updates, measured)
 
@@ -166,7 +166,9 @@ class Probe:
         unsettled, noisy = any(pack.operator is None for pack in self._packs), self.level in NOISY
         if unsettled and self._blind:
             self._eager.begin()
-        self._meter.judge.looked = self._meter.judge.wants_samples
+        if noisy:
+            self._meter.look_around()
+        self._capture.keep = noisy and self._meter.judge.looked
         self._watched = (unsettled and not self.following.knows) or (
             noisy and self._meter.judge.looked and not self._compiled
         )
@@ -325,15 +327,16 @@ class Probe:
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
         step, full = (self._packs, self._strides), self.level == "full"
+        self._meter.judge.curved = full
+        noises = self._meter.sum_up() if self.level in NOISY else [None] * len(self._packs)
         came = follow(*step) if self.level == "norms" else move(*step, full, self._light)
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):
                 table.append(table[0].new_full((len(table[0]), 6), float("nan")) if one is None else one.columns_l6)
         if self.level in NOISY:
-            self._meter.judge.curved = self.level == "full"
-            measured = self._meter.measure()
-            for pack, table, one, noise, sums in zip(self._packs, tables, came, *measured, strict=True):
+            sums_of_packs = self._meter.measure(noises)
+            for pack, table, one, noise, sums in zip(self._packs, tables, came, noises, sums_of_packs, strict=True):
                 if one is None or one.resolvent is None or noise is None or noise.image_KM is None:
                     table.append(torch.full_like(table[0][:, :1], float("nan")))
                 else:
@@ -343,8 +346,8 @@ class Probe:
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
         """Carry what was read to the next measurement; layers that are not sound keep their last good vectors."""
-        self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
         self._strides.note_spectrum(self._packs, columns["s_1_after"], columns["s_2_after"], columns["s_last_after"])
+        self._keep(columns["s_1_after"] * np.isfinite(columns["sum_squares"]))
         if self.level != "norms":
             self._strides.note_ratios(self._packs, columns["update_ratio"])
 

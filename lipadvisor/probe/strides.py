@@ -138,7 +138,7 @@ class Strides:
         exactness is what is asked for.
         """
         relative = self.relative(pack) + pack.way
-        if pack.old is not None and pack.old.kernel.dtype == torch.float64:
+        if pack.start_RN is not None and pack.start_RN.dtype == torch.float64:
             return 2 if relative < DEGREES[-1] else 4
         degrees = (0, 1, 2, 4)
         return degrees[bisect(DEGREES, relative)]
@@ -161,6 +161,6 @@ def _factor(pack: Pack, values: list[float]) -> float | Tensor:
     """Return numbers of a pack's layers as what multiplies its kernels: one number if they are the same."""
     if len(set(values)) == 1:
         return values[0]
-    assert pack.old is not None
-    kernel = pack.old.kernel
-    return torch.tensor(values, dtype=kernel.dtype).to(kernel.device, non_blocking=True).reshape(-1, 1, 1)
+    assert pack.start_RN is not None
+    vectors = pack.start_RN
+    return torch.tensor(values, dtype=vectors.dtype).to(vectors.device, non_blocking=True).reshape(-1, 1, 1)
