@@ -25,7 +25,9 @@ from lipadvisor.probe.hook import Hook, transformed
 from lipadvisor.probe.kinds import TrackedLayer, Use
 from lipadvisor.probe.kinds.kind import kind_of, wide
 from lipadvisor.probe.kinds.parametrized import Computed
+from lipadvisor.probe.pair_sums import SMALL, PairProjection, PairSums
 from lipadvisor.probe.rounds import GradMark
+from lipadvisor.probe.sample_order import either_way, join, padded, samples_first
 from lipadvisor.probe.samples import Projected, Seen, SeenSamples
 from lipadvisor.spectra.compact import CompactKernel, Sketch
 
@@ -41,8 +43,8 @@ class _Call:
     round: int
     again: bool  # made during a backward pass, by activation checkpointing
     grad_B: Tensor | None = None
-    by: Sketch | CompactKernel | None = None  # what the call is reduced by as soon as its gradient is there
-    projected: Projected | None = None
+    by: Sketch | CompactKernel | PairProjection | None = None  # what the call is reduced by as soon as that can be
+    projected: Projected | PairSums | None = None
     lost: bool = False  # another gradient came after it had been reduced
 
 
@@ -53,7 +55,9 @@ class Capture:
     layers: Sequence[TrackedLayer]
     keep: bool = True  # keep activations and gradients, or only look at sizes
     root: nn.Module | None = None  # the whole model, whose first input says how many samples there are
-    reduce_by: dict[int, Sketch | CompactKernel] = field(default_factory=dict)  # layers of which nothing is to be kept
+    # Layers of which nothing is to be kept.
+    reduce_by: dict[int, Sketch | CompactKernel | PairProjection] = field(default_factory=dict)
+    added: dict[int, GradMark] = field(default_factory=dict)  # gradients that preconditioners were made of
     calls: list[list[_Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # that the layers' operators are for
     seen_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of the last training pass's inputs
@@ -97,6 +101,10 @@ class Capture:
                     self._handles.append(use.module.register_forward_pre_hook(Hook(self._entering(enter))))
                 hook = Hook(self._hook(index, use))
                 self._handles.append(use.module.register_forward_hook(hook, with_kwargs=True))
+        for index, by in self.reduce_by.items() if layers and self.keep else ():
+            if isinstance(by, PairProjection) and by.scale is not None:
+                hook = Hook(self._adding(index))
+                self._handles.append(self.layers[index].weight.register_post_accumulate_grad_hook(hook))
         for index in () if layers or not sizes else self.sized:
             for use in self.layers[index].uses:
                 look = Hook(self._looking(index, use))
@@ -126,6 +134,7 @@ class Capture:
         self._marks = [[] for _ in self.layers]
         self._sizes.clear()
         self.still.clear()
+        self.added.clear()
         self._round, self._graded, self.fired = 0, False, False
 
     def release(self) -> None:
@@ -152,21 +161,28 @@ class Capture:
         finally:
             self.asleep = False
 
-    def batch(self, index: int) -> tuple[Tensor, Tensor] | SeenSamples | None:
+    def once(self, index: int) -> bool:
+        """Return whether layer ``index`` has the gradient that one backward pass has left, and nothing else."""
+        marks = self._marks[index]
+        return len(marks) == 1 and marks[0][1].once(self.layers[index])
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor] | PairSums | SeenSamples | None:
         """Return what layer ``index`` saw in float32 or better; None where it saw nothing, or cannot be understood.
 
         Calls before one backward pass saw the same samples: what a sample did in them is added up. Calls before
         another one (accumulated gradients) saw other samples.
 
         Returns:
-            Inputs (B, T, N) and output gradients (B, T, M) of a plain matrix, T places of each sample; the samples of
-            any other layer.
+            Inputs (B, T, N) and output gradients (B, T, M) of a plain matrix, T places of each sample, or what they
+            were reduced to; the samples of any other layer.
         """
         rounds: dict[int, list[Seen]] = {}
         if any(call.lost for call in self.calls[index]):
             return None
+        if any(isinstance(call.projected, PairSums) for call in self.calls[index]):
+            return self._sums(index)
         for call in self.calls[index]:
-            if call.projected is not None:
+            if isinstance(call.projected, Projected):
                 rounds.setdefault(call.round, []).append(Seen(call.projected, None, None))
             elif call.grad_B is not None:
                 rounds.setdefault(call.round, []).append(Seen(call.use, call.kept, call.grad_B))
@@ -180,21 +196,32 @@ class Capture:
         for turn, calls in rounds.items():
             one = [seen.use.pair(seen.kept, seen.grad) for seen in calls]
             if not getattr(calls[0].use, "ordered", False):
-                if self._sequences_first and any(_either_way(x, self._sizes.get(turn)) for x, _ in one):
+                if self._sequences_first and any(either_way(x, self._sizes.get(turn)) for x, _ in one):
                     return None
-                one = [_samples_first(pair, self._sizes.get(turn)) for pair in one]
-            pairs.append(one[0] if len(one) == 1 else _join(one, 1))
+                one = [samples_first(pair, self._sizes.get(turn)) for pair in one]
+            pairs.append(one[0] if len(one) == 1 else join(one, 1))
         longest = max(x.shape[1] for x, _ in pairs)
-        return pairs[0] if len(pairs) == 1 else _join([_padded(pair, longest) for pair in pairs], 0)
+        return pairs[0] if len(pairs) == 1 else join([padded(pair, longest) for pair in pairs], 0)
+
+    def _sums(self, index: int) -> PairSums | None:
+        """Return what the calls of a plain matrix were reduced to; None where one was not."""
+        rounds: dict[int, list[PairSums]] = {}
+        for call in self.calls[index]:
+            if isinstance(call.projected, PairSums):
+                rounds.setdefault(call.round, []).append(call.projected)
+            elif call.grad_B is not None:
+                return None
+        added = [PairSums.of_calls(calls) for calls in rounds.values()]
+        return None if None in added else PairSums.of_rounds([one for one in added if one is not None])
 
     def _ordered(self, seen: Seen, turn: int) -> Seen | None:
         """Return a call with the samples first, where its kind takes any leading dimensions; None if unknown."""
         if not getattr(seen.use, "leading", False) or not isinstance(seen.kept, Tensor) or seen.kept.dim() < 3:
             return seen
         samples = self._sizes.get(turn)
-        if self._sequences_first and _either_way(seen.kept, samples):
+        if self._sequences_first and either_way(seen.kept, samples):
             return None
-        kept, grad = _samples_first((seen.kept, seen.grad), samples)
+        kept, grad = samples_first((seen.kept, seen.grad), samples)
         return seen if kept is seen.kept else replace(seen, kept=kept, grad=grad)
 
     def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -282,7 +309,14 @@ class Capture:
         def backward(grad: Tensor) -> None:
             self._graded = True
             self._arrived(index, call.round)
-            if call.by is not None:
+            by = call.by
+            if isinstance(by, PairProjection):
+                if not self._paired(call, grad, by):
+                    call.by = None  # it is kept
+                elif by.scale is None:
+                    self._reduce(call, grad.detach())
+                    return
+            elif by is not None:
                 self._reduce(call, grad.detach())
                 return
             call.grad_B = grad.detach() if call.grad_B is None else call.grad_B + grad.detach()
@@ -318,41 +352,41 @@ class Capture:
             marks[:] = [mark for mark in marks if mark[0] not in gone]
             self.calls[index] = [call for call in self.calls[index] if call.round not in gone]
 
+    def _paired(self, call: _Call, grad: Tensor, by: PairProjection) -> bool:
+        """Return whether a call of a plain matrix is worth reducing, and its samples come first beyond doubt."""
+        if not isinstance(call.kept, Tensor) or call.kept.numel() < SMALL or kind_of(wide(grad)) != kind_of(by.core):
+            return False
+        return not self._sequences_first and len(call.kept) == len(grad) == self._sizes.get(call.round)
+
+    def _adding(self, index: int) -> Any:
+        """Return what reduces a layer's calls once its gradient is complete, which a preconditioner is made of."""
+
+        def after(parameter: Tensor) -> None:
+            if index in self.added:  # another pass: the first one's preconditioner was not the step's
+                for call in self.calls[index]:
+                    call.lost = call.lost or call.projected is not None
+            self.added[index] = GradMark.of(self.layers[index])
+            for call in self.calls[index]:
+                if call.by is not None and call.grad_B is not None:
+                    self._reduce(call, call.grad_B)
+
+        return after
+
     def _reduce(self, call: _Call, grad: Tensor) -> None:
         """Take what is asked of a call while its input and gradient are at hand, and let go of both."""
-        started = time.perf_counter()
-        if call.projected is not None or call.by is None or kind_of(wide(grad)) != kind_of(call.by.core):
+        started, by = time.perf_counter(), call.by
+        if call.projected is not None or by is None or kind_of(wide(grad)) != kind_of(by.core):
             call.lost = True  # the graph was kept for another pass, or the weights have changed their type or device
             return
         with torch.no_grad():
-            call.projected = Projected.of(call.by, call.use, call.kept, grad)
-        call.kept = None
+            if isinstance(by, PairProjection):
+                call.projected = by.of(call.use.pair(call.kept, grad), call.round)
+            else:
+                call.projected = Projected.of(by, call.use, call.kept, grad)
+        if call.projected is not None:
+            call.kept = call.grad_B = None
         self.spent_s += time.perf_counter() - started
 
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
-
-
-def _samples_first(pair: tuple[Tensor, Tensor], samples: int | None) -> tuple[Tensor, Tensor]:
-    """Return inputs and gradients (B, T, n) of a layer that may have been given (T, B, n) within the model."""
-    x, d = pair
-    if samples is None or x.shape[0] == samples or x.shape[1] != samples:
-        return pair
-    return x.transpose(0, 1), d.transpose(0, 1)
-
-
-def _either_way(x: Tensor, samples: int | None) -> bool:
-    """Return whether (B, T, ...) and (T, B, ...) cannot be told apart: there are as many places as samples."""
-    return samples is not None and samples > 1 and x.shape[0] == x.shape[1] == samples
-
-
-def _padded(pair: tuple[Tensor, Tensor], places: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and gradients with as many places as the longest batch has: zeros add nothing."""
-    more = places - pair[0].shape[1]
-    x, d = (nn.functional.pad(t, (0, 0, 0, more)) if more else t for t in pair)
-    return x, d
-
-
-def _join(pairs: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
-    return torch.cat([x for x, _ in pairs], dim), torch.cat([d for _, d in pairs], dim)

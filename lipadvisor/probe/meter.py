@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,8 +38,10 @@ from lipadvisor.probe.kinds import Plain
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise, own_batch, projection, sample_count
 from lipadvisor.probe.pack import Pack, Refreshed
+from lipadvisor.probe.pair_sums import PairProjection
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
 from lipadvisor.probe.record import noise_covariance
+from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.sharded_noise import sharded_noise
 from lipadvisor.probe.strides import Strides
 from lipadvisor.spectra import Conv2dOperator, LinearOperator
@@ -88,7 +91,9 @@ class NoiseMeter:
         self._pair: OpenPair | None = None
         self._closed: list[Tensor] | None = None
         self._measured = 0
-        self._prepared: dict[int, tuple[Refreshed, Sketch | CompactKernel]] = {}
+        self._prepared: dict[int, tuple[Refreshed, Sketch | CompactKernel | PairProjection]] = {}
+        self._signs: dict[int, Tensor] = {}  # of each backward pass of this step
+        self._once: set[int] = set()  # layers whose gradient was that of one backward pass, at the last measurement
         self._written: set[int] = set()  # layers whose weights somebody changes between two steps: not reduced early
 
     @property
@@ -103,30 +108,56 @@ class NoiseMeter:
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
     def look_around(self) -> None:
-        """Find out whether the samples of the step that begins are of any use: where they are coupled, nothing is kept."""
+        """Find out whether samples are of any use in the step that begins: where they are coupled, nothing is kept."""
         self.judge.coupled = coupled(self._batch_layers)
         self.judge.looked = self.judge.wants_samples
 
     def prepare(self) -> None:
-        """Have convolutions reduced while their gradients are there, where what is asked of them is known before.
+        """Have layers reduced while their gradients are there, where what is asked of them is known before.
 
-        That is without a preconditioner (Adam's contains the batch), and from the second measurement on.
+        That is from the second measurement on. Adam's preconditioner contains the batch: matrices are reduced as soon
+        as their own gradient is complete, where one backward pass is all that makes it.
         """
-        self._prepared = {}
-        if self.judge.looked and optimizers.optimizer_name(self._optimizer) == "sgd":
-            for pack in self._packs:
-                state, operator = pack.new, pack.operator
-                plain = isinstance(operator, Conv2dOperator) and isinstance(pack.layers[0].source, Plain)
-                if state is None or operator is None or not plain or not self._written.isdisjoint(pack.indices):
-                    continue
-                if state.versions != pack.versions():
-                    continue
-                for place, index in enumerate(pack.indices):
-                    u_1M, v_1N = state.block.u_RM[place, :1], state.block.v_RN[place, :1]
-                    by = projection(operator, u_1M, v_1N, self.judge.curved)
-                    if isinstance(by, Sketch) or (by is not None and not self.judge.curved):
-                        self._prepared[index] = state, by
+        self._prepared, self._signs = {}, {}
+        name = optimizers.optimizer_name(self._optimizer)
+        for pack in self._packs if self.judge.looked and name != "unknown" else ():
+            state, plain = pack.new, isinstance(pack.layers[0].source, Plain) and not pack.layers[0].shares
+            if state is None or not plain or not self._written.isdisjoint(pack.indices):
+                continue
+            matrices = pack.flat and isinstance(pack.operator, LinearOperator)
+            maps = isinstance(pack.operator, Conv2dOperator) and not pack.flat and name == "sgd"
+            if not (matrices or maps) or state.versions != pack.versions():
+                continue
+            for place, index in enumerate(pack.indices):
+                by = self._matrix(pack, state, place, name) if matrices else self._maps(pack, state, place)
+                if by is not None:
+                    self._prepared[index] = state, by
         self._capture.reduce_by = {index: by for index, (_, by) in self._prepared.items()}
+
+    def _maps(self, pack: Pack, state: Refreshed, place: int) -> Sketch | CompactKernel | None:
+        """Return what a convolution's samples are reduced by."""
+        u_1M, v_1N = state.block.u_RM[place, :1], state.block.v_RN[place, :1]
+        assert pack.operator is not None
+        by = projection(pack.operator, u_1M, v_1N, self.judge.curved)
+        return by if isinstance(by, Sketch) or not self.judge.curved else None
+
+    def _matrix(self, pack: Pack, state: Refreshed, place: int, name: str) -> PairProjection | None:
+        """Return what a matrix's samples are reduced by."""
+        index, layer = pack.indices[place], pack.layers[place]
+        if any(hasattr(use, "finish") for use in layer.uses) or (name != "sgd" and index not in self._once):
+            return None
+        rows, columns = layer.own_shape
+        u_M, v_N = state.block.u_RM[place, 0, :rows], state.block.v_RN[place, 0, :columns]
+        signs = self._round_signs if self.judge.curved and not pack.exact else None
+        scale = None if name == "sgd" else partial(optimizers.coming_preconditioner, self._optimizer, layer)
+        return PairProjection(u_M, v_N, signs, self.judge.curved, scale)
+
+    def _round_signs(self, turn: int, samples: int) -> Tensor:
+        """Return random signs (K, B) for the samples of a backward pass, the same for all layers."""
+        if turn not in self._signs or self._signs[turn].shape[1] != samples:
+            signs = torch.randint(0, 2, (LINEAR_SIGNS, samples), generator=self._generator)
+            self._signs[turn] = signs * 2.0 - 1.0
+        return self._signs[turn]
 
     def before_update(self, measured: bool) -> None:
         """Note what the gradients are, and whether a pair can still be closed.
@@ -141,6 +172,13 @@ class NoiseMeter:
             self.judge.coupled = coupled(self._batch_layers)
         if measured or self._pair is not None:
             self._notes = note_gradients(self._optimizer, self._packs)
+        if measured and self._notes is not None and optimizers.optimizer_name(self._optimizer) in ("adam", "adamw"):
+            self._once = {
+                index
+                for pack in self._packs
+                for index in pack.indices
+                if pack.flat and not self._notes.scaled and self._capture.once(index)
+            }
         if self._pair is not None and not measured and (self._pair.curved or self.judge.by_updates):
             for pack, state in zip(self._packs, self._pair.states, strict=True):
                 if state is not None:
@@ -265,8 +303,11 @@ class NoiseMeter:
             return None
         flattened = given > 1 and all(size % given == 0 for size in sizes)  # by every layer: frames of videos
         self.samples = given if given in sizes or flattened else min(sizes)
-        signs = torch.randint(0, 2, (LINEAR_SIGNS, self.samples), generator=self._generator)
-        self._signs_KB = signs * 2.0 - 1.0
+        rounds = [self._signs[turn] for turn in sorted(self._signs)]
+        whole = torch.cat(rounds, 1) if rounds else None
+        self._signs_KB = (
+            whole if whole is not None and whole.shape[1] == self.samples else self._round_signs(-1, self.samples)
+        )
         return batches
 
     def _own(self, pack: Pack, batches: dict[int, Any]) -> list[Batch]:
@@ -280,10 +321,14 @@ class NoiseMeter:
     def _batch(self, index: int, pack: Pack) -> Any:
         """Return what a layer saw; None where it has been reduced for weights that are no longer those."""
         prepared = self._prepared.get(index)
-        if prepared is None or prepared[0] is pack.old:
+        if prepared is None:
             return self._capture.batch(index)
-        self._written.add(index)
-        return None
+        added = self._capture.added.get(index)
+        whole = added is None or (added == GradMark.of(pack.layers[pack.indices.index(index)]) and index in self._once)
+        batch = self._capture.batch(index) if prepared[0] is pack.old and whole else None
+        if batch is None:
+            self._written.add(index)
+        return batch
 
     def _covariance(self, noises: Sequence[NoiseImages | None]) -> Tensor | None:
         scalars: list[Tensor | None] = [None] * sum(len(pack.layers) for pack in self._packs)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pair_sums import PairSums, pair_sums
 from lipadvisor.probe.samples import NoSamples, SampleGradients, SeenSamples
 from lipadvisor.spectra import Conv2dOperator, LayerOperator, LinearOperator
 from lipadvisor.spectra.compact import CompactKernel, Sketch, compact_kernel, sketch
-from lipadvisor.spectra.linear import projected
 
 __all__ = ["Batch", "NoiseImages", "Pair", "batch_noise", "own_batch", "projection", "sample_count"]
 
@@ -35,7 +35,7 @@ FEWEST = 128
 PARTS = 8  # of a batch, one of which does so
 
 Pair = tuple[Tensor, Tensor]  # inputs (B, T, N) and output gradients (B, T, M)
-Batch = Pair | SampleGradients
+Batch = Pair | PairSums | SampleGradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,77 +73,68 @@ def batch_noise(
     """
     samples = sample_count(batches[0])
     factor = samples / max(samples - 1, 1)
-    if not isinstance(batches[0], tuple):
-        return _all_projected(pack, [batch for batch in batches if not isinstance(batch, tuple)], scale, signs_KB)
+    if not isinstance(batches[0], tuple | PairSums):
+        seen = [batch for batch in batches if not isinstance(batch, tuple | PairSums)]
+        return _all_projected(pack, seen, scale, signs_KB)
     assert pack.old is not None
     assert isinstance(pack.operator, LinearOperator)
     assert not isinstance(scale, ThroughParameters)
-    u_l1M, v_l1N = pack.old.block.u_RM[:, :1], pack.old.block.v_RN[:, :1]
+    block, operator = pack.old.block, pack.operator
+    u_l1M, v_l1N = block.u_RM[:, :1], block.v_RN[:, :1]
+    curved, sums_KB = signs_KB is not None, None if pack.exact else signs_KB
     pairs = [batch for batch in batches if isinstance(batch, tuple)]
-    if signs_KB is None:
-        return NoiseImages(_pair_scalars(pack.operator, u_l1M, v_l1N, pairs, scale))
-    image_BM, coimage_BN = _sample_images(pack, pack.operator, u_l1M, v_l1N, pairs, scale)
-    scalars_lB = (image_BM @ u_l1M.mT).squeeze(-1) * samples
-    if pack.exact:
-        image_BM = image_BM - image_BM.mean(1, keepdim=True)
-        coimage_BN = coimage_BN - coimage_BN.mean(1, keepdim=True)
-        return NoiseImages(scalars_lB.unbind(), image_BM, coimage_BN, factor)
-    centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
-    return NoiseImages(scalars_lB.unbind(), centred_KB @ image_BM, centred_KB @ coimage_BN, factor / len(centred_KB))
+    if len(pairs) == len(batches) and _small(pairs, curved, scale):
+        return _stacked(pack, operator, u_l1M, v_l1N, pairs, scale, signs_KB)
+    each = []
+    for place, batch in enumerate(batches):
+        if isinstance(batch, tuple):
+            rows, columns = batch[1].shape[-1], batch[0].shape[-1]
+            part = None if scale is None else scale[place, :rows, :columns]
+            batch = pair_sums(u_l1M[place, 0, :rows], v_l1N[place, 0, :columns], batch, part, curved, sums_KB)
+        assert isinstance(batch, PairSums)
+        each.append(batch)
+    scalars = tuple(one.scalars_B * samples for one in each)
+    if not curved:
+        return NoiseImages(scalars)
+    images = [one.centred() for one in each]
+    image_KM = torch.stack([nn.functional.pad(x, (0, operator.outputs - x.shape[-1])) for x, _ in images])
+    coimage_KN = torch.stack([nn.functional.pad(x, (0, operator.inputs - x.shape[-1])) for _, x in images])
+    return NoiseImages(scalars, image_KM, coimage_KN, factor if pack.exact else factor / image_KM.shape[1])
 
 
-def _pair_scalars(
-    operator: LinearOperator, u_l1M: Tensor, v_l1N: Tensor, batches: Sequence[Pair], scale: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Return ``u' (P * B x_i) v`` (B,) of each layer, and nothing else: two matrix-vector products where P is ones."""
-    samples, places = batches[0][0].shape[:2]
-    small = batches[0][0].numel() <= STACKED and all(inputs.shape[1] == places for inputs, _ in batches)
-    if scale is None and small:
-        inputs = _stack([inputs for inputs, _ in batches], operator.inputs).flatten(1, 2)
-        grads = _stack([grads for _, grads in batches], operator.outputs).flatten(1, 2)
-        seen = (inputs @ v_l1N.mT) * (grads @ u_l1M.mT)
-        scalars_lB = seen.unflatten(1, (samples, places)).sum((2, 3)) * samples
-        return tuple(scalars_lB)
-    scalars = []
-    for place, (inputs, grads) in enumerate(batches):
-        rows, columns = grads.shape[-1], inputs.shape[-1]
-        u_M, v_N = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns]
-        if scale is None:
-            one_B = operator.pair_scalars(u_M, v_N, inputs, grads)
-        else:
-            one_B = _scaled_scalars(scale[place, :rows, :columns] * torch.outer(u_M, v_N), inputs, grads)
-        scalars.append(one_B * samples)
-    return tuple(scalars)
+def _small(pairs: Sequence[Pair], curved: bool, scale: Tensor | None) -> bool:
+    """Return whether layers are better stacked: it takes copies of their inputs."""
+    if not curved and scale is not None:
+        return False
+    return pairs[0][0].numel() <= STACKED and len({inputs.shape[1] for inputs, _ in pairs}) == 1
 
 
-def _scaled_scalars(jacobian: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
-    """Return ``sum_t d_it' J a_it`` (B,): a forward pass."""
-    return projected(inputs.flatten(0, 1), jacobian.mT, grads.flatten(0, 1)).reshape(inputs.shape[0], -1).sum(1)
-
-
-def _sample_images(
+def _stacked(
     pack: Pack,
     operator: LinearOperator,
     u_l1M: Tensor,
     v_l1N: Tensor,
     batches: Sequence[Pair],
     scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``(P * x_i) v`` (l, B, M) and ``(P * x_i)' u`` (l, B, N): small layers at once, large ones one by one."""
-    places = {inputs.shape[1] for inputs, _ in batches}
-    if len(places) == 1 and batches[0][0].numel() <= STACKED:
-        inputs = _stack([inputs for inputs, _ in batches], operator.inputs)
-        grads = _stack([grads for _, grads in batches], operator.outputs)
-        return operator.sample_images(u_l1M[:, 0], v_l1N[:, 0], inputs, grads, scale)
-    images, coimages = [], []
-    for place, (inputs, grads) in enumerate(batches):
-        rows, columns = grads.shape[-1], inputs.shape[-1]
-        u_M, v_N = u_l1M[place, 0, :rows], v_l1N[place, 0, :columns]
-        part = None if scale is None else scale[place, :rows, :columns]
-        image, coimage = operator.sample_images(u_M, v_N, inputs, grads, part)
-        images.append(nn.functional.pad(image, (0, operator.outputs - rows)))
-        coimages.append(nn.functional.pad(coimage, (0, operator.inputs - columns)))
-    return torch.stack(images), torch.stack(coimages)
+    signs_KB: Tensor | None,
+) -> NoiseImages:
+    """Return the noise of layers that have as many places each, all at once."""
+    samples = batches[0][0].shape[0]
+    inputs = _stack([inputs for inputs, _ in batches], operator.inputs)
+    grads = _stack([grads for _, grads in batches], operator.outputs)
+    if signs_KB is None:
+        seen = (inputs.flatten(1, 2) @ v_l1N.mT) * (grads.flatten(1, 2) @ u_l1M.mT)
+        scalars_lB = seen.unflatten(1, inputs.shape[1:3]).sum((2, 3)) * samples
+        return NoiseImages(tuple(scalars_lB))
+    image_BM, coimage_BN = operator.sample_images(u_l1M[:, 0], v_l1N[:, 0], inputs, grads, scale)
+    scalars_lB = (image_BM @ u_l1M.mT).squeeze(-1) * samples
+    factor = samples / max(samples - 1, 1)
+    if pack.exact:
+        image_BM = image_BM - image_BM.mean(1, keepdim=True)
+        coimage_BN = coimage_BN - coimage_BN.mean(1, keepdim=True)
+        return NoiseImages(scalars_lB.unbind(), image_BM, coimage_BN, factor)
+    centred_KB = signs_KB - signs_KB.mean(1, keepdim=True)
+    return NoiseImages(scalars_lB.unbind(), centred_KB @ image_BM, centred_KB @ coimage_BN, factor / len(centred_KB))
 
 
 def _stack(tensors: Sequence[Tensor], width: int) -> Tensor:

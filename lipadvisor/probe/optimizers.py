@@ -16,7 +16,15 @@ from lipadvisor.probe.kinds import TrackedLayer
 from lipadvisor.probe.kinds.parametrized import Computed, ThroughParameters
 from lipadvisor.probe.pack import Pack
 
-__all__ = ["first_moment", "known_direction", "optimizer_name", "preconditioner", "raw_gradient", "seen_steps"]
+__all__ = [
+    "coming_preconditioner",
+    "first_moment",
+    "known_direction",
+    "optimizer_name",
+    "preconditioner",
+    "raw_gradient",
+    "seen_steps",
+]
 
 _NAMES: dict[type, str] = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
 
@@ -73,6 +81,21 @@ def preconditioner(optimizer: torch.optim.Optimizer, pack: Pack) -> Tensor | Thr
     inverse_l, eps_l = columns.to(seconds.device, non_blocking=True).reshape(2, -1, *[1] * (seconds.dim() - 1))
     preconditioner: Tensor = (seconds * inverse_l).sqrt_().add_(eps_l).reciprocal_()
     return preconditioner
+
+
+def coming_preconditioner(optimizer: torch.optim.Optimizer, layer: TrackedLayer) -> Tensor | None:
+    """Return P (*shape) as it will be after the step with the gradient that is there now; None if that is not known."""
+    options, state, grad = optimizer.param_groups[layer.group], optimizer.state.get(layer.weight, {}), layer.weight.grad
+    decoupled = optimizer_name(optimizer) == "adamw" or not options.get("weight_decay")
+    second, step = state.get("exp_avg_sq"), state.get("step")
+    if grad is None or second is None or step is None or options.get("amsgrad") or not decoupled:
+        return None
+    fading, count = float(options["betas"][1]), float(step) + 1.0
+    given, second = layer.view(grad.detach()), layer.view(second)
+    correction = 1.0 - fading**count
+    root = (second * (fading / correction)).addcmul_(given, given, value=(1.0 - fading) / correction).sqrt_()
+    inverse: Tensor = root.add_(options["eps"]).reciprocal_()
+    return inverse
 
 
 def _through_parameters(optimizer: torch.optim.Optimizer, layer: TrackedLayer, source: Computed) -> ThroughParameters:

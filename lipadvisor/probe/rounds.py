@@ -40,6 +40,13 @@ class GradMark:
         """Return whether nothing has been added since."""
         return not self.hidden and self == GradMark.of(layer)
 
+    def once(self, layer: TrackedLayer) -> bool:
+        """Return whether one pass has added to what was there, and nothing else has been done to it since."""
+        now = GradMark.of(layer)
+        if self.hidden or now.place is None:
+            return False
+        return now.version == self.version + 1 if now.place == self.place else now.version == 0
+
     def zeroed(self, layer: TrackedLayer) -> bool:
         """Return whether what was there, with all that has been added since, is gone.
 
@@ -50,6 +57,5 @@ class GradMark:
             return False
         if now.place is None:
             return True
-        once = now.version == self.version + 1 if now.place == self.place else now.version == 0
         grad = layer.weight.grad
-        return not once and grad is not None and not bool(grad.any())
+        return not self.once(layer) and grad is not None and not bool(grad.any())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lipadvisor.probe import Probe
 from lipadvisor.probe.layers import TrackedLayer
+from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.terms import Terms
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -76,12 +77,24 @@ def curvature(W: Tensor, E: Tensor) -> Tensor:
     return inside + rest / s[0]
 
 
+_BEFORE: dict[int, Refreshed] = {}  # what packs held before their last step, which they let go of
+_keep = Pack.keep
+
+
+def _noted(pack: Pack, sound: Sequence[bool]) -> None:
+    if pack.old is not None:
+        _BEFORE[id(pack)] = pack.old
+    _keep(pack, sound)
+
+
+Pack.keep = _noted  # type: ignore[method-assign]
+
+
 def top_pair(probe: Probe, index: int) -> tuple[Tensor, Tensor, Tensor]:
     """u, s_1, v that the probe held before its last step, without the padding of its pack."""
     pack = next(pack for pack in probe._packs if index in pack.indices)
     place = pack.indices.index(index)
-    assert pack.old is not None
-    block, operator = pack.old.block, probe.layers[index].operator(probe._capture.input_shapes.get(index))
+    block, operator = _BEFORE[id(pack)].block, probe.layers[index].operator(probe._capture.input_shapes.get(index))
     assert operator is not None
     return block.u_RM[place, 0, : operator.outputs], block.s_R[place, 0], block.v_RN[place, 0, : operator.inputs]
 
