@@ -28,24 +28,10 @@ from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pair_sums import SMALL, PairProjection, PairSums
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.sample_order import either_way, join, padded, samples_first
-from lipadvisor.probe.samples import Projected, Seen, SeenSamples
+from lipadvisor.probe.samples import Call, Projected, Seen, SeenSamples
 from lipadvisor.spectra.compact import CompactKernel, Sketch
 
 __all__ = ["Capture"]
-
-
-@dataclass(slots=True)
-class _Call:
-    """One call of a layer: its input, later the gradient at its output, and which backward pass it belongs to."""
-
-    use: Use
-    kept: Any  # of the input, as the use reads it
-    round: int
-    again: bool  # made during a backward pass, by activation checkpointing
-    grad_B: Tensor | None = None
-    by: Sketch | CompactKernel | PairProjection | None = None  # what the call is reduced by as soon as that can be
-    projected: Projected | PairSums | None = None
-    lost: bool = False  # another gradient came after it had been reduced
 
 
 @dataclass(slots=True)
@@ -58,7 +44,8 @@ class Capture:
     # Layers of which nothing is to be kept.
     reduce_by: dict[int, Sketch | CompactKernel | PairProjection] = field(default_factory=dict)
     added: dict[int, GradMark] = field(default_factory=dict)  # gradients that preconditioners were made of
-    calls: list[list[_Call]] = field(default_factory=list)
+    at_first: Callable[[], None] | None = None  # asked once, when the first gradient comes; may fill ``reduce_by``
+    calls: list[list[Call]] = field(default_factory=list)
     input_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # that the layers' operators are for
     seen_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of the last training pass's inputs
     sized: tuple[int, ...] = ()  # layers whose operators depend on these
@@ -115,6 +102,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.at_first = None
 
     def finish(self) -> None:
         """Work out what hangs on the weights, while these are still the ones that the calls saw."""
@@ -282,11 +270,11 @@ class Capture:
             call.grad_B is None and call.projected is None and not call.again and call.round == turn for call in mine
         ):
             return
-        call = _Call(use, kept, turn, again, by=self.reduce_by.get(index))
+        call = Call(use, kept, turn, again, by=self.reduce_by.get(index))
         calls.append(call)
         self._watch(index, call, output)
 
-    def _watch(self, index: int, call: _Call, output: Tensor) -> None:
+    def _watch(self, index: int, call: Call, output: Tensor) -> None:
         """Have the gradient at ``output`` added to the call.
 
         A view that is written to in place (an activation behind a layer over sequences) loses its own history, and
@@ -305,9 +293,11 @@ class Capture:
 
         base.grad_fn.register_prehook(arrive)
 
-    def _receiver(self, index: int, call: _Call) -> Any:
+    def _receiver(self, index: int, call: Call) -> Any:
         def backward(grad: Tensor) -> None:
             self._graded = True
+            if self.at_first is not None:
+                self._begin()
             self._arrived(index, call.round)
             by = call.by
             if isinstance(by, PairProjection):
@@ -327,6 +317,17 @@ class Capture:
                 self.spent_s += time.perf_counter() - started
 
         return backward
+
+    def _begin(self) -> None:
+        """Let what is to be known of the layers be found out while their weights are those of the passes."""
+        started, asked = time.perf_counter(), self.at_first
+        self.at_first = None
+        if asked is not None:
+            asked()
+        for index, calls in enumerate(self.calls):
+            for call in calls:
+                call.by = call.by or self.reduce_by.get(index)
+        self.spent_s += time.perf_counter() - started
 
     def _arrived(self, index: int, turn: int) -> None:
         """Take down how a round finds a layer's gradient, before anything is added to it."""
@@ -352,7 +353,7 @@ class Capture:
             marks[:] = [mark for mark in marks if mark[0] not in gone]
             self.calls[index] = [call for call in self.calls[index] if call.round not in gone]
 
-    def _paired(self, call: _Call, grad: Tensor, by: PairProjection) -> bool:
+    def _paired(self, call: Call, grad: Tensor, by: PairProjection) -> bool:
         """Return whether a call of a plain matrix is worth reducing, and its samples come first beyond doubt."""
         if not isinstance(call.kept, Tensor) or call.kept.numel() < SMALL or kind_of(wide(grad)) != kind_of(by.core):
             return False
@@ -372,7 +373,7 @@ class Capture:
 
         return after
 
-    def _reduce(self, call: _Call, grad: Tensor) -> None:
+    def _reduce(self, call: Call, grad: Tensor) -> None:
         """Take what is asked of a call while its input and gradient are at hand, and let go of both."""
         started, by = time.perf_counter(), call.by
         if call.projected is not None or by is None or kind_of(wide(grad)) != kind_of(by.core):

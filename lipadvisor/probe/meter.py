@@ -134,6 +134,11 @@ class NoiseMeter:
                     self._prepared[index] = state, by
         self._capture.reduce_by = {index: by for index, (_, by) in self._prepared.items()}
 
+    @property
+    def unprepared(self) -> bool:
+        """Whether layers could be reduced if only their top pairs were known."""
+        return optimizers.optimizer_name(self._optimizer) == "sgd" and any(pack.new is None for pack in self._packs)
+
     def _maps(self, pack: Pack, state: Refreshed, place: int) -> Sketch | CompactKernel | None:
         """Return what a convolution's samples are reduced by."""
         u_1M, v_1N = state.block.u_RM[place, :1], state.block.v_RN[place, :1]

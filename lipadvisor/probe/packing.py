@@ -6,7 +6,8 @@ Shapes: ``L`` layers of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from lipadvisor.probe.kinds.convolution import ConvolutionForm
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.probe.pack import Pack
 
-__all__ = ["make_packs", "pack_up", "rows_of_layers"]
+__all__ = ["make_packs", "pack_up", "rows_of_layers", "saved_packs", "state_of_packs"]
 
 PADDED_SIDE = 128  # matrices up to this larger side may be padded to a common shape
 
@@ -58,3 +59,36 @@ def rows_of_layers(packs: Sequence[Pack]) -> list[int]:
     """Return the row of each layer among those of all packs."""
     order = [index for pack in packs for index in pack.indices]
     return [row for _, row in sorted(zip(order, range(len(order)), strict=True))]
+
+
+def state_of_packs(packs: Sequence[Pack]) -> dict[str, Any]:
+    """Return what :func:`saved_packs` makes packs of: tensors and numbers."""
+    return {
+        "packs": [list(pack.indices) for pack in packs],
+        "vectors": [None if pack.start_RN is None else pack.start_RN.clone() for pack in packs],
+        "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in packs],
+        "scouts": [None if pack.scout_1N is None else pack.scout_1N.clone() for pack in packs],
+        "blocks": [pack.standing() for pack in packs],
+    }
+
+
+def saved_packs(
+    layers: Sequence[TrackedLayer],
+    state: Mapping[str, Any],
+    input_shapes: Mapping[int, tuple[int, ...]],
+    generator: torch.Generator,
+) -> tuple[Pack, ...]:
+    """Return packs that go on from ``state``, with the weights as they are now.
+
+    Args:
+        layers: of the probe.
+        state: see :func:`state_of_packs`.
+        input_shapes: that the layers' operators are for.
+        generator: of the probe.
+    """
+    packs = pack_up(layers, state["packs"], generator)
+    for number, pack in enumerate(packs):
+        saved = (state.get(name) for name in ("vectors", "update_vectors", "blocks", "scouts"))
+        vectors = [None if one is None else one[number] for one in saved]  # earlier versions had no scouts
+        pack.load(input_shapes.get(pack.indices[0]), *vectors)
+    return packs

@@ -35,7 +35,7 @@ from lipadvisor.probe.light import LightSteps
 from lipadvisor.probe.meter import NoiseMeter
 from lipadvisor.probe.noise_report import NoiseReport
 from lipadvisor.probe.pack import Pack
-from lipadvisor.probe.packing import make_packs, pack_up, rows_of_layers
+from lipadvisor.probe.packing import make_packs, rows_of_layers, saved_packs, state_of_packs
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
 from lipadvisor.probe.response import noise_form
@@ -176,6 +176,8 @@ class Probe:
             self._meter.prepare()
         root = (noisy or unsettled) and (not self._compiled or self._wrapped)
         self._capture.attach(self._watched, root, sizes=not self._compiled)
+        if self._capture.keep and self._watched and self.ranks.size == 1 and self._meter.unprepared:
+            self._capture.at_first = self._begin_early
         self.following.begin()
         self._spent_s += time.perf_counter() - self._armed_at
         return True
@@ -308,6 +310,13 @@ class Probe:
                     unsettled[index] = not known
         return tuple(unsettled)
 
+    def _begin_early(self) -> None:
+        """Begin in the backward pass of the first step, so that what the layers saw need not wait for its end."""
+        with torch.no_grad():
+            self.following.adopt(self._packs)
+            self._begin()
+            self._meter.prepare()
+
     def _read_weights(self) -> None:
         self._capture.detach()
         self._capture.finish()
@@ -360,11 +369,7 @@ class Probe:
         """Return what a resumed run needs to measure the same: tensors, numbers and strings only."""
         return {
             "names": [layer.name for layer in self.layers],
-            "packs": [list(pack.indices) for pack in self._packs],
-            "vectors": [None if pack.start_RN is None else pack.start_RN.clone() for pack in self._packs],
-            "update_vectors": [None if pack.update_KN is None else pack.update_KN.clone() for pack in self._packs],
-            "scouts": [None if pack.scout_1N is None else pack.scout_1N.clone() for pack in self._packs],
-            "blocks": [pack.standing() for pack in self._packs],
+            **state_of_packs(self._packs),
             "input_shapes": {index: list(shape) for index, shape in self._capture.input_shapes.items()},
             **self._strides.state_dict(),
             "updates": self._updates,
@@ -388,11 +393,7 @@ class Probe:
         """
         self.check_state(state)
         self._capture.input_shapes = {int(i): tuple(shape) for i, shape in state["input_shapes"].items()}
-        self._regroup(pack_up(self.layers, state["packs"], self._generator))
-        for number, pack in enumerate(self._packs):
-            saved = (state.get(name) for name in ("vectors", "update_vectors", "blocks", "scouts"))
-            vectors = [None if one is None else one[number] for one in saved]  # earlier versions had no scouts
-            pack.load(self._capture.input_shapes.get(pack.indices[0]), *vectors)
+        self._regroup(saved_packs(self.layers, state, self._capture.input_shapes, self._generator))
         self._strides.load_state_dict(state)
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())

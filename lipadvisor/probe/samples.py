@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.pair_sums import PairProjection, PairSums
 from lipadvisor.spectra.compact import CompactKernel, Sketch
 
-__all__ = ["NoSamples", "Projected", "SampleGradients", "Seen", "SeenSamples"]
+__all__ = ["Call", "NoSamples", "Projected", "SampleGradients", "Seen", "SeenSamples"]
 
 
 class SampleGradients(Protocol):
@@ -72,6 +73,20 @@ class Projected:
         assert self.left_BOE is not None
         assert self.right_BCE is not None
         return self.scalars_B, self.left_BOE, self.right_BCE
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a layer: its input, later the gradient at its output, and which backward pass it belongs to."""
+
+    use: Any  # a Use
+    kept: Any  # of the input, as the use reads it
+    round: int
+    again: bool  # made during a backward pass, by activation checkpointing
+    grad_B: Tensor | None = None
+    by: Sketch | CompactKernel | PairProjection | None = None  # what the call is reduced by as soon as that can be
+    projected: Projected | PairSums | None = None
+    lost: bool = False  # another gradient came after it had been reduced
 
 
 @dataclass(frozen=True, slots=True)
