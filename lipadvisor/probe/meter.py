@@ -107,10 +107,11 @@ class NoiseMeter:
 
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
-    def look_around(self) -> None:
-        """Find out whether samples are of any use in the step that begins: where they are coupled, nothing is kept."""
+    def look_around(self) -> bool:
+        """Return whether samples are of any use in the step that begins: where they are coupled, nothing is kept."""
         self.judge.coupled = coupled(self._batch_layers)
         self.judge.looked = self.judge.wants_samples
+        return self.judge.looked
 
     def prepare(self) -> None:
         """Have layers reduced while their gradients are there, where what is asked of them is known before.
@@ -309,10 +310,9 @@ class NoiseMeter:
         flattened = given > 1 and all(size % given == 0 for size in sizes)  # by every layer: frames of videos
         self.samples = given if given in sizes or flattened else min(sizes)
         rounds = [self._signs[turn] for turn in sorted(self._signs)]
-        whole = torch.cat(rounds, 1) if rounds else None
-        self._signs_KB = (
-            whole if whole is not None and whole.shape[1] == self.samples else self._round_signs(-1, self.samples)
-        )
+        known = rounds and sum(signs_KB.shape[1] for signs_KB in rounds) == self.samples
+        self._signs_KB = torch.cat(rounds, 1) if known else self._round_signs(-1, self.samples)
+        self._signs = {}
         return batches
 
     def _own(self, pack: Pack, batches: dict[int, Any]) -> list[Batch]:

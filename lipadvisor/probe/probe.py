@@ -166,12 +166,8 @@ class Probe:
         unsettled, noisy = any(pack.operator is None for pack in self._packs), self.level in NOISY
         if unsettled and self._blind:
             self._eager.begin()
-        if noisy:
-            self._meter.look_around()
-        self._capture.keep = noisy and self._meter.judge.looked
-        self._watched = (unsettled and not self.following.knows) or (
-            noisy and self._meter.judge.looked and not self._compiled
-        )
+        self._capture.keep = noisy and self._meter.look_around()
+        self._watched = (unsettled and not self.following.knows) or (self._capture.keep and not self._compiled)
         if noisy:
             self._meter.prepare()
         root = (noisy or unsettled) and (not self._compiled or self._wrapped)
@@ -327,7 +323,7 @@ class Probe:
         self._blind = any(self._unsettled)
         self._unsettled = tuple(map(or_, self._unsettled, self.following.marked(self._changes.look())))
         if self._updates and self._watched and not self._capture.fired and EagerStep.possible():
-            self._compiled = True  # outside of the model, where it does not show
+            self._compiled = True  # outside of the model
 
     def _regroup(self, packs: tuple[Pack, ...]) -> None:
         self._packs, self._place_L = packs, rows_of_layers(packs)
