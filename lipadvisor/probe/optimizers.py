@@ -24,6 +24,8 @@ __all__ = [
     "preconditioner",
     "raw_gradient",
     "seen_steps",
+    "state_will_tell",
+    "step_in_state",
 ]
 
 _NAMES: dict[type, str] = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
@@ -155,6 +157,21 @@ def known_direction(optimizer: torch.optim.Optimizer, weight: nn.Parameter, grou
         adam: Tensor = state["exp_avg"] / _root(state, options) * (-1.0 / correction)
         return adam
     return None
+
+
+def state_will_tell(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> bool:
+    """Return whether :func:`step_in_state` will have the step that is about to be made."""
+    options = optimizer.param_groups[group]
+    return optimizer_name(optimizer) == "sgd" and bool(options["momentum"]) and not options["nesterov"]
+
+
+def step_in_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: int) -> tuple[Tensor, float] | None:
+    """Return a tensor of the optimizer's, as it stands, and the sign that makes the direction U of it; None without.
+
+    Only for momentum's buffer, L2 term included, which the weights move against.
+    """
+    buffer = optimizer.state.get(weight, {}).get("momentum_buffer")
+    return None if buffer is None else (buffer, -1.0)
 
 
 def _sgd_direction(weight: nn.Parameter, options: dict[str, Any], buffer: Tensor | None) -> Tensor | None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.kinds import Plain
+from lipadvisor.probe.kinds.kind import wide
 from lipadvisor.probe.kinds.sharded import sharded_bound
 from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.spectra import (
@@ -31,12 +33,13 @@ from lipadvisor.spectra import (
     residual,
     start_vectors,
 )
+from lipadvisor.spectra.before import Before, BeforeOperator
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.rows import FEW, Rows, apply, row_lengths, rows, tensor
 from lipadvisor.spectra.scout import looked_around, scout_vector, wants_scout
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
-__all__ = ["EXACT_SIDE", "Pack", "Refreshed", "bound_row"]
+__all__ = ["EXACT_SIDE", "LARGE", "Pack", "Refreshed", "bound_row"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 CG_ITERATIONS = 2  # in float32: predictions integrated over 300 steps are as good as with three
@@ -44,6 +47,9 @@ EXACT_CG_ITERATIONS = 3  # in float64
 RANK = 8
 CONV_RANK = 6  # where each vector costs a convolution
 UPDATE_RANK = 3  # vectors that follow the top of the update
+# Entries of a matrix from which it is looked at where it is, and not copied into a stack: on a processor its products
+# with a few vectors cost what reading it costs. No copy is made where the optimizer's state tells the step.
+LARGE = 262_144
 
 
 Marks = tuple[float, ...]
@@ -54,8 +60,8 @@ class Refreshed:
     """Weights with their block.
 
     Attributes:
-        kernel: copy of the weights, (l, *kernel shape), float32 or better; empty from one measured step to the next,
-            see :meth:`Pack.recall`.
+        kernel: the weights, (l, *kernel shape), float32 or better; empty from one measured step to the next, and of
+            packs whose steps are known, see :meth:`Pack.begin`.
         block: their tracked block.
         row_lC: s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual of the top pair.
         length_lr: of each row of the kernels that are here.
@@ -74,7 +80,7 @@ class Moved:
     """Weights after a step, seen by the block of those before it.
 
     Attributes:
-        kernel: copy of the weights.
+        kernel: the weights, which may be the parameter itself: nothing is written to it while this is looked at.
         image_RM: their images of the old block's right vectors; None where they have not been asked for.
         versions: as in :class:`Refreshed`.
     """
@@ -102,6 +108,8 @@ class Pack:
         moved: the same before their block is found, from :meth:`move` to :meth:`take`.
         way: relative steps, added up, that the block but for its top pair has not followed.
         seen: what :meth:`versions` returns, as long as the weights cannot be written to.
+        known: the optimizer's state will tell the step that is under way: nothing is copied before it.
+        before: weights before the step, by those after it, where ``known``.
     """
 
     indices: tuple[int, ...]
@@ -117,6 +125,8 @@ class Pack:
     moved: Moved | None = None
     way: float = 0.0
     seen: Marks | None = None
+    known: bool = False
+    before: Before | None = None
     _slots: list[tuple[slice, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,9 +155,16 @@ class Pack:
             return False
         return start_RN.device.type == "cpu" and start_RN.shape[1] * max(operator.inputs, operator.outputs) <= FEW
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is of one weight that is looked at where it is."""
+        layer = self.layers[0]
+        return len(self.layers) == 1 and isinstance(layer.source, Plain) and layer.own_shape == self.shape
+
     def kernel(self) -> Tensor:
-        """Return a copy of the present weights (l, *shape) in float32 or better."""
-        return self._stack([layer.value() for layer in self.layers])
+        """Return the present weights (l, *shape) in float32 or better: a copy, or of one weight a view where it can."""
+        values = [layer.value() for layer in self.layers]
+        return wide(values[0])[None] if self.alone else self._stack(values)
 
     def gather(self, tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
         """Return tensors of the parameters' shapes as one (l, *shape) of the kernels', float32 or better."""
@@ -245,13 +262,22 @@ class Pack:
         if self.new is None or self.new.versions != self.versions():
             assert self.start_RN is not None
             self.new = self._refresh(self.start_RN, degree)
-        self.recall(self.new)
-        self.old = self.new
+        if self.known:
+            self.new.kernel = self.new.kernel.new_empty(0)
+        else:
+            self.recall(self.new)
+        self.old, self.before = self.new, None
 
     def recall(self, state: Refreshed) -> None:
-        """Read the weights of ``state`` again, which are those of now, where they have been let go of."""
-        if not state.kernel.numel():
-            state.kernel = self.kernel()
+        """Copy the weights of ``state``, which are those of now, where there is no copy of them."""
+        if not state.kernel.numel() or state.kernel.data_ptr() == self.layers[0].weight.data_ptr():
+            kernel = self.kernel()
+            state.kernel = kernel.clone() if kernel.data_ptr() == self.layers[0].weight.data_ptr() else kernel
+
+    def weights_before(self) -> Tensor | Before:
+        """Return the weights before the step."""
+        assert self.old is not None
+        return self.old.kernel if self.before is None else self.before
 
     def move(self, copied: bool = False) -> None:
         """Set ``moved`` to the present weights; ``copied``: :meth:`copy` has just done its part."""
@@ -280,7 +306,7 @@ class Pack:
         Args:
             sound: whether the values of each layer after the step are finite.
         """
-        self.old = None
+        self.old = self.before = None
         if self.new is None or self.start_RN is None:
             return
         # The weights themselves are there meanwhile; a copy would stand beside all that the passes keep.
@@ -292,7 +318,7 @@ class Pack:
         self.start_RN = torch.where(mask_l11, self.new.block.v_RN, self.start_RN)
         self.new = None
 
-    def resolvent(self, kernel: Tensor, block: TrackedBlock, often: bool = True) -> Resolvent:
+    def resolvent(self, kernel: Tensor | Before, block: TrackedBlock, often: bool = True) -> Resolvent:
         """Return the resolvent of the block's complement for changes as the block is.
 
         Args:
@@ -304,6 +330,8 @@ class Pack:
         if block.complete:
             return FlatResolvent(block.s_R[..., 0])
         iterations = self.iterations(often)
+        if isinstance(kernel, Before):
+            return CgResolvent(BeforeOperator(self.operator), kernel, block, iterations or EXACT_CG_ITERATIONS)
         if iterations is not None:
             return CgResolvent(roughly(self.operator, kernel), kernel, block, iterations)
         if isinstance(self.operator, ShardedOperator):

@@ -14,7 +14,7 @@ import torch
 from lipadvisor.probe.kinds import Plain
 from lipadvisor.probe.kinds.convolution import ConvolutionForm
 from lipadvisor.probe.layers import TrackedLayer
-from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pack import LARGE, Pack
 
 __all__ = ["make_packs", "pack_up", "rows_of_layers", "saved_packs", "state_of_packs"]
 
@@ -37,6 +37,8 @@ def make_packs(layers: Sequence[TrackedLayer], generator: torch.Generator) -> tu
             key = (index,)
         elif side <= PADDED_SIDE:
             key = (weight.dtype, weight.device, 2 ** math.ceil(math.log2(max(side, 16))))
+        elif math.prod(sides) >= LARGE and weight.device.type == "cpu":
+            key = (index,)
         else:
             key = (weight.dtype, weight.device, *sides)
         together.setdefault(key, []).append(index)

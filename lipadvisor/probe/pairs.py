@@ -81,7 +81,8 @@ def close_pair(pack: Pack, state: Refreshed, first: View, second: View) -> Tenso
         block = state.block.rows() if pack.short else state.block
         images = (rows(x) if pack.short else x for x in changes)
         with quiet():
-            q_lK = curvature_form(block, pack.resolvent(state.kernel, block), *images)
+            kernel = pack.weights_before() if state is pack.old else state.kernel
+            q_lK = curvature_form(block, pack.resolvent(kernel, block), *images)
         form_l = tensor(q_lK)[:, 0] / (2.0 * s_l)
     return torch.stack([half_l, form_l], dim=1)
 

@@ -301,6 +301,7 @@ class Probe:
         with torch.no_grad():
             for pack in self._packs:
                 if known := pack.settle(self._capture.input_shapes.get(pack.indices[0])):
+                    pack.known = self._strides.tells(pack)
                     pack.begin(4)
                 for index in pack.indices:
                     unsettled[index] = not known

@@ -28,6 +28,7 @@ from lipadvisor.spectra import (
     curvature_form,
     refresh,
 )
+from lipadvisor.spectra.before import Before
 from lipadvisor.spectra.change import moved_norm, turned_pair
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside, split_change
@@ -332,6 +333,7 @@ def _stretch(
 def _stretches(whole: Passage, stretches: int) -> tuple[Rows, Rows]:
     """Return the predicted ratio of s_1 (l,) after a long step of several stretches, and the form q of the first."""
     operator, now, start, direction = whole.operator, whole.block, whole.old, whole.direction
+    start = start.weights() if isinstance(start, Before) else start
     assert isinstance(start, Tensor)
     assert isinstance(direction, Tensor)
     assert whole.renew is not None

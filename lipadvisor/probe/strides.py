@@ -17,8 +17,9 @@ from torch import Tensor
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.kinds import TrackedLayer
 from lipadvisor.probe.kinds.parametrized import Computed
-from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pack import LARGE, Pack
 from lipadvisor.probe.response import Pace
+from lipadvisor.spectra.before import Before
 from lipadvisor.terms import Array
 
 __all__ = ["Strides"]
@@ -39,6 +40,7 @@ class Strides:
         width_L: ``1 - s_R / s_1``, relative width of the tracked block.
         gap_L: ``1 - s_2 / s_1``; 0 before the first.
         knobs: learning rate and decoupled weight decay of each layer in the present step.
+        doubted: a step was not what the optimizer's state said.
     """
 
     optimizer: torch.optim.Optimizer
@@ -46,6 +48,7 @@ class Strides:
     width_L: list[float]
     gap_L: list[float] = field(default_factory=list)
     knobs: tuple[tuple[float, float], ...] = ()
+    doubted: bool = False
 
     def __post_init__(self) -> None:
         """Nothing is known of the gaps yet."""
@@ -94,6 +97,9 @@ class Strides:
 
     def direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
+        if pack.known:
+            known, sign = self.step(pack)
+            return known * sign
         assert pack.old is not None
         assert pack.moved is not None
         knobs = [self.knobs[index] for index in pack.indices]
@@ -113,6 +119,49 @@ class Strides:
                 if known is not None:
                     pack.put(direction, place, known)
         return direction
+
+    def step(self, pack: Pack) -> tuple[Tensor, float]:
+        """Return U, or -U where that is at hand, and the sign; sets ``pack.before`` where there is no copy."""
+        if not pack.known:
+            return self.direction(pack), 1.0
+        assert pack.old is not None
+        assert pack.moved is not None
+        layer, (lr, weight_decay) = pack.layers[0], self.knobs[pack.indices[0]]
+        found, kept = optimizers.step_in_state(self.optimizer, layer.weight, layer.group), 1.0 - lr * weight_decay
+        if pack.moved.versions == pack.old.versions:  # no step was made
+            direction, sign, kept = pack.moved.kernel.new_zeros(1).expand_as(pack.moved.kernel), 1.0, 1.0
+        elif found is None:
+            direction, sign = pack.moved.kernel.new_full((1,), math.nan).expand_as(pack.moved.kernel), 1.0
+        else:
+            direction, sign = layer.view(found[0])[None], found[1]
+        pack.before = Before(pack.moved.kernel, direction, sign * lr / kept, kept)
+        return direction, sign
+
+    def tells(self, pack: Pack) -> bool:
+        """Return whether the optimizer's state will have the step of ``pack``: no copy of its weights is needed."""
+        layer = pack.layers[0]
+        large = pack.operator is not None and not pack.exact and math.prod(pack.shape) >= LARGE
+        large = large and pack.alone and pack.flat and layer.weight.grad is not None
+        if not large or layer.weight.dtype != torch.float32 or self.doubted or layer.weight.device.type != "cpu":
+            return False
+        return optimizers.state_will_tell(self.optimizer, layer.weight, layer.group)
+
+    def agrees(self, pack: Pack, first_l: Tensor, image_RM: Tensor) -> bool:
+        """Return whether ``u' W' v`` after a step is what its state says; if not, copies are made from here on.
+
+        Args:
+            pack: whose step it was.
+            first_l: ``u' U v``.
+            image_RM: the moved weights' images of the block's right vectors.
+        """
+        assert pack.old is not None
+        (lr, weight_decay), block = self.knobs[pack.indices[0]], pack.old.block
+        came, way = float((block.u_RM[:, 0] * image_RM[:, 0]).sum()), lr * float(first_l)
+        off = abs(came - (1.0 - lr * weight_decay) * float(block.s_R[0, 0]) - way)
+        if off <= 3e-6 * abs(came) + 1e-3 * abs(way):
+            return True
+        self.doubted = True
+        return False
 
     def between(self, pack: Pack, before: Tensor, after: Tensor) -> Tensor:
         """Return U of a step from the weights ``before`` to those ``after`` (l, *kernel shape), as they say it."""

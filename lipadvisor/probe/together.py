@@ -23,6 +23,7 @@ from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
 from lipadvisor.probe.strides import Strides
 from lipadvisor.probe.update_start import update_start
 from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh, residual
+from lipadvisor.spectra.before import Before, BeforeOperator
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
@@ -109,13 +110,14 @@ def _kind(number: int, pack: Pack, strides: Strides, often: bool) -> Hashable:
 
 def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
     """Bring packs of one kind to the weights after the step."""
-    directions = [strides.direction(pack) for pack in packs]
+    steps = [strides.step(pack) for pack in packs]
+    directions, signs = [direction for direction, _ in steps], [sign for _, sign in steps]
     lengths = [row_lengths(direction) for direction in directions]
     for pack, direction, length_lr in zip(packs, directions, lengths, strict=True):
         assert pack.operator is not None
         assert pack.update_KN is not None
         pack.update_KN = update_start(pack.operator, direction, length_lr, pack.update_KN, strides.first(pack))
-    step, resolvents = _passage(packs, strides, directions, often)
+    step, resolvents = _passage(packs, strides, directions, signs, often)
     paces = [strides.pace(pack) for pack in packs]
     operators = [pack.operator for pack in packs]
     places = step.operator.places if isinstance(step.operator, JoinedOperator) else [slice(None)]
@@ -136,14 +138,20 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
     block, residual_l1 = _refreshed(step.operator, step.moved, step.block, degree, start_RM)
     columns_l4 = tensor(response.columns_l4)
     came = []
-    for pack, operator, place, length_lr, resolvent in zip(packs, operators, places, lengths, resolvents, strict=True):
+    parts = zip(packs, operators, places, lengths, signs, resolvents, strict=True)
+    for pack, operator, place, length_lr, sign, resolvent in parts:
         assert operator is not None
         assert pack.old is not None
+        own_l4, image_RM = columns_l4[place], tensor(step.image_RM[place, :, : operator.outputs])
+        if sign < 0.0:  # it was -U
+            own_l4[:, 0] *= sign
+        if pack.known and not strides.agrees(pack, own_l4[:, 0], image_RM):
+            own_l4 = torch.full_like(own_l4, float("nan"))
         pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
         pack.take(_own(block, place, operator), residual_l1[place])
         sizes_l2 = relative_sizes(operator, length_lr, pack.old.length_lr)
         complement_l = None if response.complement_l is None else response.complement_l[place]
-        came.append(Came(torch.cat([columns_l4[place], sizes_l2], 1), resolvent, complement_l))
+        came.append(Came(torch.cat([own_l4, sizes_l2], 1), resolvent, complement_l))
     return came
 
 
@@ -166,7 +174,7 @@ def _refreshed(
 
 
 def _passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], often: bool
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], signs: Sequence[float], often: bool
 ) -> tuple[Passage, tuple[Resolvent, ...]]:
     """Return the step of packs of one kind, and the resolvent of each."""
     pack = packs[0]
@@ -175,31 +183,32 @@ def _passage(
         assert pack.moved is not None
         assert pack.operator is not None
         assert pack.update_KN is not None
-        short, old, moved = pack.short, pack.old.kernel, pack.moved
+        short, old, moved = pack.short, pack.weights_before(), pack.moved
         block, update_KN = pack.old.block, pack.update_KN
         if short:
             block, update_KN = block.rows(), rows(update_KN)
         renew = partial(pack.resolvent, often=often)
         resolvent = renew(old, block)
-        length, kept = _number(strides.length(pack), short), _number(strides.kept(pack), short)
-        rough = roughly(pack.operator, old)
+        length, kept = _number(strides.length(pack) * signs[0], short), _number(strides.kept(pack), short)
+        rough = roughly(pack.operator, moved.kernel)
         return Passage(
             pack.operator, rough, resolvent, renew, block, old, moved.kernel, moved.image_RM, directions[0],
             length, kept, update_KN, _merges(pack),
         ), (resolvent,)  # fmt: skip
-    return _joined_passage(packs, strides, directions, often)
+    return _joined_passage(packs, strides, directions, signs, often)
 
 
 def _joined_passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], often: bool
+    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], signs: Sequence[float], often: bool
 ) -> tuple[Passage, tuple[Resolvent, ...]]:
     counts = tuple(len(pack.layers) for pack in packs)
     states = [pack.old for pack in packs if pack.old is not None]
     ends = [pack.moved for pack in packs if pack.moved is not None]
-    old, moved = tuple(state.kernel for state in states), tuple(end.kernel for end in ends)
+    old, moved = tuple(pack.weights_before() for pack in packs), tuple(end.kernel for end in ends)
     parts = tuple(pack.operator for pack in packs if pack.operator is not None)
     operator = _join(parts, counts)
-    rough = _join(tuple(roughly(part, kernel) for part, kernel in zip(parts, old, strict=True)), counts)
+    rough_parts = tuple(roughly(part, kernel) for part, kernel in zip(parts, moved, strict=True))
+    rough = _join(rough_parts, counts)
     blocks = [state.block.rows() for state in states]
     u_RM = filled([block.u_RM for block in blocks], operator.outputs)
     v_RN = filled([block.v_RN for block in blocks], operator.inputs)
@@ -210,8 +219,10 @@ def _joined_passage(
     resolvent: Resolvent = JoinedGram(operator, grams)
     if not grams:
         assert isinstance(resolvents[0], CgResolvent)
-        resolvent = CgResolvent(rough, old, block, resolvents[0].iterations)
-    length, kept = (_each([find(p) for p in packs], counts, u_RM.dtype) for find in (strides.length, strides.kept))
+        ways = (BeforeOperator(r) if isinstance(w, Before) else r for r, w in zip(rough_parts, old, strict=True))
+        resolvent = CgResolvent(_join(tuple(ways), counts), old, block, resolvents[0].iterations)
+    length = _each([strides.length(pack) * sign for pack, sign in zip(packs, signs, strict=True)], counts, u_RM.dtype)
+    kept = _each([strides.kept(pack) for pack in packs], counts, u_RM.dtype)
     image_RM = filled([end.image_RM for end in ends], operator.outputs)
     update_KN = filled([rows(pack.update_KN) for pack in packs if pack.update_KN is not None], operator.inputs)
     return Passage(
