@@ -61,6 +61,7 @@ BARS: dict[str, str] = {
     "levels": "levels",
     "overhead": "overhead",
     "probe-cost": "probe_cost",
+    "probe-memory": "probe_memory",
 }
 
 

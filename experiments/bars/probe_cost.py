@@ -1,4 +1,4 @@
-"""Bar: what measuring costs a step, in process CPU time and memory, beside other tools for per-sample gradients.
+"""Bar: what measuring costs a step, in process CPU time, beside other tools for per-sample gradients.
 
 Opacus and BackPACK stand in the table where they are installed (``pip install opacus backpack-for-pytorch``).
 """
@@ -14,12 +14,12 @@ import torch
 from lipadvisor.experiments.bars import Bar, BarSettings
 from lipadvisor.experiments.bars.probe_networks import WORKLOADS, Workload
 from lipadvisor.experiments.bars.probe_rivals import RIVALS
-from lipadvisor.experiments.bars.probe_timing import LEVELS, default_share, interleaved, peak_bytes, scaling
+from lipadvisor.experiments.bars.probe_timing import LEVELS, default_share, interleaved, scaling
 from lipadvisor.trajectory import read_json, write_json
 
 __all__ = ["run"]
 
-_DEFAULT_BAR, _MEMORY_BAR, _SETUP_BAR_S = 1.03, 1.10, 2.0
+_DEFAULT_BAR, _SETUP_BAR_S = 1.03, 2.0
 _LAYERS = (10, 100, 1000)
 _KINDS = ("matrices", "convolutions")
 _DEFAULT_S = 25.0  # of a run with default settings: long enough that its first steps do not decide
@@ -59,9 +59,7 @@ def _network(settings: BarSettings, workload: Workload) -> dict[str, Any]:
     found = interleaved(workload, rounds, rival_rounds, settings.seed)
     settings.progress(f"{workload.name}: " + ", ".join(f"{level} {found[level]['ratio']:.3f}" for level in LEVELS))
     found["default"] = default_share(workload, 0.5 if settings.quick else _DEFAULT_S, settings.seed)
-    plain = peak_bytes(workload, None, settings.seed)
-    found["memory"] = {level: peak_bytes(workload, level, settings.seed) / plain for level in LEVELS}
-    settings.progress(f"{workload.name}: default {found['default']['share']:.3f}, memory {found['memory']['full']:.3f}")
+    settings.progress(f"{workload.name}: default {found['default']['share']:.3f}")
     if not settings.quick:
         _write(kept, found)
     return found
@@ -86,9 +84,8 @@ def _network_checks(workload: Workload, found: dict[str, Any]) -> Iterator[tuple
         ):
             ratio = found[level]["ratio"]
             yield f"{name}: {what}, every step", ratio, f"at most {bar:g}", ratio <= bar
-    share, memory = found["default"]["share"], found["memory"]["full"]
+    share = found["default"]["share"]
     yield f"{name}: default settings", share, f"at most {_DEFAULT_BAR:g}", share <= _DEFAULT_BAR
-    yield f"{name}: memory, everything", memory, f"at most {_MEMORY_BAR:g}", memory <= _MEMORY_BAR
 
 
 def _table(networks: dict[str, dict[str, Any]], depths: dict[str, dict[int, dict[str, float]]]) -> str:
@@ -104,16 +101,10 @@ def _table(networks: dict[str, dict[str, Any]], depths: dict[str, dict[int, dict
             cells.append("-" if one is None else "{ratio:.3f} [{lower:.2f} {upper:.2f}] {extra_ms:+.2f}".format(**one))
         lines.append(f"{name:20} {found['plain_ms']:9.2f}" + "".join(f" {cell:>29}" for cell in cells))
     lines.append("")
-    lines.append(
-        f"{'network':20} {'default':>8} {'measured':>9} {'of steps':>9}" + "".join(f" {k:>13}" for k in LEVELS)
-    )
+    lines.append(f"{'network':20} {'default':>8} {'measured':>9} {'of steps':>9}")
     for name, found in networks.items():
         default = found["default"]
-        cells = [f"mem {found['memory'][level]:.3f}" for level in LEVELS]
-        lines.append(
-            f"{name:20} {default['share']:8.3f} {default['measured']:9.0f} {default['steps']:9.0f}"
-            + "".join(f" {cell:>13}" for cell in cells)
-        )
+        lines.append(f"{name:20} {default['share']:8.3f} {default['measured']:9.0f} {default['steps']:9.0f}")
     lines.append("")
     lines += [f"{name}: no {tool} ({why})" for name, one in networks.items() for tool, why in one["absent"].items()]
     lines.append(f"{'layers':>20} {'set-up s':>9} {'step ms':>9} {'waits':>6}")

@@ -1,4 +1,4 @@
-"""How the cost of measuring is taken: interleaved steps in process CPU time, allocations, set-up, synchronisations."""
+"""How the cost of measuring is taken: interleaved steps in process CPU time, set-up, synchronisations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.profiler import ProfilerActivity, profile
 
 from lipadvisor.experiments.bars.probe_networks import Workload, deep_convolution, deep_linear
 from lipadvisor.experiments.bars.probe_rivals import RIVALS, Step, rival_step
 from lipadvisor.probe import Probe
 
-__all__ = ["LEVELS", "default_share", "interleaved", "peak_bytes", "scaling"]
+__all__ = ["LEVELS", "default_share", "interleaved", "scaling"]
 
 LEVELS = ("drift", "noise", "full")
 _WARM = 9  # rounds that are not counted: cold starts, long first steps, first touch of memory
@@ -81,19 +80,6 @@ def default_share(workload: Workload, seconds: float, seed: int) -> dict[str, fl
     return {"share": 1.0 + extra / alone, "own": probe.overhead, "measured": len(measured), "steps": number}
 
 
-def peak_bytes(workload: Workload, level: str | None, seed: int) -> int:
-    """Return the most that torch holds at once while the network is made and trained for four steps."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step = _step(workload, _drawn(workload.model, seed), level)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(4):
-            step(*workload.batch(generator))
-    results: Any = seen.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(itertools.accumulate(sizes))
-
-
 def scaling(layers: int, seed: int, kind: str = "matrices") -> dict[str, float]:
     """Return set-up time, s, and for a measured step its milliseconds and how often it waits for a device.
 
@@ -136,6 +122,7 @@ class _Syncs(TorchFunctionMode):
 
 
 def _drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return what ``make`` makes with torch's generator at ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

@@ -257,12 +257,15 @@ class Pack:
             return LinearOperator(*self.shape)
         return self.layers[0].operator(input_shape)
 
-    def begin(self, degree: int) -> None:
-        """Set ``old`` to the present weights; the last step's refresh is taken over if they have not been touched."""
+    def begin(self, degree: int, early: bool = False) -> None:
+        """Set ``old`` to the present weights; the last step's refresh is taken over if they have not been touched.
+
+        ``early``: for what is done with the block alone; no copy of the weights is made yet.
+        """
         if self.new is None or self.new.versions != self.versions():
             assert self.start_RN is not None
             self.new = self._refresh(self.start_RN, degree)
-        if self.known:
+        if self.known or early:
             self.new.kernel = self.new.kernel.new_empty(0)
         else:
             self.recall(self.new)

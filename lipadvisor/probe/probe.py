@@ -290,7 +290,7 @@ class Probe:
         self._capture.clear()
         self._armed, self._values_LC = None, None
 
-    def _begin(self) -> tuple[bool, ...]:
+    def _begin(self, early: bool = False) -> tuple[bool, ...]:
         """Bring every block up to the present weights; return which layers have no operator yet."""
         if self.following.retyped():
             self._regroup(make_packs(self.layers, self._generator))
@@ -302,7 +302,7 @@ class Probe:
             for pack in self._packs:
                 if known := pack.settle(self._capture.input_shapes.get(pack.indices[0])):
                     pack.known = self._strides.tells(pack)
-                    pack.begin(4)
+                    pack.begin(4, early)
                 for index in pack.indices:
                     unsettled[index] = not known
         return tuple(unsettled)
@@ -311,7 +311,7 @@ class Probe:
         """Begin in the backward pass of the first step, so that what the layers saw need not wait for its end."""
         with torch.no_grad():
             self.following.adopt(self._packs)
-            self._begin()
+            self._begin(early=True)
             self._meter.prepare()
 
     def _read_weights(self) -> None:

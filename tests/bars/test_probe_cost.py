@@ -14,7 +14,7 @@ from torch import nn
 from lipadvisor.experiments.bars.command import bars
 from lipadvisor.experiments.bars.probe_networks import WORKLOADS, deep_linear
 from lipadvisor.experiments.bars.probe_rivals import RIVALS, rival_step
-from lipadvisor.experiments.bars.probe_timing import LEVELS, _ratios, _Syncs, peak_bytes, scaling
+from lipadvisor.experiments.bars.probe_timing import LEVELS, _ratios, _Syncs, scaling
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
@@ -59,14 +59,6 @@ def test_a_measured_step_of_many_layers_waits_no_more_often_than_one_of_few() ->
     assert many["syncs"] == few["syncs"]
     assert many["setup_s"] < 2.0
     assert len(deep_linear(60)) == 60  # type: ignore[arg-type]
-
-
-def test_memory_is_that_of_torch() -> None:
-    workload = WORKLOADS[-1]
-    plain = peak_bytes(workload, None, 0)
-    weights = sum(p.numel() for p in workload.model().parameters())
-    assert plain >= 3 * 4 * weights  # weights, gradients, momenta
-    assert peak_bytes(workload, "full", 0) > plain
 
 
 @pytest.mark.slow
