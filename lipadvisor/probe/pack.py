@@ -9,17 +9,17 @@ Shapes: ``l`` layers of the pack, ``R`` block, ``M`` outputs, ``N`` inputs of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.bound import bound_row
 from lipadvisor.probe.kinds import Plain
 from lipadvisor.probe.kinds.kind import wide
-from lipadvisor.probe.kinds.sharded import sharded_bound
 from lipadvisor.probe.layers import TrackedLayer
+from lipadvisor.probe.states import Marks, Moved, Refreshed
 from lipadvisor.spectra import (
     CgResolvent,
     FlatResolvent,
@@ -39,7 +39,7 @@ from lipadvisor.spectra.rows import FEW, Rows, apply, row_lengths, rows, tensor
 from lipadvisor.spectra.scout import looked_around, scout_vector, wants_scout
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
-__all__ = ["EXACT_SIDE", "LARGE", "Pack", "Refreshed", "bound_row"]
+__all__ = ["EXACT_SIDE", "LARGE", "Pack", "Refreshed"]
 
 EXACT_SIDE = 128  # matrices up to this smaller side are factorised: every sample's curvature is taken, exactly
 CG_ITERATIONS = 2  # in float32: predictions integrated over 300 steps are as good as with three
@@ -50,44 +50,6 @@ UPDATE_RANK = 3  # vectors that follow the top of the update
 # Entries of a matrix from which it is looked at where it is, and not copied into a stack: on a processor its products
 # with a few vectors cost what reading it costs. No copy is made where the optimizer's state tells the step.
 LARGE = 262_144
-
-
-Marks = tuple[float, ...]
-
-
-@dataclass(slots=True)
-class Refreshed:
-    """Weights with their block.
-
-    Attributes:
-        kernel: the weights, (l, *kernel shape), float32 or better; empty from one measured step to the next, and of
-            packs whose steps are known, see :meth:`Pack.begin`.
-        block: their tracked block.
-        row_lC: s_1, s_2, the block's last value, sum of squares (see ``Ranks.shares``), residual of the top pair.
-        length_lr: of each row of the kernels that are here.
-        versions: of the parameters when they were copied; while these stand, nothing has been written to them.
-    """
-
-    kernel: Tensor
-    block: TrackedBlock
-    row_lC: Tensor
-    length_lr: Tensor
-    versions: Marks
-
-
-@dataclass(slots=True)
-class Moved:
-    """Weights after a step, seen by the block of those before it.
-
-    Attributes:
-        kernel: the weights, which may be the parameter itself: nothing is written to it while this is looked at.
-        image_RM: their images of the old block's right vectors; None where they have not been asked for.
-        versions: as in :class:`Refreshed`.
-    """
-
-    kernel: Tensor
-    image_RM: Rows
-    versions: Marks
 
 
 @dataclass(slots=True)
@@ -159,7 +121,8 @@ class Pack:
     def alone(self) -> bool:
         """Whether it is of one weight that is looked at where it is."""
         layer = self.layers[0]
-        return len(self.layers) == 1 and isinstance(layer.source, Plain) and layer.own_shape == self.shape
+        plain = isinstance(layer.source, Plain) and not layer.shares
+        return len(self.layers) == 1 and plain and layer.own_shape == self.shape
 
     def kernel(self) -> Tensor:
         """Return the present weights (l, *shape) in float32 or better: a copy, or of one weight a view where it can."""
@@ -273,9 +236,15 @@ class Pack:
 
     def recall(self, state: Refreshed) -> None:
         """Copy the weights of ``state``, which are those of now, where there is no copy of them."""
-        if not state.kernel.numel() or state.kernel.data_ptr() == self.layers[0].weight.data_ptr():
+        if not state.kernel.numel() or self._is_parameter(state.kernel):
             kernel = self.kernel()
-            state.kernel = kernel.clone() if kernel.data_ptr() == self.layers[0].weight.data_ptr() else kernel
+            state.kernel = kernel.clone() if self._is_parameter(kernel) else kernel
+
+    def _is_parameter(self, kernel: Tensor) -> bool:
+        """Return whether ``kernel`` is no copy."""
+        if not self.alone:
+            return False
+        return kernel.untyped_storage().data_ptr() == self.layers[0].weight.untyped_storage().data_ptr()
 
     def weights_before(self) -> Tensor | Before:
         """Return the weights before the step."""
@@ -418,19 +387,3 @@ class Pack:
         second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
         row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
         return Refreshed(kernel, block, row_lC, length_lr, versions)
-
-
-def bound_row(layer: TrackedLayer) -> Tensor:
-    """Return the spectrum (1, 5) of a convolution of unknown input size: sqrt(taps) times its matrix's, a bound.
-
-    Its matrix is (first dimension) x (the rest), for a transpose that of the convolution it is the adjoint of.
-    """
-    if layer.shares:
-        return sharded_bound(layer)
-    weight = layer.weight.detach()
-    weight = weight if weight.dtype == torch.float64 else weight.float()
-    s_R = torch.linalg.svdvals(torch.nan_to_num(weight.flatten(1)))
-    taps = math.prod(weight.shape[2:])
-    second = s_R[1] if len(s_R) > 1 else torch.zeros_like(s_R[0])
-    loose = torch.ones_like(second)
-    return torch.stack([s_R[0] * taps**0.5, second * taps**0.5, second * 0.0, weight.square().sum(), loose])[None]

@@ -224,7 +224,7 @@ def _fully_sharded(model: nn.Module) -> Iterator[Any]:
 
 
 def sharded_bound(layer: TrackedLayer) -> Tensor:
-    """Return :func:`~lipadvisor.probe.pack.bound_row` of a sharded kernel: one collective.
+    """Return :func:`~lipadvisor.probe.bound.bound_row` of a sharded kernel: one collective.
 
     The norm of a stack of shares is at most the root of the sum of their squared norms.
     """
