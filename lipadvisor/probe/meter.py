@@ -204,7 +204,7 @@ class NoiseMeter:
             scale = None if self.judge.by_updates else optimizers.preconditioner(self._optimizer, pack)
             second = self._view(number, scale, state.kernel, [state], pair.curved)[0]
             self._closed.append(close_pair(pack, state, first, second))
-            state.kernel = state.kernel.new_empty(0)
+            pack.let_go(state)
 
     def sum_up(self) -> list[NoiseImages | None]:
         """Return what the samples' noise does to each pack, and let go of what the layers saw.

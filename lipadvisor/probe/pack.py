@@ -229,7 +229,7 @@ class Pack:
             assert self.start_RN is not None
             self.new = self._refresh(self.start_RN, degree)
         if self.known or early:
-            self.new.kernel = self.new.kernel.new_empty(0)
+            self.let_go(self.new)
         else:
             self.recall(self.new)
         self.old, self.before = self.new, None
@@ -245,6 +245,11 @@ class Pack:
         if not self.alone:
             return False
         return kernel.untyped_storage().data_ptr() == self.layers[0].weight.untyped_storage().data_ptr()
+
+    def let_go(self, state: Refreshed) -> None:
+        """Drop the copy of the weights of ``state``: they themselves are there, unless a pass computes them anew."""
+        if all(isinstance(layer.source, Plain) for layer in self.layers):
+            state.kernel = state.kernel.new_empty(0)
 
     def weights_before(self) -> Tensor | Before:
         """Return the weights before the step."""
@@ -281,8 +286,7 @@ class Pack:
         self.old = self.before = None
         if self.new is None or self.start_RN is None:
             return
-        # The weights themselves are there meanwhile; a copy would stand beside all that the passes keep.
-        self.new.kernel = self.new.kernel.new_empty(0)
+        self.let_go(self.new)
         if all(sound):
             self.start_RN = self.new.block.v_RN
             return
