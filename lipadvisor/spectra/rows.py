@@ -57,7 +57,7 @@ __all__ = [
 
 Rows: TypeAlias = Any  # a tensor, or an array
 Operator: TypeAlias = Any  # a LayerOperator, or several that are joined
-Kernel: TypeAlias = Tensor | tuple[Tensor, ...]  # of one operator, or of each of those that are joined
+Kernel: TypeAlias = Any  # a tensor, or Before; of operators that are joined a tuple with one of each
 TINY = 1e-30
 FEW = 9_000  # entries of a block or a matrix up to which NumPy's library multiplies without waking its threads
 _QUIET = {"all": "ignore"}
