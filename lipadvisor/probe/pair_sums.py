@@ -148,24 +148,39 @@ def pair_sums(
         signs_KB: of random sums of the images; None keeps each sample's.
     """
     inputs, grads = pair
-    operator = LinearOperator(grads.shape[-1], inputs.shape[-1])
-    if not curved:
-        if scale is None:
-            return PairSums(operator.pair_scalars(u_M, v_N, inputs, grads))
-        jacobian = scale * torch.outer(u_M, v_N)
-        parts = [_scaled_scalars(jacobian, x, d) for x, d in _chunks(inputs, grads)]
-        return PairSums(torch.cat(parts))
     if scale is None:
-        image_BM, coimage_BN = operator.sample_images(u_M, v_N, inputs, grads, None)
-    else:
-        each = [operator.sample_images(u_M, v_N, x, d, scale) for x, d in _chunks(inputs, grads)]
-        image_BM, coimage_BN = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return _plain_sums(u_M, v_N, inputs, grads, curved, signs_KB)
+    if not curved:
+        jacobian = scale * torch.outer(u_M, v_N)
+        return PairSums(torch.cat([_scaled_scalars(jacobian, x, d) for x, d in _chunks(inputs, grads)]))
+    operator = LinearOperator(grads.shape[-1], inputs.shape[-1])
+    each = [operator.sample_images(u_M, v_N, x, d, scale) for x, d in _chunks(inputs, grads)]
+    image_BM, coimage_BN = (torch.cat(parts) for parts in zip(*each, strict=True))
     scalars_B = image_BM @ u_M
     if signs_KB is None:
         return PairSums(scalars_B, image_BM, coimage_BN)
     signs_KB = signs_KB.to(image_BM, non_blocking=True)
     totals = (x.sum(0, keepdim=True) for x in (image_BM, coimage_BN))
     return PairSums(scalars_B, signs_KB @ image_BM, signs_KB @ coimage_BN, signs_KB.sum(1, keepdim=True), *totals)
+
+
+def _plain_sums(
+    u_M: Tensor, v_N: Tensor, inputs: Tensor, grads: Tensor, curved: bool, signs_KB: Tensor | None
+) -> PairSums:
+    """Return what is left of samples without a preconditioner: of random sums no sample's images are formed."""
+    at_v_BT, at_u_BT = inputs @ v_N, grads @ u_M
+    scalars_B = (at_v_BT * at_u_BT).sum(1)
+    if not curved:
+        return PairSums(scalars_B)
+    if signs_KB is None:
+        operator = LinearOperator(grads.shape[-1], inputs.shape[-1])
+        return PairSums(scalars_B, *operator.sample_images(u_M, v_N, inputs, grads, None))
+    signs_KB = signs_KB.to(at_v_BT, non_blocking=True)
+    weights_KB1 = torch.cat([signs_KB, torch.ones_like(signs_KB[:1])])[..., None]
+    image_KM = (weights_KB1 * at_v_BT).flatten(1) @ grads.flatten(0, 1)
+    coimage_KN = (weights_KB1 * at_u_BT).flatten(1) @ inputs.flatten(0, 1)
+    signs_K1 = signs_KB.sum(1, keepdim=True)
+    return PairSums(scalars_B, image_KM[:-1], coimage_KN[:-1], signs_K1, image_KM[-1:], coimage_KN[-1:])
 
 
 def _chunks(inputs: Tensor, grads: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -21,6 +21,7 @@ from lipadvisor.probe.kinds.parametrized import ThroughParameters
 from lipadvisor.probe.kinds.sharded import of_rows
 from lipadvisor.probe.noise import CONV_SIGNS, Batch, NoiseImages, sample_count
 from lipadvisor.probe.pack import Pack
+from lipadvisor.probe.pair_sums import PairSums
 from lipadvisor.probe.samples import SampleGradients, Seen, SeenSamples
 from lipadvisor.spectra import LinearOperator
 from lipadvisor.spectra.sharded import ShardedOperator
@@ -103,6 +104,7 @@ def _look(
     """Return what gathers the samples' images at one layer, share by share."""
     if isinstance(batch, tuple):
         return _Pairs(operator, u_1M[0], v_1N[0], batch, None if exact else signs_KB)
+    assert not isinstance(batch, PairSums)  # sharded layers are not reduced early
     weights_KB = None if signs_KB is None else signs_KB[:CONV_SIGNS]
     return _Samples(operator, u_1M, v_1N, batch, weights_KB)
 

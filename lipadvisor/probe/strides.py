@@ -98,8 +98,8 @@ class Strides:
     def direction(self, pack: Pack) -> Tensor:
         """Return U: from the weights, or from the optimizer's state where the step is lost in rounding."""
         if pack.known:
-            known, sign = self.step(pack)
-            return known * sign
+            stepped, sign = self.step(pack)
+            return stepped * sign
         assert pack.old is not None
         assert pack.moved is not None
         knobs = [self.knobs[index] for index in pack.indices]

@@ -16,7 +16,7 @@ MANY = 512  # of samples of matrices, so that what they are seen by weighs more 
 
 
 def matrices() -> nn.Module:
-    return nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    return nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 160))
 
 
 def tokens() -> nn.Module:
