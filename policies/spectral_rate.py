@@ -11,11 +11,6 @@ gradients vanish, because the loss has been learnt or because units have died. H
 rate that rises without limit while less and less is known about where to go. So the relative size is held in full only
 while the run settles; from then on the rate rises with a power of the shrinkage, and the relative size falls with the
 rest. The power lies between those of the two extremes, a constant rate (0) and a constant relative size (1).
-
-Under plain gradient steps the worse of the two comes first where the warmup was too fast: units die, the gradient goes
-with them, and larger steps kill the rest. Before the training loss has fallen at all, no update has become small by
-learning, so until then the rate does not rise above the warmup's. (Adam's updates, and Muon's, do not shrink with the
-gradient.)
 """
 
 from __future__ import annotations
@@ -47,9 +42,6 @@ class SpectralRateState:
     log_lr: float | None = None  # ln of the last learning rate proposed
     settled: float | None = None  # ln of the largest learning rate proposed while the run settled
     settling: bool = True
-    first_loss: float | None = None  # training loss, smoothed: its highest while the run starts
-    loss: float = 0.0  # training loss, smoothed
-    learnt: bool = False  # whether it has come down
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +147,6 @@ class SpectralRate:
         settled = state.settled
         if settled is not None and not state.settling and target > settled:
             target, reason = settled + self.later_power * (target - settled), "spectral:settled"
-        first_loss, loss, learnt = state.first_loss, state.loss, state.learnt
-        if not learnt and observation.optimizer == "sgd":
-            first_loss, loss, learnt = self._listen_to_loss(observation, state)
-            waits = first_loss is not None and not learnt and not self._starts(observation)
-            if waits and settled is not None and target > settled:
-                target, reason = settled, "spectral:nothing_learnt"
         rising = False
         if state.log_lr is not None:
             highest = state.log_lr + self._rise(observation, state)
@@ -172,10 +158,7 @@ class SpectralRate:
         if state.settling and (settled is None or target > settled):
             settled = target
         read = (*read, ("relative_step", size))
-        after = SpectralRateState(
-            smooth, observation.measured_step, count, observation.step, target, settled, settling, first_loss, loss,
-            learnt,
-        )  # fmt: skip
+        after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target, settled, settling)
         knobs = same_knobs(observation, math.exp(target), None)
         return Decision(observation.step, name, reason, knobs, (), (), False, False, False, read), after
 
@@ -190,24 +173,6 @@ class SpectralRate:
     def _settling_steps(self, observation: Observation) -> float:
         steps = observation.total_steps
         return self.settling * (self.reference_steps if steps is None else steps)
-
-    def _starts(self, observation: Observation) -> bool:
-        steps = observation.total_steps
-        return observation.step < max(START_STEPS, START * (0 if steps is None else steps))
-
-    def _listen_to_loss(self, observation: Observation, state: SpectralRateState) -> tuple[float | None, float, bool]:
-        """Return the training loss at the start and now, and whether it has come down."""
-        fresh, first, loss = observation.loss, state.first_loss, state.loss
-        if fresh is None or not 0.0 < fresh < math.inf:
-            return first, loss, state.learnt
-        if first is None:
-            return fresh, fresh, False
-        steps = observation.total_steps
-        memory = max(START_STEPS, LOSS_MEMORY * (self.reference_steps if steps is None else steps))
-        loss += (1.0 - math.exp((state.step - observation.step) / memory)) * (fresh - loss)
-        if self._starts(observation):
-            first = max(first, loss)
-        return first, loss, loss <= LEARNT * first
 
     def _rise(self, observation: Observation, state: SpectralRateState) -> float:
         """Return by how much ``ln lr`` may rise: what will not be looked at for long must not be raised by much."""
@@ -270,10 +235,6 @@ class SpectralRate:
 SPARSE = 11  # steps between measurements beyond which the rate is raised, and the ratio forgotten, by measurements
 LOG_LEAST_GAIN = math.log(0.05)  # a tenth of PyTorch's default: what is scaled down by ten is taken at its word
 SPARSE_RISE = 2.0  # factor at each of these
-START = 0.03  # share of the run in which the rate may rise before anything has been learnt
-START_STEPS = 12  # steps of it at least
-LEARNT = 0.9  # share of the first loss below which something has been
-LOSS_MEMORY = 0.05  # of that loss, share of the run
 LOWEST_LR = 1e-12  # a learning rate must stay above zero
 
 
