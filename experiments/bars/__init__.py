@@ -60,6 +60,7 @@ BARS: dict[str, str] = {
     "tracking": "tracking",
     "levels": "levels",
     "overhead": "overhead",
+    "probe-floor": "probe_floor",
     "probe-cost": "probe_cost",
     "probe-memory": "probe_memory",
 }

@@ -128,7 +128,7 @@ def _drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-def _step(workload: Workload, model: nn.Module, level: str | None) -> Step:
+def _step(workload: Workload, model: nn.Module, level: str | None, renew_every: int = 1) -> Step:
     """Return a training step on a copy of ``model``, every one measured at ``level``."""
     own = copy.deepcopy(model)
     optimizer = workload.optimizer(own)
@@ -140,7 +140,7 @@ def _step(workload: Workload, model: nn.Module, level: str | None) -> Step:
             optimizer.step()
 
         return plain
-    probe = Probe(own, optimizer, level=level, interval=1)
+    probe = Probe(own, optimizer, level=level, interval=1, renew_every=renew_every)
     number = itertools.count()
 
     def measured(x: Tensor, y: Tensor) -> None:
@@ -164,12 +164,20 @@ def _measured_step(
     return armed
 
 
-def _rounds(workload: Workload, kinds: dict[str, Step], rounds: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Return process CPU seconds of every kind in every counted round."""
+def _rounds(
+    workload: Workload,
+    kinds: dict[str, Step],
+    rounds: int,
+    seed: int,
+    after_warm: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return process CPU seconds of every kind in every counted round; ``after_warm`` is called before the first."""
     generator = torch.Generator().manual_seed(seed)
     spent: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(_WARM + rounds):
         x, y = workload.batch(generator)
+        if number == _WARM:
+            after_warm()
         names = list(kinds)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

@@ -40,6 +40,7 @@ _OPTIMIZERS: dict[str, Make] = {
 }
 _NETWORKS = ("mlp", "convnet")
 _STEPS = {1: 300, 10: 600}  # steps between measurements: steps of the training
+_RENEWED = (4, 8)  # steps between renewals where every step is measured lightly: s_1 and lam are judged
 _BATCH = 64
 # What is judged: quantity -> (quantile over layers and steps, largest relative error there)
 _BARS = {
@@ -66,15 +67,16 @@ class _Compared:
     def add(self, terms: Terms, exact: list[ExactLayer], before: list[ExactLayer] | None) -> None:
         """Take in one measured step."""
         for index, true in enumerate(exact):
-            found_kappa = float(terms.noise_curvature_L[index]) / true.noise_curvature
+            found_kappa = float(terms.noise_curvature_L[index]) / true.noise_curvature  # nan in light steps
             self.errors["s_1"].append(float(abs(np.expm1(terms.log_norm_L[index] - true.log_norm))))
             self.errors["lam"].append(float(abs(np.sqrt(terms.noise_LL[index, index] / true.noise) - 1.0)))
             size = float(abs(terms.update_ratio_L[index] / true.update_ratio - 1.0))
             if terms.kinds[index] == "linear":
-                self.errors["kappa"].append(abs(found_kappa - 1.0))
+                self.errors["kappa"] += [abs(found_kappa - 1.0)] if np.isfinite(found_kappa) else []
                 self.errors["update_ratio"].append(size)
             else:
                 self.errors["update_ratio_conv"].append(size)
+            if terms.kinds[index] != "linear" and np.isfinite(found_kappa):
                 (self.floored if terms.status_L[index] == "gap_limited" else self.estimate).append(found_kappa)
             self.gap.append(abs(float(terms.gap_L[index]) - true.gap))
             self.flagged.append(terms.status_L[index] == "gap_limited")
@@ -112,37 +114,51 @@ class _Compared:
 
 
 def run(settings: BarSettings) -> Bar:
-    """Measure the bar on both networks, both optimizers and two intervals. Finished trainings are kept."""
+    """Measure the bar on both networks, both optimizers, two intervals and light steps. Finished trainings are kept."""
     images = load_images("digits")
-    pooled, figures = _Compared(), {}
+    ways = [(interval, 1, "all") for interval in _STEPS] + [(1, k, f"all, renewed every {k}") for k in _RENEWED]
+    pooled: dict[str, _Compared] = {whole: _Compared() for _, _, whole in ways}
+    figures: dict[str, dict[str, float]] = {}
     for network in _NETWORKS:
-        for name, make in _OPTIMIZERS.items():
-            for interval, steps in _STEPS.items():
+        for name in _OPTIMIZERS:
+            for interval, renew_every, whole in ways:
                 key = f"{network} {name} every {interval}"
-                steps = min(steps, 6 * interval) if settings.quick else steps
-                kept = settings.out / "trainings" / f"{key.replace(' ', '_')}_{steps}_seed{settings.seed}.json"
-                if kept.exists():
-                    compared = _Compared(**read_json(kept))
-                else:
-                    compared = _follow(network, make, images, interval, steps, settings.seed)
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(kept, asdict(compared))
-                pooled.join(compared)
+                key += f", renewed every {renew_every}" if renew_every > 1 else ""
+                compared = _kept(settings, key, images, network, name, interval, renew_every)
+                pooled[whole].join(compared)
                 figures[key] = compared.figures()
                 settings.progress(f"{key}: " + ", ".join(f"{k} {v:.2g}" for k, v in figures[key].items()))
-    figures["all"] = pooled.figures()
-    return Bar("tracking", _checks(figures["all"]), figures, _table(figures))
+    figures |= {whole: compared.figures() for whole, compared in pooled.items()}
+    return Bar("tracking", _checks(figures), figures, _table(figures))
 
 
-def _follow(network: str, make: Make, images: Images, interval: int, steps: int, seed: int) -> _Compared:
-    """Train, and compare every measured step."""
+def _kept(
+    settings: BarSettings, key: str, images: Images, network: str, optimizer: str, interval: int, renew_every: int
+) -> _Compared:
+    """Return one training's errors, taken now or kept from before."""
+    steps = min(_STEPS[interval], 6 * interval) if settings.quick else _STEPS[interval]
+    name = key.replace(",", "").replace(" ", "_")
+    kept = settings.out / "trainings" / f"{name}_{steps}_seed{settings.seed}.json"
+    if kept.exists():
+        return _Compared(**read_json(kept))
+    compared = _follow(network, _OPTIMIZERS[optimizer], images, interval, steps, settings.seed, renew_every)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, asdict(compared))
+    return compared
+
+
+def _follow(
+    network: str, make: Make, images: Images, interval: int, steps: int, seed: int, renew_every: int = 1
+) -> _Compared:
+    """Train, and compare every measured step; without curvature where blocks are not renewed at each."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = NETWORKS[network]()
     optimizer = make(model)
     weight_decay = float(optimizer.param_groups[0]["weight_decay"])
     example = images.train_inputs[:2]
-    probe = Probe(model, optimizer, interval=interval, seed=seed, example_input=example)
+    level = "full" if renew_every == 1 else "noise"
+    probe = Probe(model, optimizer, level, interval=interval, seed=seed, example_input=example, renew_every=renew_every)
     names = [layer.name for layer in probe.layers]
     shapes = input_shapes(model, names, example)
     dense = [DenseLayer(model.get_submodule(name), shapes[name]) for name in names]  # type: ignore[arg-type]
@@ -172,7 +188,8 @@ def _follow(network: str, make: Make, images: Images, interval: int, steps: int,
     return compared
 
 
-def _checks(found: dict[str, float]) -> tuple[tuple[str, float, str, bool], ...]:
+def _checks(figures: dict[str, dict[str, float]]) -> tuple[tuple[str, float, str, bool], ...]:
+    found = figures["all"]
     checks = [
         (f"{name}, relative error, quantile {q:g}", found[name], f"at most {limit:g}", found[name] <= limit)
         for name, (q, limit) in _BARS.items()
@@ -181,15 +198,21 @@ def _checks(found: dict[str, float]) -> tuple[tuple[str, float, str, bool], ...]
     allowed = max(0.05, 3.0 * found["estimate_bias_error"])
     checks.append(("bias of the estimated kappa of convolutions", bias, f"at most {allowed:.2g}", bias <= allowed))
     checks.append(("crossings that were followed", found["crossings"], "at least 1", found["crossings"] >= 1))
+    for k in _RENEWED:
+        light = figures[f"all, renewed every {k}"]
+        for name in ("s_1", "lam"):
+            q, limit = _BARS[name]
+            what = f"{name} renewed every {k}, quantile {q:g}"
+            checks.append((what, light[name], f"at most {limit:g}", light[name] <= limit))
     return tuple(checks)
 
 
 def _table(figures: dict[str, dict[str, float]]) -> str:
     head = (*_BARS, "estimate_bias", "estimate_spread", "floored_bias", "closest_gap")
-    lines = [f"{'training':26}" + "".join(f"{name:>18}" for name in head) + f"{'crossings':>11}{'compared':>10}"]
+    lines = [f"{'training':42}" + "".join(f"{name:>18}" for name in head) + f"{'crossings':>11}{'compared':>10}"]
     for key, row in figures.items():
         cells = "".join(f"{row[name]:18.2e}" if name in row else f"{'-':>18}" for name in head)
-        lines.append(f"{key:26}{cells}{row['crossings']:11.0f}{row['compared']:10.0f}")
+        lines.append(f"{key:42}{cells}{row['crossings']:11.0f}{row['compared']:10.0f}")
     quantiles = ", ".join(f"{name} {q:g}" for name, (q, _) in _BARS.items())
     lines.append(f"relative errors at the quantiles {quantiles}")
     lines.append("kappa and update_ratio of matrices, the others' estimate of convolutions")

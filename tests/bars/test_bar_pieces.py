@@ -128,7 +128,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert CliRunner().invoke(bars, ["speed"]).exit_code == 2
 
 
-TIMED = ("cost", "levels", "probe-cost")  # they keep nothing: a clock is read anew
+TIMED = ("cost", "levels", "probe-cost", "probe-floor")  # they keep nothing: a clock is read anew
 
 
 @pytest.mark.parametrize("name", list(WORKLOADS))
