@@ -89,9 +89,9 @@ class Capture:
                 hook = Hook(self._hook(index, use))
                 self._handles.append(use.module.register_forward_hook(hook, with_kwargs=True))
         for index, by in self.reduce_by.items() if layers and self.keep else ():
-            if isinstance(by, PairProjection) and by.scale is not None:
-                hook = Hook(self._adding(index))
-                self._handles.append(self.layers[index].weight.register_post_accumulate_grad_hook(hook))
+            weight = self.layers[index].weight
+            if isinstance(by, PairProjection) and by.scale is not None and weight.requires_grad:  # not frozen
+                self._handles.append(weight.register_post_accumulate_grad_hook(Hook(self._adding(index))))
         for index in () if layers or not sizes else self.sized:
             for use in self.layers[index].uses:
                 look = Hook(self._looking(index, use))

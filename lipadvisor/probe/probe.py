@@ -166,6 +166,7 @@ class Probe:
         unsettled, noisy = any(pack.operator is None for pack in self._packs), self.level in NOISY
         if unsettled and self._blind:
             self._eager.begin()
+        self._meter.judge.curved = self.level == "full"
         self._capture.keep = noisy and self._meter.look_around()
         self._watched = (unsettled and not self.following.knows) or (self._capture.keep and not self._compiled)
         if noisy:
@@ -333,7 +334,6 @@ class Probe:
     def _measure(self) -> None:
         """Fill the values of this step, and the covariance of its noise."""
         step, full = (self._packs, self._strides), self.level == "full"
-        self._meter.judge.curved = full
         noises = self._meter.sum_up() if self.level in NOISY else [None] * len(self._packs)
         came = follow(*step) if self.level == "norms" else move(*step, full, self._light)
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]

@@ -128,7 +128,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 pytestmark = pytest.mark.slow
 
 
-LOOSE = {"change_L": 1e-8, "update_ratio_L": 0.02}  # a prediction in nats, and a bound from random vectors
+LOOSE = {"change_L": 1e-8, "update_ratio_L": 0.05}  # a prediction in nats; a bound, of few channels 5 % low
 
 
 def agree(one: dict[str, Any], other: dict[str, Any], fields: tuple[str, ...], rtol: float) -> None:
