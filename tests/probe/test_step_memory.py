@@ -1,8 +1,11 @@
-"""What a measured step holds beside a plain one: counted by storages, the same in each run."""
+"""What a measured step holds beside a plain one: counted by storages, the same in each run, in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from lipadvisor.experiments.bars.live_storages import LiveStorages
 from lipadvisor.probe import Probe
+from lipadvisor.terms import Terms
 
 BATCH = 64
 MANY = 512  # of samples of matrices, so that what they are seen by weighs more than blocks of vectors
@@ -39,11 +43,25 @@ def coupled() -> nn.Module:
 INPUTS = {matrices: (MANY, 512), tokens: (BATCH, 64, 32), maps: (BATCH, 3, 16, 16), coupled: (BATCH, 3, 16, 16)}
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Bytes alive in the last step of a training, moment by moment."""
+
+    passes: int
+    after_passes: int
+    update: int
+    between: int
+    measured: bool
+    blocks: int  # of vectors, and updates followed
+    let_go: bool  # no block but one, no copy of a kernel
+
+
 class Steps:
     """A training whose tensors are counted, moment by moment of its last step."""
 
     def __init__(self, network: Callable[[], nn.Module], optimizer: str, level: str | None, count: int) -> None:
         self.passes = self.after_passes = self.update = self.between = 0
+        self.found: Terms | None = None
         with LiveStorages() as seen:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -56,7 +74,16 @@ class Steps:
                 x = torch.randn(*INPUTS[network], generator=generator)
                 seen.restart()
                 self.step(model, own, x, step, seen)
-            self.terms = None if self.probe is None else self.found
+
+    def counted(self) -> Counted:
+        packs = [] if self.probe is None else [pack for pack in self.probe._packs if pack.new is not None]
+        blocks = [pack.new.block for pack in packs]
+        held = [x for block in blocks for x in (block.u_RM, block.s_R, block.v_RN)]
+        held += [pack.update_KN for pack in packs if pack.update_KN is not None]
+        let_go = all(pack.old is None and not pack.new.kernel.numel() for pack in packs)
+        own = sum(4 * x.numel() for x in held)
+        moments = self.passes, self.after_passes, self.update, self.between
+        return Counted(*moments, self.found is not None, own, let_go)
 
     def step(self, model: nn.Module, own: torch.optim.Optimizer, x: Tensor, step: int, seen: LiveStorages) -> None:
         if self.probe is not None:
@@ -76,6 +103,23 @@ class Steps:
         self.between = seen.look()
 
 
+def train(network: Callable[[], nn.Module], optimizer: str, level: str | None, count: int) -> Counted:
+    return Steps(network, optimizer, level, count).counted()
+
+
+Trained = Callable[..., Counted]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[Trained]:
+    def run(*how: object) -> Counted:
+        return process.submit(train, *how).result()  # type: ignore[arg-type]
+
+    process: Executor
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield run
+
+
 def weights(network: Callable[[], nn.Module]) -> int:
     return 4 * sum(p.numel() for p in network().parameters())
 
@@ -85,34 +129,32 @@ def weights(network: Callable[[], nn.Module]) -> int:
     ("network", "optimizer"), [(matrices, "SGD"), (tokens, "SGD"), (maps, "SGD"), (coupled, "SGD")]
 )
 def test_nothing_that_the_layers_saw_outlives_the_backward_pass(
-    network: Callable[[], nn.Module], optimizer: str, count: int
+    network: Callable[[], nn.Module], optimizer: str, count: int, trained: Trained
 ) -> None:
-    plain, measured = (Steps(network, optimizer, level, count) for level in (None, "full"))
+    plain, measured = (trained(network, optimizer, level, count) for level in (None, "full"))
     seen = plain.passes - plain.after_passes  # what the passes kept, and a plain step has let go of
     assert measured.after_passes - plain.after_passes < 0.3 * seen
     assert measured.passes < 1.25 * plain.passes  # blocks of vectors weigh much beside so small a batch
-    assert measured.terms is not None
+    assert measured.measured
 
 
-def test_nor_with_a_preconditioner_once_it_is_known_to_be_that_of_one_pass() -> None:
-    plain, first, later = (Steps(tokens, "AdamW", *how) for how in ((None, 4), ("full", 1), ("full", 4)))
+def test_nor_with_a_preconditioner_once_it_is_known_to_be_that_of_one_pass(trained: Trained) -> None:
+    plain, first, later = (trained(tokens, "AdamW", *how) for how in ((None, 4), ("full", 1), ("full", 4)))
     seen = plain.passes - plain.after_passes
     assert first.after_passes - plain.after_passes > 0.5 * seen  # kept: the pass might have been one of several
     assert later.after_passes - plain.after_passes < 0.1 * seen
 
 
 @pytest.mark.parametrize("level", ["drift", "noise", "full"])
-def test_no_copy_of_large_matrices_is_made_where_the_optimizer_has_the_step(level: str) -> None:
-    plain, measured = (Steps(matrices, "SGD", one, 4) for one in (None, level))
+def test_no_copy_of_large_matrices_is_made_where_the_optimizer_has_the_step(level: str, trained: Trained) -> None:
+    plain, measured = (trained(matrices, "SGD", one, 4) for one in (None, level))
     assert max(measured.update, measured.passes) - max(plain.update, plain.passes) < 0.3 * weights(matrices)
 
 
 @pytest.mark.parametrize("network", [matrices, maps])
-def test_between_steps_there_is_one_block_and_no_copy_of_the_weights(network: Callable[[], nn.Module]) -> None:
-    plain, measured = (Steps(network, "Adam", level, 4) for level in (None, "drift"))
-    assert measured.probe is not None
-    blocks = [pack.new.block for pack in measured.probe._packs if pack.new is not None]
-    own = sum(4 * x.numel() for block in blocks for x in (block.u_RM, block.s_R, block.v_RN))
-    updates = sum(4 * pack.update_KN.numel() for pack in measured.probe._packs if pack.update_KN is not None)
-    assert all(pack.old is None and not pack.new.kernel.numel() for pack in measured.probe._packs if pack.new)
-    assert measured.between - plain.between < 1.2 * (own + updates) + 0.1 * weights(network)
+def test_between_steps_there_is_one_block_and_no_copy_of_the_weights(
+    network: Callable[[], nn.Module], trained: Trained
+) -> None:
+    plain, measured = (trained(network, "Adam", level, 4) for level in (None, "drift"))
+    assert measured.let_go
+    assert measured.between - plain.between < 1.2 * measured.blocks + 0.1 * weights(network)
