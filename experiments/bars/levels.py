@@ -14,6 +14,7 @@ from torch import nn
 
 from lipadvisor.experiments.bars import Bar, BarSettings
 from lipadvisor.experiments.bars.networks import NETWORKS
+from lipadvisor.experiments.bars.one_thread import one_thread
 from lipadvisor.experiments.reproduce.images import Images, load_images
 from lipadvisor.probe import Probe
 
@@ -61,12 +62,8 @@ class _Twin:
 
 def run(settings: BarSettings) -> Bar:
     """Measure the bar."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         figures = {network: _ratios(network, settings) for network in _NETWORKS}
-    finally:
-        torch.set_num_threads(threads)
     checks = []
     for network, row in figures.items():
         for below, above in itertools.pairwise(LEVELS):

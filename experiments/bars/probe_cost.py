@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lipadvisor.experiments.bars import Bar, BarSettings
+from lipadvisor.experiments.bars.one_thread import one_thread
 from lipadvisor.experiments.bars.probe_networks import WORKLOADS, Workload
 from lipadvisor.experiments.bars.probe_rivals import RIVALS
 from lipadvisor.experiments.bars.probe_timing import LEVELS, default_share, interleaved, scaling
@@ -27,15 +26,11 @@ _DEFAULT_S = 25.0  # of a run with default settings: long enough that its first 
 
 def run(settings: BarSettings) -> Bar:
     """Measure the bar. Each network's figures are kept: an interrupted measurement goes on with the next one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         workloads = WORKLOADS[-2:] if settings.quick else WORKLOADS
         networks = {workload.name: _network(settings, workload) for workload in workloads}
         layers = _LAYERS[:2] if settings.quick else _LAYERS
         depths = {kind: {count: scaling(count, settings.seed, kind) for count in layers} for kind in _KINDS}
-    finally:
-        torch.set_num_threads(threads)
     checks = [check for workload in workloads for check in _network_checks(workload, networks[workload.name])]
     for kind, by_count in depths.items():
         least, *_, most = sorted(by_count)

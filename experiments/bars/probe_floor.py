@@ -11,10 +11,10 @@ import copy
 from typing import Any
 
 import numpy as np
-import torch
 
 from lipadvisor.experiments.bars import Bar, BarSettings
 from lipadvisor.experiments.bars.floor_work import ITEMS, BareWork
+from lipadvisor.experiments.bars.one_thread import one_thread
 from lipadvisor.experiments.bars.probe_networks import WORKLOADS, Workload
 from lipadvisor.experiments.bars.probe_rivals import Step
 from lipadvisor.experiments.bars.probe_timing import _WARM, _drawn, _rounds, _step
@@ -29,13 +29,9 @@ OURS = ("ours drift", "ours noise", "ours light", "ours full")
 
 def run(settings: BarSettings) -> Bar:
     """Measure the bar. Each network's figures are kept: an interrupted measurement goes on with the next one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         workloads = WORKLOADS[-2:] if settings.quick else WORKLOADS
         networks = {workload.name: _network(settings, workload) for workload in workloads}
-    finally:
-        torch.set_num_threads(threads)
     checks = []
     for workload in workloads:
         for level, bar in (("noise", workload.drift_bar), ("full", workload.full_bar)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lipadvisor import Advisor
+from lipadvisor.experiments.bars.one_thread import one_thread
 
 __all__ = ["Subject", "Twins", "run_twins"]
 
@@ -136,12 +137,8 @@ class _Advised:
 
 def run_twins(subject: Subject, seed: int, max_overhead: float, progress: Callable[[str], None]) -> Twins:
     """Train ``subject`` advised and plain, on one thread; ``progress`` takes a line for every tenth of the way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _run(subject, seed, max_overhead, progress)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(subject: Subject, seed: int, max_overhead: float, progress: Callable[[str], None]) -> Twins:
