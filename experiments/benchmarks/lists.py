@@ -14,6 +14,7 @@ from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
 from lipadvisor.experiments.benchmarks.drawn_confirmation import DRAWN
 from lipadvisor.experiments.benchmarks.seen_confirmation import SEEN
+from lipadvisor.experiments.benchmarks.seventh_confirmation import SEVENTH
 from lipadvisor.experiments.benchmarks.sixth_confirmation import SIXTH
 from lipadvisor.experiments.benchmarks.task import Task
 from lipadvisor.experiments.benchmarks.used_confirmation import USED
@@ -121,6 +122,7 @@ DESIGN: tuple[Task, ...] = (
     *DRAWN,  # a fourth one
     *USED,  # a fifth one
     *SIXTH,  # a sixth one
+    *SEVENTH,  # a seventh one
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

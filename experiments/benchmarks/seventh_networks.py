@@ -1,4 +1,4 @@
-"""Networks of the confirmation list that the design list does not have; same rules as its own."""
+"""Networks of what was the seventh confirmation list; same rules as the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data of the confirmation list that the design list does not have."""
+"""Data of what was the seventh confirmation list."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "waiting_table",
 ]
 
-_SEED = 1_370_429  # of every set here; none of them is shared with the design list
+_SEED = 1_370_429  # of every set here
 MARKS = 54  # characters of the texts: the most frequent ones, the rest are one symbol
 
 

@@ -8,6 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from lipadvisor.experiments.benchmarks.eighth_networks import (
+    CosineMixer,
+    LinearAttentionTransformer,
+    PacedRecurrence,
+    RecurrentHighway,
+    RelativeTransformer,
+    groupnorm_bowl,
+)
+from lipadvisor.experiments.benchmarks.eighth_sources import (
+    lit_balls,
+    paths,
+    pieces,
+    series_table,
+    sexes_table,
+    sloped_patches,
+    stretched_digits,
+)
 from lipadvisor.experiments.benchmarks.other_sources import occluded_digits
 from lipadvisor.experiments.benchmarks.seventh_networks import LinearRecurrence, RotaryTransformer
 from lipadvisor.experiments.benchmarks.seventh_sources import ellipses, ghosts, parsers, rings, salted_patches
@@ -151,7 +168,18 @@ def test_text_is_read_from_its_end():
     )  # the most frequent character of source text is the blank, and has number 0
 
 
-@pytest.mark.parametrize("model", [RotaryTransformer(20, 2, 6, 2), LinearRecurrence(20, 8, 12)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        RotaryTransformer(20, 2, 6, 2),
+        LinearRecurrence(20, 8, 12),
+        LinearAttentionTransformer(20, 9, 2, 6, 2),
+        RelativeTransformer(20, 9, 2, 6, 2, 3),
+        RecurrentHighway(20, 8, 12),
+        PacedRecurrence(20, 8, 12),
+    ],
+    ids=lambda model: type(model).__name__,
+)
 def test_what_comes_later_changes_nothing_before(model):
     tokens = torch.randint(0, 20, (3, 9), generator=torch.Generator().manual_seed(0))
     other = tokens.clone()
@@ -161,3 +189,96 @@ def test_what_comes_later_changes_nothing_before(model):
     assert not torch.allclose(before[:, 5:], after[:, 5:])
     swapped = tokens[:, [1, 0, 2, 3, 4, 5, 6, 7, 8]]
     assert not torch.allclose(model(swapped)[:, 4], before[:, 4])  # places are known
+
+
+def test_labels_of_digits_alike_are_of_the_nearest_mean_and_in_training_alone():
+    clean, alike = stretched_digits(True), stretched_digits(True, 0.4)
+    changed = clean.train.targets != alike.train.targets
+    assert float(changed.float().mean()) == pytest.approx(0.4, abs=0.05)
+    assert torch.equal(clean.train.inputs, alike.train.inputs)
+    assert torch.equal(clean.test.targets, digits_images().test.targets)
+    assert torch.equal(clean.validation.targets, alike.validation.targets)
+    means = torch.stack([clean.train.inputs[clean.train.targets == digit].mean(0) for digit in range(10)])
+    for row in changed.nonzero()[:20, 0].tolist():
+        far = [float((clean.train.inputs[row] - mean).norm()) for mean in means]
+        far[int(clean.train.targets[row])] = float("inf")
+        assert int(alike.train.targets[row]) == far.index(min(far))
+
+
+def test_pieces_are_five_squares_of_four_pixels_each_in_ten_shapes():
+    shown = pieces(noise=0.0).train
+    images = shown.inputs[:, 0]
+    ink = images > images.flatten(1).min(1).values[:, None, None] + 1e-3
+    assert bool(ink.sum((1, 2)).eq(20).all())
+    places: dict[int, set[tuple[bool, ...]]] = {}
+    for label, seen in zip(shown.targets.tolist(), ink, strict=True):
+        rows, columns = (seen.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        box = seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        places.setdefault(label, set()).add((box.shape[0] == 6, *box.flatten().tolist()))
+    assert sorted(places) == list(range(10))
+    assert all(len(shapes) <= 2 for shapes in places.values())  # a piece and its mirror image
+    assert sum(len(shapes) for shapes in places.values()) == len(set().union(*places.values()))
+
+
+def test_a_ball_is_brightest_on_the_side_of_its_label():
+    shown = lit_balls().train
+    place = torch.arange(8.0) - 3.5
+    means = torch.stack([shown.inputs[shown.targets == side, 0].mean(0) for side in range(7)])
+    more = means - means.mean(0)
+    angle = torch.atan2(more.sum(2) @ place, more.sum(1) @ place)  # the label's angle has its cosine along rows
+    off = ((torch.pi / 2.0 - angle) / (2.0 * torch.pi / 7.0) - torch.arange(7) + 3.5).remainder(7.0) - 3.5
+    assert float(off.abs().max()) < 0.5
+
+
+def test_the_slope_of_light_is_a_plane():
+    data = sloped_patches(noise=0.0).train
+    light = (data.inputs - data.targets).view(-1, 4, 4)
+    torch.testing.assert_close(light.diff(n=2, dim=1), torch.zeros(len(light), 2, 4), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(light.diff(n=2, dim=2), torch.zeros(len(light), 4, 2), atol=1e-5, rtol=0.0)
+    assert float(light.std()) > 0.5
+
+
+def test_no_two_blanks_stand_side_by_side():
+    data = paths(12, windows=400, held_out=30)
+    torch.testing.assert_close(data.test.inputs[:, 1:], data.test.targets[:, :-1])
+    blank = int(data.train.inputs.flatten().mode().values)
+    pairs = (data.train.inputs[:, 1:] == blank) & (data.train.inputs[:, :-1] == blank)
+    assert not bool(pairs.any())
+
+
+def test_each_value_of_a_series_stands_before_the_next():
+    data = series_table(100)
+    assert tuple(data.train.inputs.shape) == (100, 8)
+    rows, y = (
+        torch.cat((data.validation.inputs, data.test.inputs)),
+        torch.cat((data.validation.targets, data.test.targets)),
+    )
+    inner, early = rows[:, 6:8], torch.stack((rows[:, 6], rows[:, 5]), 1)
+    along = torch.linalg.lstsq(torch.sin(1.6 * inner), y).solution
+    before = torch.linalg.lstsq(torch.sin(1.6 * early), rows[:, 7:8]).solution
+    torch.testing.assert_close(along[1], before[0], atol=0.2, rtol=0.2)  # the same law one place on
+
+
+def test_a_measured_class_is_not_among_its_columns():
+    data = sexes_table(120)
+    assert set(data.train.targets.tolist()) == {0, 1}
+    assert data.train.inputs.shape[1] == 9
+    for column in data.train.inputs.T:
+        assert len(column.unique()) > 2
+
+
+def test_cosines_bring_each_patch_to_all_others_without_a_weight():
+    block = CosineMixer(12, 1, 10, bias=False).blocks[0]
+    patches = torch.randn(5, 16, 12, generator=torch.Generator().manual_seed(0))
+    moved = patches.clone()
+    moved[:, 3] = moved[:, 3].flip(1)
+    assert bool((block(moved) - block(patches)).abs().amax(2).gt(1e-5).all())
+    assert sorted(tuple(parameter.shape) for parameter in block.parameters()) == [(12, 36), (36, 12)]
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_bowl_sees_coarse_and_fine(depth):
+    model = groupnorm_bowl(2, 2, depth)
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert tuple(model(images).shape) == (3, 10)
+    assert sum(isinstance(part, torch.nn.Conv2d) for part in model.modules()) == 2 * depth
