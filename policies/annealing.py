@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from lipadvisor.policies.chain import PASS
 from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_positive
 from lipadvisor.policies.contract import Decision, Knobs, Observation
+from lipadvisor.policies.quick_record import quick_record
 from lipadvisor.policies.schedules import progress
 
 __all__ = ["Annealing", "AnnealingState"]
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class AnnealingState:
     """Memory of :class:`Annealing`, used where the horizon is unknown. ``None``: not yet."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lipadvisor.policies.checks import require_tuple
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["NOTHING", "PASS", "Chain", "ChainState", "Refiner", "chain", "merge"]
 
@@ -41,6 +42,7 @@ class Refiner(Protocol[State]):
         ...
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class ChainState:
     """States of the members, in order."""

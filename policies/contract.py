@@ -26,6 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from lipadvisor.policies.quick_record import quick_record
+
 __all__ = [
     "Band",
     "Decision",
@@ -54,6 +56,7 @@ class Status(enum.StrEnum):
     NOT_MEASURED = "not_measured"
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Band:
     """The forecast of one log-norm at one horizon, 90 % band, under the present knobs."""
@@ -66,6 +69,7 @@ class Band:
     status: Status = Status.OK
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Layer:
     """What is known of one weight (or of the network, under the name ``"*"``) at one step."""
@@ -89,6 +93,7 @@ class Layer:
     row_ratio: float = 0.0  # the same of the largest norm of a row: largest |U_i| over largest |W_i|
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Knobs:
     """Learning rate and weight decay of one parameter group. ``None`` means: not mine, leave it as it is.
@@ -101,6 +106,7 @@ class Knobs:
     weight_decay: float | None = None  # per unit of tau, >= 0
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Observation:
     """All that a policy may look at. ``step`` steps have been taken; the decision is for step number ``step``.
@@ -139,6 +145,7 @@ class Observation:
         raise KeyError(f"no layer {name!r} in this observation; it has {[layer.name for layer in self.layers]}")
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Decision:
     """An answer with its reason. ``knobs`` hold for step ``step`` and until the next decision."""

@@ -8,10 +8,12 @@ from typing import Any
 
 from lipadvisor.policies.checks import require_at_least_one, require_fraction, require_positive
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Policy
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["Guard", "GuardState", "guard"]
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class GuardState:
     """Memory of :class:`Guard`."""

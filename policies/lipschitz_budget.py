@@ -14,10 +14,12 @@ from lipadvisor.policies.checks import (
     require_positive,
 )
 from lipadvisor.policies.contract import Decision, Knobs, Observation, Status
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["LipschitzBudget", "LipschitzBudgetState"]
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class LipschitzBudgetState:
     """Memory of :class:`LipschitzBudget`. ``None``: not seen yet."""

@@ -13,12 +13,14 @@ from lipadvisor.policies.checks import (
     require_positive,
 )
 from lipadvisor.policies.contract import Decision, Knobs, Observation
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["Overfitting", "OverfittingState"]
 
 _LARGEST = 1e300  # variance that is told from others
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class OverfittingState:
     """Memory of :class:`Overfitting`."""

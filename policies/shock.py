@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from lipadvisor.policies.chain import NOTHING
 from lipadvisor.policies.checks import require_above, require_at_least_one, require_non_negative
 from lipadvisor.policies.contract import Decision, Observation
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["ShockNotice", "ShockNoticeState"]
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class ShockNoticeState:
     """Memory of :class:`ShockNotice`, of the logarithm of the loss."""

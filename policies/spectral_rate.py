@@ -26,11 +26,13 @@ from lipadvisor.policies.checks import (
     require_positive,
 )
 from lipadvisor.policies.contract import Decision, Layer, Observation, hold
+from lipadvisor.policies.quick_record import quick_record
 from lipadvisor.policies.schedules import same_knobs
 
 __all__ = ["SpectralRate", "SpectralRateState"]
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class SpectralRateState:
     """Memory of :class:`SpectralRate`. ``None``: nothing yet."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import require_at_least_one, require_fraction
 from lipadvisor.policies.contract import Decision, Observation
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["WarmupEnd", "WarmupEndState"]
 
 OVER = replace(NOTHING, warmup_ended=True)  # all there is to add, once it is over
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class WarmupEndState:
     """Memory of :class:`WarmupEnd`."""

@@ -29,6 +29,7 @@ from lipadvisor.policies.checks import (
     require_non_negative,
 )
 from lipadvisor.policies.contract import Decision, Knobs, Observation
+from lipadvisor.policies.quick_record import quick_record
 
 __all__ = ["TotalDecay", "TotalDecayState"]
 
@@ -36,6 +37,7 @@ NOT_STARTED = AnnealingState()
 MOST_PER_STEP = 0.1  # a step never shrinks a weight by more than this share
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class Validated:
     """What the validation losses of a run have said so far."""
@@ -50,6 +52,7 @@ class Validated:
     head: float = 0.0  # nats that the last layer loses now
 
 
+@quick_record
 @dataclass(frozen=True, slots=True)
 class TotalDecayState:
     """Memory of :class:`TotalDecay`."""
