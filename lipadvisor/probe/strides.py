@@ -146,18 +146,17 @@ class Strides:
             return False
         return optimizers.state_will_tell(self.optimizer, layer.weight, layer.group)
 
-    def agrees(self, pack: Pack, first_l: Tensor, image_RM: Tensor) -> bool:
+    def agrees(self, pack: Pack, first: float, came: float) -> bool:
         """Return whether ``u' W' v`` after a step is what its state says; if not, copies are made from here on.
 
         Args:
-            pack: whose step it was.
-            first_l: ``u' U v``.
-            image_RM: the moved weights' images of the block's right vectors.
+            pack: whose step it was, of one layer.
+            first: ``u' U v``.
+            came: ``u' W' v``, by the moved weights.
         """
         assert pack.old is not None
-        (lr, weight_decay), block = self.knobs[pack.indices[0]], pack.old.block
-        came, way = float((block.u_RM[:, 0] * image_RM[:, 0]).sum()), lr * float(first_l)
-        off = abs(came - (1.0 - lr * weight_decay) * float(block.s_R[0, 0]) - way)
+        (lr, weight_decay), way = self.knobs[pack.indices[0]], self.knobs[pack.indices[0]][0] * first
+        off = abs(came - (1.0 - lr * weight_decay) * float(pack.old.block.s_R[0, 0]) - way)
         if off <= 3e-6 * abs(came) + 1e-3 * abs(way):
             return True
         self.doubted = True

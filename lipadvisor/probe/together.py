@@ -11,23 +11,23 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lipadvisor.probe.light import LightSteps
+from lipadvisor.probe.joining import each, factor, join
+from lipadvisor.probe.light import LightKind, LightSteps, refreshed
 from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
 from lipadvisor.probe.strides import Strides
 from lipadvisor.probe.update_start import update_start
-from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock, refresh, residual
+from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock
 from lipadvisor.spectra.before import Before, BeforeOperator
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.curvature import outside
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
-from lipadvisor.spectra.rows import Kernel, Operator, Rows, quiet, root, row_lengths, rows, squares, tensor
+from lipadvisor.spectra.rows import Rows, quiet, row_lengths, rows, tensor
 from lipadvisor.spectra.sharded import ShardedOperator
 
 __all__ = ["Came", "follow", "looked_at", "move"]
@@ -65,20 +65,22 @@ def move(
         for number, pack in enumerate(packs):
             if pack.old is None:
                 continue
-            hold = None if light is None else light.due(pack, strides)
-            columns_l6 = None if light is None or hold is None else light.step(pack, hold, strides)
-            if columns_l6 is not None:
-                came[number] = Came(columns_l6, None)
+            kind: Hashable = None if light is None else light.kind(number, pack, strides)
+            if kind is None:
+                pack.move()
+                kind = _kind(number, pack, strides, often)
+            groups.setdefault(kind, []).append(number)
+        for kind, numbers in groups.items():
+            members = [packs[one] for one in numbers]
+            if light is not None and isinstance(kind, LightKind):
+                columns = light.step(members, strides, kind)
+                came.update((one, Came(found, None)) for one, found in zip(numbers, columns, strict=True))
                 continue
-            pack.move(copied=hold is not None)
-            groups.setdefault(_kind(number, pack, strides, often), []).append(number)
-        for numbers in groups.values():
-            members = [packs[number] for number in numbers]
             came.update(zip(numbers, _move(members, strides, often), strict=True))
             if light is not None:
-                for number in numbers:
-                    light.renewed(packs[number], came[number].complement_l, number)
-    return [came.get(number) for number in range(len(packs))]
+                for one in numbers:
+                    light.renewed(packs[one], came[one].complement_l, one)
+    return [came.get(one) for one in range(len(packs))]
 
 
 def follow(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
@@ -91,7 +93,7 @@ def follow(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
             assert pack.moved is not None
             block = pack.old.block.rows() if pack.short else pack.old.block
             degree = max(2, strides.degree(pack))
-            pack.take(*_refreshed(pack.operator, pack.moved.kernel, block, degree, pack.moved.image_RM))
+            pack.take(*refreshed(pack.operator, pack.moved.kernel, block, degree, pack.moved.image_RM))
     return [None] * len(packs)
 
 
@@ -135,17 +137,17 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
         return [came for pack in packs for came in _move([pack], strides, often)]
     degree = strides.degree(packs[0])
     start_RM = step.image_RM if degree else response.ahead(step.image_RM)
-    block, residual_l1 = _refreshed(step.operator, step.moved, step.block, degree, start_RM)
-    columns_l4 = tensor(response.columns_l4)
+    block, residual_l1 = refreshed(step.operator, step.moved, step.block, degree, start_RM)
+    columns_l4, came_l = tensor(response.columns_l4), (step.block.u_RM[:, 0] * step.image_RM[:, 0]).sum(-1)
     came = []
     parts = zip(packs, operators, places, lengths, signs, resolvents, strict=True)
     for pack, operator, place, length_lr, sign, resolvent in parts:
         assert operator is not None
         assert pack.old is not None
-        own_l4, image_RM = columns_l4[place], tensor(step.image_RM[place, :, : operator.outputs])
+        own_l4 = columns_l4[place]
         if sign < 0.0:  # it was -U
             own_l4[:, 0] *= sign
-        if pack.known and not strides.agrees(pack, own_l4[:, 0], image_RM):
+        if pack.known and not strides.agrees(pack, float(own_l4[0, 0]), float(came_l[place][0])):
             own_l4 = torch.full_like(own_l4, float("nan"))
         pack.update_KN = tensor(response.update_KN[place, :, : operator.inputs])
         pack.take(_own(block, place, operator), residual_l1[place])
@@ -159,18 +161,6 @@ def _own(block: TrackedBlock, place: slice, operator: LayerOperator) -> TrackedB
     """Return one pack's part of a joined block."""
     u_RM, v_RN = block.u_RM[place, :, : operator.outputs], block.v_RN[place, :, : operator.inputs]
     return TrackedBlock(u_RM, block.s_R[place], v_RN, block.complete)
-
-
-def _refreshed(
-    operator: Operator, kernel: Kernel, before: TrackedBlock, degree: int, start_RM: Rows
-) -> tuple[TrackedBlock, Rows]:
-    """Return the block of moved weights, and how far its top pair is off (l, 1)."""
-    block = refresh(operator, kernel, before.v_RN, degree, start_RM)
-    if degree >= 2:
-        return block, residual(operator, kernel, block)
-    # After a small step: how far the vector moved out of the block bounds how far it still has to go.
-    off_l1N = outside(block.v_RN[:, :1], before.v_RN)
-    return block, root(squares(off_l1N)) * (block.s_R[:, -1:] / block.s_R[:, :1])
 
 
 def _passage(
@@ -189,7 +179,7 @@ def _passage(
             block, update_KN = block.rows(), rows(update_KN)
         renew = partial(pack.resolvent, often=often)
         resolvent = renew(old, block)
-        length, kept = _number(strides.length(pack) * signs[0], short), _number(strides.kept(pack), short)
+        length, kept = factor(strides.length(pack) * signs[0], short), factor(strides.kept(pack), short)
         rough = roughly(pack.operator, moved.kernel)
         return Passage(
             pack.operator, rough, resolvent, renew, block, old, moved.kernel, moved.image_RM, directions[0],
@@ -206,9 +196,9 @@ def _joined_passage(
     ends = [pack.moved for pack in packs if pack.moved is not None]
     old, moved = tuple(pack.weights_before() for pack in packs), tuple(end.kernel for end in ends)
     parts = tuple(pack.operator for pack in packs if pack.operator is not None)
-    operator = _join(parts, counts)
+    operator = join(parts, counts)
     rough_parts = tuple(roughly(part, kernel) for part, kernel in zip(parts, moved, strict=True))
-    rough = _join(rough_parts, counts)
+    rough = join(rough_parts, counts)
     blocks = [state.block.rows() for state in states]
     u_RM = filled([block.u_RM for block in blocks], operator.outputs)
     v_RN = filled([block.v_RN for block in blocks], operator.inputs)
@@ -220,9 +210,9 @@ def _joined_passage(
     if not grams:
         assert isinstance(resolvents[0], CgResolvent)
         ways = (BeforeOperator(r) if isinstance(w, Before) else r for r, w in zip(rough_parts, old, strict=True))
-        resolvent = CgResolvent(_join(tuple(ways), counts), old, block, resolvents[0].iterations)
-    length = _each([strides.length(pack) * sign for pack, sign in zip(packs, signs, strict=True)], counts, u_RM.dtype)
-    kept = _each([strides.kept(pack) for pack in packs], counts, u_RM.dtype)
+        resolvent = CgResolvent(join(tuple(ways), counts), old, block, resolvents[0].iterations)
+    length = each([strides.length(pack) * sign for pack, sign in zip(packs, signs, strict=True)], counts, u_RM.dtype)
+    kept = each([strides.kept(pack) for pack in packs], counts, u_RM.dtype)
     image_RM = filled([end.image_RM for end in ends], operator.outputs)
     update_KN = filled([rows(pack.update_KN) for pack in packs if pack.update_KN is not None], operator.inputs)
     return Passage(
@@ -235,24 +225,6 @@ def _merges(pack: Pack) -> bool:
     """Return whether one solve does for the pair and for what it turns into: of what is too large to be factorised."""
     assert pack.old is not None
     return not pack.exact and not pack.old.block.complete and pack.old.block.s_R.dtype != torch.float64
-
-
-@lru_cache(maxsize=64)
-def _join(parts: tuple[LayerOperator, ...], counts: tuple[int, ...]) -> JoinedOperator:
-    return JoinedOperator(parts, counts)
-
-
-def _number(number: float | Tensor, short: bool) -> float | Rows:
-    return rows(number) if short and isinstance(number, Tensor) else number
-
-
-def _each(numbers: Sequence[float | Tensor], counts: Sequence[int], dtype: np.dtype[np.floating]) -> float | Rows:
-    """Return numbers of packs as what multiplies the rows of all of them (l, 1, 1): one if they are the same."""
-    first = numbers[0]
-    if isinstance(first, float) and all(isinstance(n, float) and n == first for n in numbers):
-        return first
-    parts = [np.broadcast_to(_number(n, True), (count, 1, 1)) for n, count in zip(numbers, counts, strict=True)]
-    return np.concatenate(parts).astype(dtype, copy=False)
 
 
 @contextmanager

@@ -85,11 +85,9 @@ def light_packs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     made: list[tuple[int, ...]] = []
     step = LightSteps.step
 
-    def counted(self: LightSteps, pack, hold, strides):
-        found = step(self, pack, hold, strides)
-        if found is not None:
-            made.append(pack.indices)
-        return found
+    def counted(self: LightSteps, packs, strides, kind):
+        made.extend(pack.indices for pack in packs)
+        return step(self, packs, strides, kind)
 
     monkeypatch.setattr(LightSteps, "step", counted)
     return made
