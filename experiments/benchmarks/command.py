@@ -176,7 +176,7 @@ def initializations(only: tuple[str, ...], seeds: int, scale: float) -> None:
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--to", type=click.Path(path_type=Path), default=Path("docs/policies_results.md"), show_default=True)
 def publish(folders: tuple[Path, ...], to: Path) -> None:
-    """Gather the tables that runs of the bench left in FOLDERS on one page."""
+    """Gather the tables and figures that runs of the bench left in FOLDERS on one page."""
     from lipadvisor.experiments.benchmarks.publish import publish as write
 
     try:

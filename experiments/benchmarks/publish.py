@@ -1,4 +1,4 @@
-"""One page of all tables of the bench, as its runs wrote them: no number of it is typed by hand."""
+"""One page of all tables of the bench and its figures, as its runs wrote them: no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ __all__ = ["page", "publish"]
 _MOST_LINES = 200  # of one suite's tables
 
 
-def page(folders: Sequence[Path]) -> str:
+def page(folders: Sequence[Path], stem: str = "policies_results") -> str:
     """Return the tables of ``folders``, in the order given and in that of the suites.
+
+    Args:
+        folders: that runs of the bench wrote.
+        stem: what the names of figures begin with: those of the suite ``zero``, where they are.
 
     Raises:
         ValueError: a folder holds no table of a suite.
@@ -33,8 +37,14 @@ def page(folders: Sequence[Path]) -> str:
             )
         records = Results(folder / "results.json").records
         parts.append(f"## {folder.name}: {len(records)} records\n")
+        if _figure(folder).is_file():
+            parts.append(f"![Share of tasks within a factor of the tuned baseline]({stem}_{folder.name}.svg)\n")
         parts += [_shortened((folder / f"{suite}.md").read_text(encoding="utf-8")) for suite in found]
     return "\n".join(parts)
+
+
+def _figure(folder: Path) -> Path:
+    return folder / "zero.svg"
 
 
 def _shortened(text: str) -> str:
@@ -47,12 +57,23 @@ def _shortened(text: str) -> str:
 
 
 def publish(folders: Sequence[Path], to: Path) -> None:
-    """Write :func:`page` to the file ``to``, whole.
+    """Write :func:`page` to the file ``to``, and its figures beside it, each whole.
 
     Raises:
         ValueError: a folder holds no table of a suite.
     """
-    text = page(folders)
+    text = page(folders, to.stem)
+    for folder in folders:
+        if _figure(folder).is_file():
+            figure = _figure(folder).read_text(encoding="utf-8")
+            _write(
+                to.with_name(f"{to.stem}_{folder.name}.svg"),
+                "".join(f"{line.rstrip()}\n" for line in figure.splitlines()),
+            )
+    _write(to, text)
+
+
+def _write(to: Path, text: str) -> None:
     part = to.with_name(to.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, to)
