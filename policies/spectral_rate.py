@@ -28,8 +28,11 @@ from lipadvisor.policies.checks import (
 from lipadvisor.policies.contract import Decision, Layer, Observation, hold
 from lipadvisor.policies.quick_record import quick_record
 from lipadvisor.policies.schedules import same_knobs
+from lipadvisor.policies.warmup_cap import WarmupCap
 
 __all__ = ["SpectralRate", "SpectralRateState"]
+
+NO_CAP = WarmupCap()
 
 
 @quick_record
@@ -44,6 +47,7 @@ class SpectralRateState:
     log_lr: float | None = None  # ln of the last learning rate proposed
     settled: float | None = None  # ln of the largest learning rate proposed while the run settled
     settling: bool = True
+    cap: WarmupCap = NO_CAP  # under SGD
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class SpectralRate:
     The measurement is one step old when it is used, so the larger of the present and the smoothed ratio counts. The
     rate may fall at once; it rises at most by ``rise`` per step, which makes a warmup by itself: the first step, before
     any gradient is seen, is a *listening* step, so small that it harms no network. After the first fifth of the run a
-    rate rises above its largest value until then only with a power of the ratio's fall.
+    rate rises above its largest value until then only with a power of the ratio's fall. Under SGD it does not rise
+    above the warmup's before the training loss has fallen (:class:`WarmupCap`).
 
     Args:
         relative_step: wanted size of an update, root sum of squares over the layers of ``lr s_1(U) / s_1(W)``, in a run
@@ -149,6 +154,13 @@ class SpectralRate:
         settled = state.settled
         if settled is not None and not state.settling and target > settled:
             target, reason = settled + self.later_power * (target - settled), "spectral:settled"
+        cap = state.cap
+        waits = observation.optimizer == "sgd" and not cap.learnt
+        if waits:
+            cap = cap.heard(observation, self._run_steps(observation))
+            limit = cap.limit(observation.step)
+            if limit is not None and target > limit:
+                target, reason = limit, "spectral:nothing_learnt"
         rising = False
         if state.log_lr is not None:
             highest = state.log_lr + self._rise(observation, state)
@@ -159,8 +171,12 @@ class SpectralRate:
         settling = state.settling and (rising or observation.step <= self._settling_steps(observation))
         if state.settling and (settled is None or target > settled):
             settled = target
+        if waits:
+            cap = cap.decided(observation.step, target, rising)
         read = (*read, ("relative_step", size))
-        after = SpectralRateState(smooth, observation.measured_step, count, observation.step, target, settled, settling)
+        after = SpectralRateState(
+            smooth, observation.measured_step, count, observation.step, target, settled, settling, cap
+        )
         knobs = same_knobs(observation, math.exp(target), None)
         return Decision(observation.step, name, reason, knobs, (), (), False, False, False, read), after
 
@@ -172,9 +188,12 @@ class SpectralRate:
         longer: float = self.reference_steps / max(steps, 1)
         return self.relative_step * math.exp(self.horizon_power * math.log(longer))
 
-    def _settling_steps(self, observation: Observation) -> float:
+    def _run_steps(self, observation: Observation) -> int:
         steps = observation.total_steps
-        return self.settling * (self.reference_steps if steps is None else steps)
+        return self.reference_steps if steps is None else steps
+
+    def _settling_steps(self, observation: Observation) -> float:
+        return self.settling * self._run_steps(observation)
 
     def _rise(self, observation: Observation, state: SpectralRateState) -> float:
         """Return by how much ``ln lr`` may rise: what will not be looked at for long must not be raised by much."""

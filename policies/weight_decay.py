@@ -45,7 +45,7 @@ class Validated:
     log_gap: float = 0.0  # ln of validation over training loss, smoothed
     count: int = 0
     step: int = -1  # of the last one
-    first: float = 0.0
+    first: float = 0.0  # or the training loss at the start, if that is larger
     best: float = math.inf  # lowest
     stalls: float = 0.0  # those that were not the lowest so far, less those that were
     factor: float = 1.0  # on the decay
@@ -61,6 +61,7 @@ class TotalDecayState:
     losses: int = 0
     validated: Validated = Validated()
     signed: bool = False  # a loss below 0 was seen
+    first_loss: float | None = None  # mean training loss of the first steps, where validation begins after them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class TotalDecay:
     each validation that lies that far above, times the share of the first one that is left. Of more than twenty
     validations in a run, each counts by its share of that. Of losses that can be below 0 (a log-density's) no ratio
     says anything: from the first such on the decay is as without validation.
+    Where the first validation comes later than in a run of ``long_steps``, most may have been learnt by then: the mean
+    training loss of as many steps as that stands for it, if it is larger.
 
     Args:
         total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
@@ -157,15 +160,18 @@ class TotalDecay:
         validation, when = observation.validation_loss, observation.validation_step
         if state.signed or _below_zero(loss) or _below_zero(validation):
             return SIGNED
-        known = state.validated
+        known, first = state.validated, state.first_loss
+        if first is None and count and known.count == 0 and observation.step > self.long_steps / VALIDATIONS:
+            first = total / count
         if validation is None or when is None or when <= known.step:
-            return TotalDecayState(total, count, known)
+            return TotalDecayState(total, count, known, False, first)
         if not (0.0 < validation < math.inf and 0.0 < total < math.inf):
-            return TotalDecayState(validated=replace(known, step=when, head=0.0))
+            return TotalDecayState(validated=replace(known, step=when, head=0.0), first_loss=first)
         log_gap = math.log(validation) - math.log(total / count)
         if known.count:
             return TotalDecayState(validated=self._compare(observation, validation, when, log_gap, known))
-        return TotalDecayState(validated=Validated(log_gap, 1, when, validation, validation))
+        largest = validation if first is None else max(validation, first)
+        return TotalDecayState(validated=Validated(log_gap, 1, when, largest, validation))
 
     def _compare(
         self, observation: Observation, validation: float, when: int, fresh: float, known: Validated

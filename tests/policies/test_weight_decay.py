@@ -78,6 +78,25 @@ def test_what_stands_still_counts_by_what_is_left_of_the_first() -> None:
     assert found == pytest.approx([1.0, 1.0, 3.0**0.5, 3.0])
 
 
+@pytest.mark.parametrize("start", [0.5, 1.0, 4.0, 16.0])
+def test_the_training_loss_at_the_start_counts_as_the_first_where_validation_begins_late(start: float) -> None:
+    begun = [start] * 60 + [0.01] * 440  # step 100: the first validation finds most of it learnt
+    share = 1.0 / max(start, 1.0)
+    found = factors(TotalDecay(), begun, [1.0, 0.5, 0.6, 0.7])
+    assert found == pytest.approx([1.0, 1.0, 3.0 ** (0.5 * share), 3.0**share])
+    silent = [math.nan, 0.0, *begun[2:]]  # what says nothing is not counted
+    assert factors(TotalDecay(), silent, [1.0, 0.5, 0.6, 0.7]) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("every", [10, 25, 50])
+def test_where_validation_begins_early_the_first_one_is_the_first(every: int) -> None:
+    standing = [1.0, 0.5, 0.6, 0.7, 0.8]
+    found = [factors(TotalDecay(), [loss] * (5 * every + 1), standing, every)[3] for loss in (0.01, 0.3)]
+    assert found[0] == pytest.approx(found[1])
+    late = factors(TotalDecay(long_steps=100), [16.0] * 6 + [0.01] * (5 * every - 5), standing, every)[3]
+    assert 1.0 < late < found[0]
+
+
 def test_of_more_than_twenty_validations_each_counts_by_its_share() -> None:
     found = factors(TotalDecay(), [0.5] * 210, [1.0] * 20, every=10)  # a tenth of a twentieth of 2,000
     assert found[:11] == pytest.approx([3.0 ** (0.1 * k) for k in range(11)])
