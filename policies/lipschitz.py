@@ -39,7 +39,7 @@ class Lipschitz:
         horizon_power: the size falls with this power of the run's length, in [0, 1].
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
         decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
-            ones by the square root of the length more.
+            ones by a power of 0.75 of the length more.
         decay_gap: ratio of a reported validation loss to the training loss without which there is no more decay, in
             [1, 100].
         decay_growth: factor on the decay for each validation that is not the lowest so far, in [1, 100].

@@ -3,8 +3,7 @@
 Where steps shrink as ``T^-0.5`` and add up as a random walk does, the norms' growth over the run is the same at any
 length, and so is the total that balances it. Where the weights are an average over a given stretch of updates (Wang and
 Aitchison 2024), the decay per step is the same at any length. Up to some thousand steps the first holds; in long runs,
-which have learnt their training set and go on, the total rises with the square root of the length, half way to the
-second.
+which have learnt their training set and go on, the total rises with the length to the power of 0.75, between the two.
 
 What decay is there for shows where validation losses are reported: once validation stands still, or rises, above the
 training loss, what is learnt is learnt by heart, and more decay pays, from early on; while each validation is the best
@@ -26,6 +25,7 @@ from lipadvisor.policies.chain import PASS
 from lipadvisor.policies.checks import (
     require_at_least_one,
     require_factor,
+    require_fraction,
     require_non_negative,
 )
 from lipadvisor.policies.contract import Decision, Knobs, Observation
@@ -85,7 +85,8 @@ class TotalDecay:
     Args:
         total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
         per_step: nats per step that are never exceeded on average, >= 0: short runs are shrunk less.
-        long_steps: run length from which on the total rises with the square root of the length, >= 1.
+        long_steps: run length from which on the total rises with a power of the length, >= 1.
+        long_power: that power, in [0, 1].
         unknown_steps: run length that is assumed where none is known, >= 1.
         gap: ratio of the validation to the training loss without which there is no more decay, in [1, 100].
         growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 for
@@ -102,6 +103,7 @@ class TotalDecay:
     total: float = 0.6
     per_step: float = 0.002
     long_steps: int = 1000
+    long_power: float = 0.75
     unknown_steps: int = 2000
     gap: float = 1.25
     growth: float = 3.0
@@ -113,6 +115,7 @@ class TotalDecay:
         require_non_negative("TotalDecay", "total", self.total)
         require_non_negative("TotalDecay", "per_step", self.per_step)
         require_non_negative("TotalDecay", "head", self.head)
+        require_fraction("TotalDecay", "long_power", self.long_power)
         for argument in ("long_steps", "unknown_steps"):
             require_at_least_one("TotalDecay", argument, getattr(self, argument))
         for argument in ("gap", "growth", "most_factor"):
@@ -136,7 +139,7 @@ class TotalDecay:
         validated = state.validated
         steps = observation.total_steps
         length = max(self.unknown_steps if steps is None else steps, 1)
-        longer = max(1.0, math.sqrt(length / self.long_steps))
+        longer = max(1.0, length / self.long_steps) ** self.long_power
         shrink = min(self.total * longer / length, self.per_step) * validated.factor
         if steps is not None:
             _, share = self.annealing.share(observation, NOT_STARTED)

@@ -27,14 +27,22 @@ def decays(policy: TotalDecay, observations: list[Observation]) -> list[float]:
     return [k.lr * k.weight_decay for k in knobs]
 
 
-@pytest.mark.parametrize(("steps", "nats"), [(100, 0.2), (300, 0.6), (1000, 0.6), (4000, 1.2)])
-def test_short_runs_decay_less_and_long_ones_by_the_square_root_more(steps: int, nats: float) -> None:
+@pytest.mark.parametrize(("steps", "nats"), [(100, 0.2), (300, 0.6), (1000, 0.6), (4000, 0.6 * 4.0**0.75)])
+def test_short_runs_decay_less_and_long_ones_by_a_power_more(steps: int, nats: float) -> None:
     assert sum(shrinkage(TotalDecay(), steps, steps)) == pytest.approx(nats, rel=0.03)
 
 
 def test_without_a_horizon_the_decay_is_that_of_the_assumed_one() -> None:
     for nats in shrinkage(TotalDecay(unknown_steps=4000), 3, None):
-        assert nats == pytest.approx(0.6 * 2.0 / 4000)
+        assert nats == pytest.approx(0.6 * 4.0**0.75 / 4000)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_power_can_be_chosen(power: float) -> None:
+    total = sum(shrinkage(TotalDecay(long_power=power), 3000, 3000))
+    assert total == pytest.approx(0.6 * 3.0**power, rel=0.01)
+    with pytest.raises(ValueError, match=r"TotalDecay\(long_power=\.\.\.\)"):
+        TotalDecay(long_power=power + 1.01)
 
 
 def validated(losses: list[float], validations: list[float], every: int = 10) -> list[Observation]:
