@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
+from lipadvisor.policies.attention import attention_pairs
 from lipadvisor.policies.chain import NOTHING, PASS
-from lipadvisor.policies.checks import require_positive
+from lipadvisor.policies.checks import require_fraction, require_positive
 from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.schedules import NoState
 
@@ -18,13 +20,21 @@ class Initialization:
     """Before step 0, rescales the weights whose gain ``rms(W) sqrt(fan_in)`` lies outside a healthy zone.
 
     The last layer is taken for the head: a small one keeps the first outputs small, which helps. The layers before it
-    must pass a signal on: PyTorch's default for Linear and Conv (0.577) loses more than half of it in every ReLU
-    layer, and is lifted; Xavier (about 1) and He (1.414) are left alone.
+    must pass a signal on: PyTorch's default for Linear and Conv (0.577) is lifted; Xavier (about 1) and He (1.414) lie
+    within the zone of a shallow network.
+
+    In a plain chain, where each layer takes what the one before gives, the losses multiply: a ReLU behind a gain ``g``
+    leaves ``g / sqrt(2)`` of a signal (He et al. 2015, section 2.2), ``n`` of them ``(g / sqrt(2))^n``. With a gain of
+    0.9 that is 0.4 behind two layers and 0.03 behind eight, where the biases drown what the input says. So there the
+    smallest gain rises with the depth, to ``sqrt(2) passed^(1/n)``. Networks whose layers stand side by side
+    (attention, gates, mixers) have norms and branches by which a signal passes, and lose by more than ``low``: they are
+    told by the sizes, and by the names of queries and keys.
 
     Args:
-        low: gain below which a layer before the head is brought to ``target``, > 0.
-        high: gain above which any layer is, >= ``target``.
-        target: gain that such a layer gets, between the two.
+        low: smallest gain of a layer before the head, > 0: what is below it is brought to it.
+        high: gain above which any layer is brought down, to the smallest one, >= ``low``.
+        passed: share of a signal's rms that must reach the head of a plain chain, in (0, 1]; 1 asks for He's gain at
+            any depth.
         head_low: gain below which the head is brought to ``head_target``, > 0.
         head_target: gain that a rescued head gets, between ``head_low`` and ``high``.
 
@@ -34,24 +44,34 @@ class Initialization:
 
     low: float = 0.9
     high: float = 1.6
-    target: float = 0.9
+    passed: float = 0.25
     head_low: float = 0.3
     head_target: float = 0.6
 
     def __post_init__(self) -> None:
-        for argument in ("low", "high", "target", "head_low", "head_target"):
+        for argument in ("low", "high", "passed", "head_low", "head_target"):
             require_positive("Initialization", argument, getattr(self, argument))
-        for low, target in (("low", "target"), ("head_low", "head_target")):
-            if not getattr(self, low) <= getattr(self, target) <= self.high:
+        require_fraction("Initialization", "passed", self.passed)
+        for smallest, argument, value in (("low", "high", self.high), ("head_low", "head_target", self.head_target)):
+            if not value >= getattr(self, smallest):
                 raise ValueError(
-                    f"Initialization({target}=...) must lie between {low} = {getattr(self, low)!r} and "
-                    f"high = {self.high!r}, got {getattr(self, target)!r}."
+                    f"Initialization({argument}=...) must be at least {smallest} = {getattr(self, smallest)!r}, "
+                    f"got {value!r}."
                 )
+        if not self.head_target <= self.high:
+            raise ValueError(
+                f"Initialization(head_target=...) must be at most high = {self.high!r}, got {self.head_target!r}."
+            )
 
     @property
     def name(self) -> str:
         """Short name."""
         return "initialization"
+
+    def lowest(self, layers: int) -> float:
+        """Return the smallest gain that each of ``layers`` before the head of a plain chain may have."""
+        wanted = math.sqrt(2.0) * math.exp(math.log(self.passed) / max(layers, 1))
+        return min(max(wanted, self.low), self.high)
 
     def init(self) -> NoState:
         """Return the empty state."""
@@ -69,9 +89,10 @@ class Initialization:
             return NOTHING, state
         scales, read = [], []
         last = len(observation.layers) - 1
+        lowest = self.lowest(chained(observation))
         for index, layer in enumerate(observation.layers):
             log_gain = layer.log_gain
-            low, target = (self.head_low, self.head_target) if index == last else (self.low, self.target)
+            low, target = (self.head_low, self.head_target) if index == last else (lowest, lowest)
             if not math.isfinite(log_gain) or math.log(low) <= log_gain <= math.log(self.high):
                 continue
             if abs(log_gain) > 100.0:  # all but zero, or overflowing: no factor makes that a healthy weight
@@ -85,3 +106,16 @@ class Initialization:
             init_scale=tuple(scales),
             read=tuple(read),
         ), state
+
+
+def chained(observation: Observation) -> int:
+    """Return how many layers stand before the head of a plain chain; 1 where the network is none.
+
+    It is one where each layer's fan-in is that of the one before, once for each place (tap, or pixel) that it reads,
+    and where no two are known for query and key. What stands beside the network's sum is no link.
+    """
+    shapes = [layer.shape for layer in observation.layers if layer.composition_weight != 0.0]
+    for before, after in pairwise(shapes):
+        if not (len(before) == len(after) == 2 and before[0] > 0 and after[1] % before[0] == 0):
+            return 1
+    return 1 if attention_pairs(observation) else len(shapes) - 1

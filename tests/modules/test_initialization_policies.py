@@ -118,8 +118,9 @@ def test_scheme_and_policy_give_the_same_factors(kind: str, seed: int) -> None:
     wide = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     close = {"rel": 2e-3}  # the probe's norms are those of a power iteration in float32
 
-    rescued = asked(Initialization(), model)
-    assert rescued == pytest.approx(dict(dead_zone_rescue(model).factors), rel=1e-5)
+    for rule in (Initialization(), Initialization(passed=1.0)):
+        rescued = asked(rule, model)
+        assert rescued == pytest.approx(dict(dead_zone_rescue(model, rule).factors), rel=1e-5)
     assert rescued, "these weights are off"
 
     as_matrix = asked(SpectralInitialization(2.0), model, "matrix")

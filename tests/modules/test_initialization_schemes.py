@@ -76,7 +76,7 @@ def test_spectral_condition_holds() -> None:
 
 def test_dead_zone_is_the_policys() -> None:
     model = network()
-    rule = Initialization(low=0.3, high=1.6, target=0.6, head_low=0.3, head_target=0.7)
+    rule = Initialization(low=0.3, high=1.6, passed=1e-3, head_low=0.3, head_target=0.7)
     assert dead_zone_rescue(model, rule).factors == ()  # torch's default lies inside this zone
     body, usual = list(layer_sizes(model).items())[:-1], Initialization()
     rescued = [name for name, _ in dead_zone_rescue(model).factors if name != "5"]
@@ -88,7 +88,7 @@ def test_dead_zone_is_the_policys() -> None:
     assert [name for name, _ in plan.factors] == ["0", "5"]
     plan.apply(model)
     sizes = layer_sizes(model)
-    assert sizes["0"] == pytest.approx(0.6)
+    assert sizes["0"] == pytest.approx(0.3)
     assert sizes["5"] == pytest.approx(0.7)  # the head
     table = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
     (name, factor), *rest = dead_zone_rescue(table, rule).factors

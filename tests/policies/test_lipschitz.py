@@ -141,8 +141,8 @@ def test_the_ratio_of_rare_measurements_is_remembered():
 
 
 @pytest.mark.parametrize("gain", [1.0, math.sqrt(2.0)])
-def test_xavier_and_he_are_left_alone(gain):
-    layers = [layer("a", log_gain=math.log(gain)), layer("head", log_gain=math.log(gain))]
+def test_xavier_and_he_are_left_alone_in_shallow_networks(gain):
+    layers = [*(layer(name, log_gain=math.log(gain)) for name in "abc"), layer("head", log_gain=0.0)]
     (decision,) = replay(Initialization(), [observe(0, layers)])
     assert decision.init_scale == ()
 
@@ -153,7 +153,7 @@ def test_pytorchs_default_is_lifted_before_the_head_and_left_alone_in_it():
 
 
 @pytest.mark.parametrize("gain", [1e-3, 0.1, 10.0, 1e3])
-def test_a_layer_out_of_the_zone_is_brought_to_the_target(gain):
+def test_a_layer_out_of_the_zone_is_brought_back(gain):
     bad, good = layer("bad", log_gain=math.log(gain)), layer("good", log_gain=0.0)
     (decision,) = replay(Initialization(), [observe(0, [bad, good])])
     assert decision.init_scale == (("bad", pytest.approx(0.9 / gain)),)
@@ -161,6 +161,61 @@ def test_a_layer_out_of_the_zone_is_brought_to_the_target(gain):
     assert decision.init_scale == (("bad", pytest.approx(0.6 / gain)),)
     (later,) = replay(Initialization(), [observe(1, [bad, good])])
     assert later.init_scale == ()
+
+
+def stack(shapes, names="layer{}"):
+    return [layer(names.format(k), log_gain=-3.0 + 0.01 * k, shape=shape) for k, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("passed", [0.05, 0.25, 0.7])
+@pytest.mark.parametrize("depth", [2, 3, 8, 40])
+def test_a_plain_chain_passes_the_wanted_share_on_whatever_its_depth(depth, passed):
+    beside = replace(layer("table", log_gain=0.2, shape=(7, 300)), composition_weight=0.0)  # no link of it
+    layers = stack([(32, 64), *[(32, 32)] * (depth - 1), (10, 32)])
+    (decision,) = replay(Initialization(low=1e-3, passed=passed), [observe(0, [beside, *layers])])
+    scales = dict(decision.init_scale)
+    share = 1.0
+    for x in layers[:-1]:
+        share *= scales[x.name] * math.exp(x.log_gain) / math.sqrt(2.0)
+    assert share == pytest.approx(passed)
+    assert scales[layers[-1].name] * math.exp(layers[-1].log_gain) == pytest.approx(0.6), "the head for itself"
+
+
+def test_the_deeper_the_more_a_layer_is_lifted_and_never_above_hes_gain():
+    gains = [Initialization().lowest(n) for n in range(1, 200)]
+    assert gains[:3] == [0.9, 0.9, 0.9]
+    assert gains == sorted(gains)
+    assert 1.4 < gains[-1] < math.sqrt(2.0)
+    assert Initialization(passed=1.0).lowest(1) == pytest.approx(math.sqrt(2.0))
+    assert Initialization(high=1.0).lowest(100) == 1.0
+
+
+DEEP = [(32, 32)] * 8
+
+
+@pytest.mark.parametrize(
+    ("layers", "chain_of"),
+    [
+        (stack([*DEEP, (10, 32)]), 8),
+        (stack([(8, 9), *[(8, 72)] * 4, (16, 72), (10, 64)]), 6),  # convolutions, and a head that reads four places
+        (stack([(96, 32), (32, 32), (128, 32), (32, 128), *DEEP, (10, 32)]), 1),  # packed attention
+        (stack([(12, 4), *[(32, 16), (16, 32), (24, 12), (12, 24)] * 2, (10, 12)]), 1),  # a mixer
+        (stack([*DEEP, (10, 32)])[:-3] + stack([(32, 32), (32, 32), (10, 32)], "block.{}_proj"), 8),
+        (
+            stack([*DEEP, (10, 32)])[:-3]
+            + [layer("block.q_proj", shape=(32, 32)), layer("block.k_proj", shape=(32, 32)), layer("z", shape=(9, 32))],
+            1,
+        ),
+        (stack([*DEEP[:4], ()]), 1),
+        (stack([(0, 32), *DEEP]), 1),
+    ],
+)
+def test_what_is_a_plain_chain(layers, chain_of):
+    (decision,) = replay(Initialization(), [observe(0, layers)])
+    scales = dict(decision.init_scale)
+    wanted = Initialization().lowest(chain_of)
+    for x in layers[:-1]:
+        assert scales[x.name] * math.exp(x.log_gain) == pytest.approx(wanted)
 
 
 def budgeted(observation, **parameters):
