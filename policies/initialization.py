@@ -44,7 +44,7 @@ class Initialization:
 
     low: float = 0.9
     high: float = 1.6
-    passed: float = 0.25
+    passed: float = 0.4
     head_low: float = 0.3
     head_target: float = 0.6
 

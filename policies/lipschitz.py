@@ -96,7 +96,7 @@ class Lipschitz:
     overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6
-    passed: float = 0.25
+    passed: float = 0.4
     healthy_gain: float = 1.2
     loss_room: float = 3.0
     release: float = 1.2

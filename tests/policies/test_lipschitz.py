@@ -142,7 +142,7 @@ def test_the_ratio_of_rare_measurements_is_remembered():
 
 @pytest.mark.parametrize("gain", [1.0, math.sqrt(2.0)])
 def test_xavier_and_he_are_left_alone_in_shallow_networks(gain):
-    layers = [*(layer(name, log_gain=math.log(gain)) for name in "abc"), layer("head", log_gain=0.0)]
+    layers = [*(layer(name, log_gain=math.log(gain)) for name in "ab"), layer("head", log_gain=0.0)]
     (decision,) = replay(Initialization(), [observe(0, layers)])
     assert decision.init_scale == ()
 
@@ -183,7 +183,8 @@ def test_a_plain_chain_passes_the_wanted_share_on_whatever_its_depth(depth, pass
 
 def test_the_deeper_the_more_a_layer_is_lifted_and_never_above_hes_gain():
     gains = [Initialization().lowest(n) for n in range(1, 200)]
-    assert gains[:3] == [0.9, 0.9, 0.9]
+    assert gains[:2] == [0.9, 0.9]
+    assert 1.0 < gains[2] < 1.1
     assert gains == sorted(gains)
     assert 1.4 < gains[-1] < math.sqrt(2.0)
     assert Initialization(passed=1.0).lowest(1) == pytest.approx(math.sqrt(2.0))
