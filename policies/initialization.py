@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from lipadvisor.policies.attention import attention_pairs
 from lipadvisor.policies.chain import NOTHING, PASS
-from lipadvisor.policies.checks import require_fraction, require_positive
+from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
 from lipadvisor.policies.schedules import NoState
 
@@ -26,15 +26,14 @@ class Initialization:
     In a plain chain, where each layer takes what the one before gives, the losses multiply: a ReLU behind a gain ``g``
     leaves ``g / sqrt(2)`` of a signal (He et al. 2015, section 2.2), ``n`` of them ``(g / sqrt(2))^n``. With a gain of
     0.9 that is 0.4 behind two layers and 0.03 behind eight, where the biases drown what the input says. So there the
-    smallest gain rises with the depth, to ``sqrt(2) passed^(1/n)``. Networks whose layers stand side by side
-    (attention, gates, mixers) have norms and branches by which a signal passes, and lose by more than ``low``: they are
-    told by the sizes, and by the names of queries and keys.
+    smallest gain rises with the depth, such that any chain leaves what two layers of the gain ``low`` do. Networks
+    whose layers stand side by side (attention, gates, mixers) have norms and branches by which a signal passes, and
+    lose by more than ``low``: they are told by the sizes, and by the names of queries and keys.
 
     Args:
-        low: smallest gain of a layer before the head, > 0: what is below it is brought to it.
-        high: gain above which any layer is brought down, to the smallest one, >= ``low``.
-        passed: share of a signal's rms that must reach the head of a plain chain, in (0, 1]; 1 asks for He's gain at
-            any depth.
+        low: smallest gain of a layer before the head where there are two or less, or no plain chain, > 0: what is below
+            the smallest is brought to it.
+        high: gain above which any layer is brought down to the smallest, >= ``low``.
         head_low: gain below which the head is brought to ``head_target``, > 0.
         head_target: gain that a rescued head gets, between ``head_low`` and ``high``.
 
@@ -44,14 +43,12 @@ class Initialization:
 
     low: float = 0.9
     high: float = 1.6
-    passed: float = 0.4
     head_low: float = 0.3
     head_target: float = 0.6
 
     def __post_init__(self) -> None:
-        for argument in ("low", "high", "passed", "head_low", "head_target"):
+        for argument in ("low", "high", "head_low", "head_target"):
             require_positive("Initialization", argument, getattr(self, argument))
-        require_fraction("Initialization", "passed", self.passed)
         for smallest, argument, value in (("low", "high", self.high), ("head_low", "head_target", self.head_target)):
             if not value >= getattr(self, smallest):
                 raise ValueError(
@@ -70,8 +67,10 @@ class Initialization:
 
     def lowest(self, layers: int) -> float:
         """Return the smallest gain that each of ``layers`` before the head of a plain chain may have."""
-        wanted = math.sqrt(2.0) * math.exp(math.log(self.passed) / max(layers, 1))
-        return min(max(wanted, self.low), self.high)
+        if self.low >= HE or layers < 2:
+            return self.low
+        deep: float = HE * (self.low / HE) ** (2.0 / layers)
+        return min(deep, self.high)
 
     def init(self) -> NoState:
         """Return the empty state."""
@@ -106,6 +105,9 @@ class Initialization:
             init_scale=tuple(scales),
             read=tuple(read),
         ), state
+
+
+HE = math.sqrt(2.0)  # gain at which a ReLU network passes a signal on as it is
 
 
 def chained(observation: Observation) -> int:

@@ -59,10 +59,9 @@ class Lipschitz:
             the first, from which on the weights go back to those that validated best, and on in smaller steps, >= 0.
         overfitting_gap: ratio of validation to training loss without which it does not, > 0.
         low_gain: initial gain below which a layer before the head is rescaled to just that, > 0; PyTorch's default is
-            0.577.
+            0.577. In a plain chain of more than two such layers that gain is higher, see
+            :class:`~lipadvisor.policies.Initialization`.
         high_gain: initial gain above which any layer is, > 0.
-        passed: share of a signal's rms that must reach the head of a plain chain at the start, in (0, 1]: the deeper it
-            is, the nearer to He's gain are its layers lifted.
         healthy_gain: gain that the budget takes as a healthy start, in [low_gain, high_gain]: what the rescue leaves
             alone, or makes, cannot be ill.
         release: factor on the room for each validation that is the best so far, in [1, 100].
@@ -96,7 +95,6 @@ class Lipschitz:
     overfitting_gap: float = 1.25
     low_gain: float = 0.9
     high_gain: float = 1.6
-    passed: float = 0.4
     healthy_gain: float = 1.2
     loss_room: float = 3.0
     release: float = 1.2
@@ -132,7 +130,7 @@ class Lipschitz:
                 self.frobenius_step,
                 self.row_step,
             ),
-            Initialization(self.low_gain, self.high_gain, self.passed),
+            Initialization(self.low_gain, self.high_gain),
             annealing,
             LipschitzBudget(
                 budget=self.budget,

@@ -34,9 +34,8 @@ def decay_blind_to_validation() -> Policy[Any]:
 
 VARIANTS: dict[str, Policy[Any]] = {
     "default": Lipschitz(),
-    "no lift of hidden layers": Lipschitz(passed=1e-6, low_gain=0.3),
-    "lift to 0.9 at any depth": Lipschitz(passed=1e-6),
-    "lift to 1.2 at any depth": Lipschitz(low_gain=1.2),
+    "no lift of hidden layers": Lipschitz(low_gain=0.1),
+    "lift to 1.2, in chains to more": Lipschitz(low_gain=1.2),
     "budget 0.15": Lipschitz(budget=0.15),
     "budget 0.6": Lipschitz(budget=0.6),
     "budget 0.9": Lipschitz(budget=0.9),

@@ -76,7 +76,7 @@ def test_spectral_condition_holds() -> None:
 
 def test_dead_zone_is_the_policys() -> None:
     model = network()
-    rule = Initialization(low=0.3, high=1.6, passed=1e-3, head_low=0.3, head_target=0.7)
+    rule = Initialization(low=0.3, high=1.6, head_low=0.3, head_target=0.7)
     assert dead_zone_rescue(model, rule).factors == ()  # torch's default lies inside this zone
     body, usual = list(layer_sizes(model).items())[:-1], Initialization()
     rescued = [name for name, _ in dead_zone_rescue(model).factors if name != "5"]

@@ -167,28 +167,29 @@ def stack(shapes, names="layer{}"):
     return [layer(names.format(k), log_gain=-3.0 + 0.01 * k, shape=shape) for k, shape in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("passed", [0.05, 0.25, 0.7])
+@pytest.mark.parametrize("low", [0.3, 0.9, 1.3])
 @pytest.mark.parametrize("depth", [2, 3, 8, 40])
-def test_a_plain_chain_passes_the_wanted_share_on_whatever_its_depth(depth, passed):
+def test_a_plain_chain_passes_on_what_two_layers_would_whatever_its_depth(depth, low):
     beside = replace(layer("table", log_gain=0.2, shape=(7, 300)), composition_weight=0.0)  # no link of it
     layers = stack([(32, 64), *[(32, 32)] * (depth - 1), (10, 32)])
-    (decision,) = replay(Initialization(low=1e-3, passed=passed), [observe(0, [beside, *layers])])
+    (decision,) = replay(Initialization(low=low), [observe(0, [beside, *layers])])
     scales = dict(decision.init_scale)
     share = 1.0
     for x in layers[:-1]:
         share *= scales[x.name] * math.exp(x.log_gain) / math.sqrt(2.0)
-    assert share == pytest.approx(passed)
+    assert share == pytest.approx(low**2 / 2.0)
     assert scales[layers[-1].name] * math.exp(layers[-1].log_gain) == pytest.approx(0.6), "the head for itself"
 
 
 def test_the_deeper_the_more_a_layer_is_lifted_and_never_above_hes_gain():
-    gains = [Initialization().lowest(n) for n in range(1, 200)]
+    gains = [Initialization().lowest(n) for n in range(200)]
     assert gains[:2] == [0.9, 0.9]
-    assert 1.0 < gains[2] < 1.1
-    assert gains == sorted(gains)
+    assert gains[2] == pytest.approx(0.9)
+    assert 1.0 < gains[3] < 1.1
+    assert gains[2:] == sorted(gains[2:])
     assert 1.4 < gains[-1] < math.sqrt(2.0)
-    assert Initialization(passed=1.0).lowest(1) == pytest.approx(math.sqrt(2.0))
     assert Initialization(high=1.0).lowest(100) == 1.0
+    assert {Initialization(low=1.5).lowest(n) for n in (1, 2, 9)} == {1.5}
 
 
 DEEP = [(32, 32)] * 8
@@ -203,8 +204,7 @@ DEEP = [(32, 32)] * 8
         (stack([(12, 4), *[(32, 16), (16, 32), (24, 12), (12, 24)] * 2, (10, 12)]), 1),  # a mixer
         (stack([*DEEP, (10, 32)])[:-3] + stack([(32, 32), (32, 32), (10, 32)], "block.{}_proj"), 8),
         (
-            stack([*DEEP, (10, 32)])[:-3]
-            + [layer("block.q_proj", shape=(32, 32)), layer("block.k_proj", shape=(32, 32)), layer("z", shape=(9, 32))],
+            [*stack(DEEP), *(layer(f"block.{x}_proj", shape=(32, 32)) for x in "qk"), layer("head", shape=(10, 32))],
             1,
         ),
         (stack([*DEEP[:4], ()]), 1),

@@ -147,7 +147,6 @@ def test_beyond_the_end_the_rate_stays_at_its_last_value(name):
         ("lipschitz", {"healthy_gain": 9.6}, r"Lipschitz\(healthy_gain=\.\.\.\) must be in \[low_gain, high_gain\]"),
         ("lipschitz", {"relative_step": 0.0}, r"SpectralRate\(relative_step=\.\.\.\) must be a finite number > 0"),
         ("lipschitz", {"low_gain": 2.0}, r"Initialization\(high=\.\.\.\) must be at least low = 2.0, got 1.6"),
-        ("lipschitz", {"passed": 1.5}, r"Initialization\(passed=\.\.\.\) must be in \[0, 1\], got 1.5"),
         ("cosine", {"rate": 1.0}, r"policy 'cosine' has no parameter 'rate'; it has \['lr', 'weight_decay'"),
         ("step", {"milestones": 0.5}, r"Step\(milestones=...\) must be a tuple, got 0.5"),
         ("lipschitz", {"rise": "fast"}, r"SpectralRate\(rise=\.\.\.\) must be a finite number > 1, got 'fast'"),
