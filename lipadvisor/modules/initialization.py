@@ -190,11 +190,19 @@ def _parametrized(model: nn.Module) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _matrix_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return (fan-out, fan-in) of every weight's matrix view."""
+    modules = dict(model.named_modules())
+    fans = {name: (w.numel(), _fan_in(modules.get(name), w)) for name, w in weight_matrices(model, True).items()}
+    return {name: (size // max(fan_in, 1), fan_in) for name, (size, fan_in) in fans.items()}
+
+
 def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table: float = 0.25) -> InitPlan:
     """Bring back what lies outside the dead zone.
 
     Xavier's and He's initializations lie inside the policy's zone and are left alone. PyTorch's default for Linear and
-    Conv (gain 0.577) does not, and is lifted by 1.56; nor do weights that are small on purpose, such as the ends of
+    Conv (gain 0.577) does not, and is lifted by 1.56, in a plain chain of more than two layers before the head by more
+    (Xavier's likewise), since losses multiply; nor do weights that are small on purpose, such as the ends of
     GPT-2's branches: give a ``rule`` with a lower ``low`` to leave them. A table that is the head as well is never
     touched, since its size is that of the logits. A table with a normalisation right behind it needs no rescue and gets
     one all the same: what follows it is not looked at here.
@@ -218,9 +226,9 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     outside = {name: q for name, q in tables.items() if q > 0 and not 0.05 <= q <= 0.8 and name not in heads}
     factors = [(name, table / q) for name, q in outside.items()]
     reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
-    decision, _ = rule.decide(
-        _untrained(_layer(name, log_gain=math.log(q)) for name, q in matrices.items()), rule.init()
-    )
+    shapes = _matrix_shapes(model)
+    seen = (_layer(name, shapes[name], log_gain=math.log(q)) for name, q in matrices.items())
+    decision, _ = rule.decide(_untrained(seen), rule.init())
     rescued = [(name, factor) for name, factor in decision.init_scale if abs(factor - 1) > AT_ONE]
     factors += rescued
     reasons += [
@@ -255,7 +263,7 @@ def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor]
     """
     if not target > 0:
         raise ValueError(f"spectral(target=...) must be positive, got {target}.")
-    rule, modules, norms, shapes = SpectralInitialization(target), dict(model.named_modules()), {}, {}
+    rule, modules, norms = SpectralInitialization(target), dict(model.named_modules()), {}
     for name, weight in weight_matrices(model).items():
         module = modules.get(name)
         given = (inputs[name],) if inputs and name in inputs else ()
@@ -267,8 +275,7 @@ def spectral(model: nn.Module, target: float = 1.0, inputs: Mapping[str, Tensor]
                 norms[name] = math.nan
         else:
             norms[name] = float(torch.linalg.matrix_norm(weight.detach().flatten(1).float(), 2))
-        fan_in = _fan_in(module, weight)
-        shapes[name] = (weight.numel() // fan_in, fan_in)
+    shapes = _matrix_shapes(model)
     layers = [
         _layer(name, shapes[name], log_norm=math.log(norm)) for name, norm in norms.items() if 0 < norm < math.inf
     ]
