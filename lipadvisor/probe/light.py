@@ -108,7 +108,7 @@ class LightSteps:
         hold = self.holds.get(pack.indices)
         if hold is None or hold.state is not pack.old or hold.age + 1 >= self.every:
             return None
-        s_R = hold.state.block.s_R
+        s_R = rows(hold.state.block.s_R)
         overtaken = not bool((s_R[:, 0] > s_R[:, 1] * (1.0 - AHEAD)).all())
         # Looked at a step ahead: from WAY on a filter of twice the degree would be needed.
         far = pack.way + 2.0 * strides.relative(pack) >= WAY
@@ -156,9 +156,10 @@ class LightSteps:
         Args:
             pack: with ``new`` set.
             complement_l: see :class:`Held`; None where that step was too long for it.
-            number: of the pack; they begin at different ages, so that few blocks are renewed at once.
+            number: of the pack; those of long vectors, which are worked one by one, begin at different ages, so that
+                few are renewed at once.
         """
-        age, pack.way = 0 if pack.indices in self.holds else number % self.every, 0.0
+        age, pack.way = 0 if pack.short or pack.indices in self.holds else number % self.every, 0.0
         self.holds.pop(pack.indices, None)
         new, operator = pack.new, pack.operator
         if complement_l is None or new is None or operator is None or not _can_be_light(pack, new):

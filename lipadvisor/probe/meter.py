@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lipadvisor.probe import optimizers
 from lipadvisor.probe.agreement import CHECK_PAIRS
 from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.carried import CarriedSteps
 from lipadvisor.probe.coupling import batch_layers, coupled
 from lipadvisor.probe.gradients import (
     GradientNotes,
@@ -40,10 +41,11 @@ from lipadvisor.probe.noise import LINEAR_SIGNS, Batch, NoiseImages, batch_noise
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.pair_sums import PairProjection
 from lipadvisor.probe.pairs import OpenPair, close_pair, empty_rows
-from lipadvisor.probe.record import noise_covariance
+from lipadvisor.probe.record import noise_covariance, sample_sums
 from lipadvisor.probe.rounds import GradMark
 from lipadvisor.probe.sharded_noise import sharded_noise
 from lipadvisor.probe.strides import Strides
+from lipadvisor.probe.together import Came
 from lipadvisor.spectra import Conv2dOperator, LinearOperator
 from lipadvisor.spectra.compact import CompactKernel, Sketch
 from lipadvisor.spectra.linear import has_bfloat16
@@ -203,7 +205,7 @@ class NoiseMeter:
                 continue
             scale = None if self.judge.by_updates else optimizers.preconditioner(self._optimizer, pack)
             second = self._view(number, scale, state.kernel, [state], pair.curved)[0]
-            self._closed.append(close_pair(pack, state, first, second))
+            self._closed.append(close_pair(pack, state, first, second)[0])
             pack.let_go(state)
 
     def sum_up(self) -> list[NoiseImages | None]:
@@ -227,11 +229,15 @@ class NoiseMeter:
         self.noise_LL = None if batches is None else self._covariance(noises)
         return noises
 
-    def measure(self, noises: Sequence[NoiseImages | None]) -> list[Tensor]:
+    def measure(
+        self, noises: Sequence[NoiseImages | None], came: Sequence[Came | None], carried: CarriedSteps
+    ) -> list[Tensor]:
         """Return a table of each pack with the columns of ``record.NOISE``.
 
         Args:
             noises: of the same step, from :meth:`sum_up`.
+            came: of the packs.
+            carried: takes down what a solve has found of differences.
         """
         assert self._notes is not None
         by_pairs = self.judge.by_pairs or self.judge.gaps
@@ -267,9 +273,14 @@ class NoiseMeter:
             if pair is not None and opened is not None:
                 first = pair.views[number]
                 assert first is not None
-                rows = close_pair(pack, opened, first, seen[0 if stale is None else -1])
+                one = came[number] if stale is None else None
+                resolvent = None if one is None else one.resolvent
+                rows, ratio_l = close_pair(pack, opened, first, seen[0 if stale is None else -1], resolvent)
+                if one is not None and ratio_l is not None:
+                    carried.note_noise(pack, ratio_l)
             gradient_l1 = seen[0].scalar_l[:, None] if seen else torch.full_like(rows[:, :1], float("nan"))
-            tables.append(torch.cat([_sums(noises[number], gradient_l1[:, 0]), gradient_l1, rows], dim=1))
+            scalars = () if (noise := noises[number]) is None else noise.scalars
+            tables.append(torch.cat([sample_sums(scalars, gradient_l1[:, 0]), gradient_l1, rows], dim=1))
         if opens:
             self._pair = OpenPair(tuple(pack.new for pack in self._packs), tuple(views), by_pairs and self.judge.curved)
         return tables
@@ -311,7 +322,8 @@ class NoiseMeter:
         self.samples = given if given in sizes or flattened else min(sizes)
         rounds = [self._signs[turn] for turn in sorted(self._signs)]
         known = rounds and sum(signs_KB.shape[1] for signs_KB in rounds) == self.samples
-        self._signs_KB = torch.cat(rounds, 1) if known else self._round_signs(-1, self.samples)
+        if self.judge.curved:
+            self._signs_KB = torch.cat(rounds, 1) if known else self._round_signs(-1, self.samples)
         self._signs = {}
         return batches
 
@@ -379,17 +391,3 @@ class NoiseMeter:
 
 def _entries(pack: Pack) -> int:
     return len(pack.layers) * math.prod(pack.shape)
-
-
-def _sums(noise: NoiseImages | None, like_l: Tensor) -> Tensor:
-    """Return, of each layer's samples, the sum of their shares and of its squares (l, 2); nan without samples."""
-    if noise is None:
-        return torch.full((len(like_l), 2), float("nan"), dtype=like_l.dtype, device=like_l.device)
-    if len({len(scalar_B) for scalar_B in noise.scalars}) == 1:
-        shares_lB = torch.stack(list(noise.scalars)) / noise.scalars[0].shape[0]
-        return torch.stack([shares_lB.sum(1), shares_lB.square().sum(1)], dim=1).to(like_l)
-    rows = []
-    for scalar_B in noise.scalars:
-        share_B = scalar_B / scalar_B.shape[0]
-        rows.append(torch.stack([share_B.sum(), share_B.square().sum()]))
-    return torch.stack(rows).to(like_l)

@@ -35,7 +35,7 @@ from lipadvisor.spectra import (
 )
 from lipadvisor.spectra.before import Before, BeforeOperator
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.rows import FEW, Rows, apply, row_lengths, rows, tensor
+from lipadvisor.spectra.rows import FEW, Rows, apply, joined, quiet, row_lengths, rows, squares, tensor
 from lipadvisor.spectra.scout import looked_around, scout_vector, wants_scout
 from lipadvisor.spectra.sharded import ShardedGram, ShardedOperator
 
@@ -384,10 +384,12 @@ class Pack:
 
     def _state(self, kernel: Tensor, block: TrackedBlock, residual_l1: Tensor, versions: Marks) -> Refreshed:
         """Return weights with their block, and the row of numbers that is read of them."""
-        length_lr, s_lR = row_lengths(kernel), block.s_R
-        squares_l1 = length_lr.square().sum(-1, keepdim=True)
-        if isinstance(self.operator, ShardedOperator):
-            squares_l1 = squares_l1 * self.operator.shard.processes
-        second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else torch.zeros_like(residual_l1)
-        row_lC = torch.cat([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, residual_l1], dim=1)
+        length_lr, on_host = row_lengths(kernel), kernel.device.type == "cpu"
+        s_lR, own_lr, off_l1 = (rows(x) if on_host else x for x in (block.s_R, length_lr, residual_l1))
+        with quiet():
+            squares_l1 = squares(own_lr)[:, None]
+            if isinstance(self.operator, ShardedOperator):
+                squares_l1 = squares_l1 * self.operator.shard.processes
+            second_l1 = s_lR[:, 1:2] if s_lR.shape[1] > 1 else squares_l1 * 0.0
+        row_lC = tensor(joined([s_lR[:, :1], second_l1, s_lR[:, -1:], squares_l1, off_l1], 1))
         return Refreshed(kernel, block, row_lC, length_lr, versions)

@@ -21,8 +21,9 @@ from torch import Tensor
 from lipadvisor.probe.gradients import View
 from lipadvisor.probe.kinds.parametrized import Computed
 from lipadvisor.probe.pack import Pack, Refreshed
-from lipadvisor.spectra import curvature_form
-from lipadvisor.spectra.rows import quiet, rows, tensor
+from lipadvisor.spectra import Resolvent
+from lipadvisor.spectra.curvature import curvature_and_ratio
+from lipadvisor.spectra.rows import Rows, quiet, rows, tensor
 
 __all__ = ["PAIR_COLUMNS", "OpenPair", "close_pair", "empty_rows"]
 
@@ -64,7 +65,9 @@ def _stands(state: Refreshed, pack: Pack, exactly: bool) -> bool:
     return state.versions[:own] == now[:own]
 
 
-def close_pair(pack: Pack, state: Refreshed, first: View, second: View) -> Tensor:
+def close_pair(
+    pack: Pack, state: Refreshed, first: View, second: View, resolvent: Resolvent | None = None
+) -> tuple[Tensor, Rows | None]:
     """Return rows (l, 2): ``u' (G_2 - G_1) v / (s sqrt(2))`` and ``q(G_2 - G_1) / (2 s)``, nan if not asked for.
 
     Args:
@@ -72,19 +75,24 @@ def close_pair(pack: Pack, state: Refreshed, first: View, second: View) -> Tenso
         state: weights that the pair was opened on.
         first: the gradient of the step before, as they see it.
         second: that of this step.
+        resolvent: of the complement of ``state``; None makes one.
+
+    Returns:
+        The rows, and the ratio of the complement's part of ``q`` (l,), where that is asked for.
     """
     s_l = state.block.s_R[:, 0]
     half_l = (second.scalar_l - first.scalar_l) / (s_l * 2.0**0.5)
-    form_l = torch.full_like(half_l, float("nan"))
+    form_l, ratio_l = torch.full_like(half_l, float("nan")), None
     if first.coimage_1N is not None and second.coimage_1N is not None:
         changes = second.image_1M - first.image_1M, second.coimage_1N - first.coimage_1N
         block = state.block.rows() if pack.short else state.block
         images = (rows(x) if pack.short else x for x in changes)
         with quiet():
-            kernel = pack.weights_before() if state is pack.old else state.kernel
-            q_lK = curvature_form(block, pack.resolvent(kernel, block), *images)
+            if resolvent is None:
+                resolvent = pack.resolvent(pack.weights_before() if state is pack.old else state.kernel, block)
+            q_lK, ratio_l = curvature_and_ratio(block, resolvent, *images)
         form_l = tensor(q_lK)[:, 0] / (2.0 * s_l)
-    return torch.stack([half_l, form_l], dim=1)
+    return torch.stack([half_l, form_l], dim=1), ratio_l
 
 
 def empty_rows(pack: Pack) -> Tensor:

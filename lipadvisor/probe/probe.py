@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from lipadvisor.policies import Status
 from lipadvisor.probe.arguments import check_arguments, check_noise_arguments, globs
 from lipadvisor.probe.capture import Capture
+from lipadvisor.probe.carried import CarriedSteps
 from lipadvisor.probe.changes import Changes
 from lipadvisor.probe.compiled import EagerStep, bare, is_compiled
 from lipadvisor.probe.following import following
@@ -38,10 +39,9 @@ from lipadvisor.probe.pack import Pack
 from lipadvisor.probe.packing import make_packs, rows_of_layers, saved_packs, state_of_packs
 from lipadvisor.probe.ranks import ranks_of
 from lipadvisor.probe.record import Measured, in_order, read, terms
-from lipadvisor.probe.response import noise_form
 from lipadvisor.probe.schedule import Budget
 from lipadvisor.probe.strides import Strides
-from lipadvisor.probe.together import follow, looked_at, move
+from lipadvisor.probe.together import follow, looked_at, move, noise_columns
 from lipadvisor.terms import Terms
 
 __all__ = ["Probe"]
@@ -93,7 +93,7 @@ class Probe:
             gains: measure the gains of normalisation layers too, beside the network's sum.
             parameters: measure matrices that a custom module holds itself, beside the network's sum.
             renew_every: measured steps from one renewal of the tracked vectors to the next, >= 1; only the top pair is
-                followed in between ("drift" and "noise", float32, on a processor; see docs/measurement.md).
+                followed in between, or at "full" matrices are not solved with, see docs/measurement.md.
 
         Raises:
             ValueError: an argument is out of range, the optimizer does not hold the model's parameters, or the model
@@ -121,6 +121,7 @@ class Probe:
             self._model, optimizer, self._packs, self._capture, self._generator, independent_samples, self._strides
         )
         self._light = LightSteps(renew_every) if renew_every > 1 and level != "full" else None
+        self._carried = CarriedSteps(renew_every if level == "full" else 1)
         self._armed: int | None = None
         self._armed_at = self._spent_s = self._tail_s = 0.0  # tail: what accounting for the last idle step took
         self._values_LC: Tensor | None = None
@@ -335,19 +336,16 @@ class Probe:
         """Fill the values of this step, and the covariance of its noise."""
         step, full = (self._packs, self._strides), self.level == "full"
         noises = self._meter.sum_up() if self.level in NOISY else [None] * len(self._packs)
-        came = follow(*step) if self.level == "norms" else move(*step, full, self._light)
+        came = follow(*step) if self.level == "norms" else move(*step, full, self._light, self._carried)
         tables = [[pack.spectrum(pack.old), pack.spectrum(pack.new)] for pack in self._packs]
         if self.level != "norms":
             for table, one in zip(tables, came, strict=True):
                 table.append(table[0].new_full((len(table[0]), 6), float("nan")) if one is None else one.columns_l6)
         if self.level in NOISY:
-            sums_of_packs = self._meter.measure(noises)
-            for pack, table, one, noise, sums in zip(self._packs, tables, came, noises, sums_of_packs, strict=True):
-                if one is None or one.resolvent is None or noise is None or noise.image_KM is None:
-                    table.append(torch.full_like(table[0][:, :1], float("nan")))
-                else:
-                    table.append(noise_form(pack, one.resolvent, noise))
-                table.append(sums)
+            sums_of_packs = self._meter.measure(noises, came, self._carried)
+            forms_of_packs = noise_columns(self._packs, came, noises, self._carried)
+            for table, form_l1, sums in zip(tables, forms_of_packs, sums_of_packs, strict=True):
+                table += [form_l1, sums]
         self._values_LC = in_order([torch.cat(table, dim=1) for table in tables], self._place_L)
 
     def _note(self, columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> None:
@@ -373,6 +371,7 @@ class Probe:
             "generator": self._generator.get_state(),
             "noise": self._meter.state_dict(),
             "following": self.following.state_dict(),
+            "carried": self._carried.state_dict(self._packs),
             "budget": self._budget.state_dict(),
         }
 
@@ -395,6 +394,7 @@ class Probe:
         self._updates = int(state["updates"])
         self._generator.set_state(state["generator"].cpu())
         self._budget.load_state_dict(state["budget"])
-        if "noise" in state:
-            self._meter.load_state_dict(state["noise"])
+        if noise := state.get("noise"):
+            self._meter.load_state_dict(noise)
         self.following.load_state_dict(state.get("following", {}))
+        self._carried.load_state_dict(self._packs, state.get("carried", ()))

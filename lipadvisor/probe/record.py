@@ -16,7 +16,18 @@ from lipadvisor.probe.layers import TrackedLayer
 from lipadvisor.probe.ranks import ALONE, Ranks
 from lipadvisor.terms import Array, Terms
 
-__all__ = ["COLUMNS", "NOISE", "Measured", "Readings", "in_order", "noise_covariance", "read", "statuses", "terms"]
+__all__ = [
+    "COLUMNS",
+    "NOISE",
+    "Measured",
+    "Readings",
+    "in_order",
+    "noise_covariance",
+    "read",
+    "sample_sums",
+    "statuses",
+    "terms",
+]
 
 # Per-layer values, in the order in which the probe stacks them: of the weights before the step, after it, of the step.
 BEFORE = ("s_1", "s_2", "s_last", "sum_squares", "residual")
@@ -75,6 +86,20 @@ def noise_covariance(scalars: Sequence[Tensor | None], samples: int) -> Tensor:
     centred_LM = torch.stack(rows)
     centred_LM = centred_LM - centred_LM.mean(1, keepdim=True)
     return centred_LM @ centred_LM.mT / (samples * (samples - 1))
+
+
+def sample_sums(scalars: Sequence[Tensor], like_l: Tensor) -> Tensor:
+    """Return, of each layer's samples, the sum of their shares and of its squares (l, 2); nan without samples."""
+    if not scalars:
+        return torch.full((len(like_l), 2), float("nan"), dtype=like_l.dtype, device=like_l.device)
+    if len({len(scalar_B) for scalar_B in scalars}) == 1:
+        shares_lB = torch.stack(list(scalars)) / len(scalars[0])
+        return torch.stack([shares_lB.sum(1), shares_lB.square().sum(1)], dim=1).to(like_l)
+    rows = []
+    for scalar_B in scalars:
+        share_B = scalar_B / len(scalar_B)
+        rows.append(torch.stack([share_B.sum(), share_B.square().sum()]))
+    return torch.stack(rows).to(like_l)
 
 
 def in_order(tables: Sequence[Tensor], place_L: Sequence[int]) -> Tensor:

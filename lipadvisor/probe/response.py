@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
-from lipadvisor.probe.update_climb import climbed, decides, rising, wave_climbed
+from lipadvisor.probe.update_climb import climbed, decides, decomposed_update, rising, wave_climbed
+from lipadvisor.probe.update_start import few_outputs
 from lipadvisor.spectra import (
     Conv2dOperator,
     ConvOperator,
@@ -31,7 +32,7 @@ from lipadvisor.spectra import (
 from lipadvisor.spectra.before import Before
 from lipadvisor.spectra.change import moved_norm, turned_pair
 from lipadvisor.spectra.conv2d import roughly
-from lipadvisor.spectra.curvature import outside, split_change
+from lipadvisor.spectra.curvature import curvature_and_ratio, outside, split_change
 from lipadvisor.spectra.joined import JoinedOperator, filled
 from lipadvisor.spectra.rows import (
     TINY,
@@ -62,7 +63,17 @@ from lipadvisor.spectra.rows import (
 from lipadvisor.spectra.sharded import ShardedOperator
 from lipadvisor.spectra.wave import wave_vectors
 
-__all__ = ["Pace", "Passage", "Response", "noise_form", "relative_sizes", "respond", "update_norm", "waved"]
+__all__ = [
+    "Pace",
+    "Passage",
+    "Response",
+    "noise_form",
+    "relative_sizes",
+    "respond",
+    "seen_alone",
+    "update_norm",
+    "waved",
+]
 
 
 MAX_STRETCHES = 32
@@ -181,6 +192,19 @@ def respond(step: Passage, turned: bool, stretches: Callable[[Rows, Rows], int])
     return Response(columns_l4, update_KN, pairs.turn_1R, gained_1M, complement_l)
 
 
+def seen_alone(step: Passage) -> Response:
+    """Return what a step did, without a prediction (nan): the step's resolvent is asked for its forms alone."""
+    block = step.block
+    left_1M, right_1N = block.u_RM[:, :1], block.v_RN[:, :1]
+    image_1M, coimage_1N, size_l, update_KN = update_norm(
+        step.operator, step.direction, left_1M, right_1N, step.update_KN, step.rough
+    )
+    first_l = (left_1M[:, 0] * image_1M[:, 0]).sum(-1)
+    q_l = curvature_form(block, step.resolvent, image_1M, coimage_1N)[:, 0]
+    columns_l4 = joined([x[:, None] for x in (first_l, q_l, first_l * float("nan"), size_l)], 1)
+    return Response(columns_l4, update_KN, block.s_R[:, None, :1], None, None)
+
+
 def relative_sizes(operator: LayerOperator, moved_lr: Tensor, length_lr: Tensor) -> Tensor:
     """Return ``|U|_F / |W|_F``, and the largest norm of a row of ``U`` over that of a row of ``W``, (l, 2).
 
@@ -191,6 +215,10 @@ def relative_sizes(operator: LayerOperator, moved_lr: Tensor, length_lr: Tensor)
         moved_lr: lengths of the rows of U that are here.
         length_lr: of those of W.
     """
+    if moved_lr.device.type == "cpu" and not isinstance(operator, ShardedOperator):
+        step_lr, own_lr = rows(moved_lr), rows(length_lr)
+        ratios = root(squares(step_lr) / squares(own_lr)), step_lr.max(-1) / own_lr.max(-1)
+        return tensor(joined([ratio_l[:, None] for ratio_l in ratios], 1))
     rows_2lr = torch.stack([moved_lr, length_lr])
     if isinstance(operator, ShardedOperator):
         rows_2lr = operator.shard.gather(rows_2lr)
@@ -198,8 +226,8 @@ def relative_sizes(operator: LayerOperator, moved_lr: Tensor, length_lr: Tensor)
     return sizes_2l2[0] / sizes_2l2[1]
 
 
-def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
-    """Return the noise's form q (l, 1)."""
+def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> tuple[Tensor, Rows]:
+    """Return the noise's form q (l, 1), and the ratio of its complement's part (l,)."""
     assert pack.old is not None
     assert noise.image_KM is not None
     assert noise.coimage_KN is not None
@@ -207,8 +235,8 @@ def noise_form(pack: Pack, resolvent: Resolvent, noise: NoiseImages) -> Tensor:
     block = pack.old.block.rows() if short else pack.old.block
     images = (rows(x) if short else x for x in (noise.image_KM, noise.coimage_KN))
     with quiet():
-        q_lK = curvature_form(block, resolvent, *images)
-        return tensor(q_lK.sum(1)[:, None] * noise.factor)
+        q_lK, ratio_l = curvature_and_ratio(block, resolvent, *images)
+        return tensor(q_lK.sum(1)[:, None] * noise.factor), ratio_l
 
 
 def update_norm(
@@ -232,6 +260,9 @@ def update_norm(
         start_KN: right vectors of the last update.
         rough: the operator where exactness is not asked for; None finds out.
     """
+    if isinstance(direction, Tensor) and few_outputs(operator) and direction.device.type == "cpu":
+        images_JM, coimages_JN = apply(operator, direction, right_JN), adjoint(operator, direction, left_JM)
+        return images_JM, coimages_JN, *decomposed_update(direction, start_KN)
     wave_1N = _waves(operator, direction, start_KN)
     if wave_1N is not None:
         images_JM, coimages_JN = apply(operator, direction, right_JN), adjoint(operator, direction, left_JM)

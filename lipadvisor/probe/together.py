@@ -17,20 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.carried import Carried, CarriedResolvent, CarriedSteps
 from lipadvisor.probe.joining import each, factor, join
 from lipadvisor.probe.light import LightKind, LightSteps, refreshed
+from lipadvisor.probe.noise import NoiseImages
 from lipadvisor.probe.pack import Pack
-from lipadvisor.probe.response import Passage, relative_sizes, respond, waved
+from lipadvisor.probe.response import Passage, noise_form, relative_sizes, respond, seen_alone, waved
 from lipadvisor.probe.strides import Strides
 from lipadvisor.probe.update_start import update_start
 from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock
 from lipadvisor.spectra.before import Before, BeforeOperator
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
-from lipadvisor.spectra.rows import Rows, quiet, row_lengths, rows, tensor
+from lipadvisor.spectra.rows import Rows, log, quiet, row_lengths, rows, tensor
 from lipadvisor.spectra.sharded import ShardedOperator
 
-__all__ = ["Came", "follow", "looked_at", "move"]
+__all__ = ["Came", "follow", "looked_at", "move", "noise_columns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Came:
 
     Attributes:
         columns_l6: ``u' U v``, ``q(U)``, predicted change of ``ln s_1``, ``s_1(U)``, two more sizes of ``U``.
-        resolvent: of the weights before the step; None after a light one.
+        resolvent: of the weights before the step, for the noise; None after a light one, and where nothing is known.
         complement_l: see :class:`~lipadvisor.probe.response.Response`.
     """
 
@@ -49,7 +51,11 @@ class Came:
 
 
 def move(
-    packs: Sequence[Pack], strides: Strides, often: bool = True, light: LightSteps | None = None
+    packs: Sequence[Pack],
+    strides: Strides,
+    often: bool = True,
+    light: LightSteps | None = None,
+    carried: CarriedSteps | None = None,
 ) -> list[Came | None]:
     """Bring packs to the weights after the step; return what it did to each that can be measured.
 
@@ -58,9 +64,11 @@ def move(
         strides: the step.
         often: see :meth:`~lipadvisor.probe.pack.Pack.resolvent`.
         light: says which blocks are renewed and which are not; None renews all.
+        carried: says of which complements something is known without a solve; None solves with all.
     """
     groups: dict[Hashable, list[int]] = {}
     came: dict[int, Came] = {}
+    holds: dict[int, Carried] = {}
     with quiet():
         for number, pack in enumerate(packs):
             if pack.old is None:
@@ -68,7 +76,10 @@ def move(
             kind: Hashable = None if light is None else light.kind(number, pack, strides)
             if kind is None:
                 pack.move()
-                kind = _kind(number, pack, strides, often)
+                hold = None if carried is None else carried.due(pack, strides, often)
+                if hold is not None:
+                    holds[number] = hold
+                kind = _kind(number, pack, strides, often, hold is not None)
             groups.setdefault(kind, []).append(number)
         for kind, numbers in groups.items():
             members = [packs[one] for one in numbers]
@@ -76,10 +87,13 @@ def move(
                 columns = light.step(members, strides, kind)
                 came.update((one, Came(found, None)) for one, found in zip(numbers, columns, strict=True))
                 continue
-            came.update(zip(numbers, _move(members, strides, often), strict=True))
-            if light is not None:
-                for one in numbers:
+            known = tuple(holds[one] for one in numbers if one in holds)
+            came.update(zip(numbers, _move(members, strides, often, known), strict=True))
+            for one in numbers:
+                if light is not None:
                     light.renewed(packs[one], came[one].complement_l, one)
+                if carried is not None:
+                    carried.moved(packs[one], holds.get(one), came[one].complement_l, strides)
     return [came.get(one) for one in range(len(packs))]
 
 
@@ -97,7 +111,29 @@ def follow(packs: Sequence[Pack], strides: Strides) -> list[Came | None]:
     return [None] * len(packs)
 
 
-def _kind(number: int, pack: Pack, strides: Strides, often: bool) -> Hashable:
+def noise_columns(
+    packs: Sequence[Pack], came: Sequence[Came | None], noises: Sequence[NoiseImages | None], carried: CarriedSteps
+) -> list[Tensor]:
+    """Return the form q (l, 1) of each pack's noise; nan where there is none.
+
+    Args:
+        packs: all layers.
+        came: of them.
+        noises: of them.
+        carried: takes down what a solve has found.
+    """
+    columns = []
+    for pack, one, noise in zip(packs, came, noises, strict=True):
+        if one is None or one.resolvent is None or noise is None or noise.image_KM is None:
+            columns.append(torch.full_like(pack.spectrum(pack.old)[:, :1], float("nan")))
+            continue
+        form_l1, ratio_l = noise_form(pack, one.resolvent, noise)
+        carried.note_noise(pack, ratio_l)
+        columns.append(form_l1)
+    return columns
+
+
+def _kind(number: int, pack: Pack, strides: Strides, often: bool, held: bool) -> Hashable:
     """Return what is the same for packs that can be worked together."""
     assert pack.old is not None
     assert pack.operator is not None
@@ -105,13 +141,15 @@ def _kind(number: int, pack: Pack, strides: Strides, often: bool) -> Hashable:
     if block.complete or not pack.short or hasattr(pack.operator, "top"):  # whose vectors are no iteration's
         return number
     wave = waved(pack.operator)
+    if held:
+        return wave, block.s_R.dtype, block.s_R.shape[1], strides.degree(pack)
     system = pack.iterations(often)
     alike = wave, system, _merges(pack), block.s_R.dtype, block.s_R.shape[1]
     return (*alike, strides.degree(pack), strides.pace(pack).turned)
 
 
-def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
-    """Bring packs of one kind to the weights after the step."""
+def _move(packs: Sequence[Pack], strides: Strides, often: bool, holds: Sequence[Carried] = ()) -> list[Came]:
+    """Bring packs of one kind to the weights after the step; ``holds`` of all of them, or of none."""
     steps = [strides.step(pack) for pack in packs]
     directions, signs = [direction for direction, _ in steps], [sign for _, sign in steps]
     lengths = [row_lengths(direction) for direction in directions]
@@ -119,7 +157,7 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
         assert pack.operator is not None
         assert pack.update_KN is not None
         pack.update_KN = update_start(pack.operator, direction, length_lr, pack.update_KN, strides.first(pack))
-    step, resolvents = _passage(packs, strides, directions, signs, often)
+    step, resolvents = _passage(packs, strides, directions, signs, often, holds)
     paces = [strides.pace(pack) for pack in packs]
     operators = [pack.operator for pack in packs]
     places = step.operator.places if isinstance(step.operator, JoinedOperator) else [slice(None)]
@@ -132,12 +170,14 @@ def _move(packs: Sequence[Pack], strides: Strides, often: bool) -> list[Came]:
             for pace, place in zip(paces, places, strict=True)
         )
 
-    response = respond(step, paces[0].turned, stretches)
+    response = seen_alone(step) if holds else respond(step, paces[0].turned, stretches)
     if response is None:
         return [came for pack in packs for came in _move([pack], strides, often)]
     degree = strides.degree(packs[0])
     start_RM = step.image_RM if degree else response.ahead(step.image_RM)
     block, residual_l1 = refreshed(step.operator, step.moved, step.block, degree, start_RM)
+    if holds:
+        response.columns_l4[:, 2] = log((block.s_R[:, :1] / step.block.s_R[:, :1])[..., None] / step.kept)[:, 0, 0]
     columns_l4, came_l = tensor(response.columns_l4), (step.block.u_RM[:, 0] * step.image_RM[:, 0]).sum(-1)
     came = []
     parts = zip(packs, operators, places, lengths, signs, resolvents, strict=True)
@@ -164,9 +204,14 @@ def _own(block: TrackedBlock, place: slice, operator: LayerOperator) -> TrackedB
 
 
 def _passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], signs: Sequence[float], often: bool
-) -> tuple[Passage, tuple[Resolvent, ...]]:
-    """Return the step of packs of one kind, and the resolvent of each."""
+    packs: Sequence[Pack],
+    strides: Strides,
+    directions: Sequence[Tensor],
+    signs: Sequence[float],
+    often: bool,
+    holds: Sequence[Carried],
+) -> tuple[Passage, tuple[Resolvent | None, ...]]:
+    """Return the step of packs of one kind, and the resolvent of each for the noise."""
     pack = packs[0]
     if len(packs) == 1:
         assert pack.old is not None
@@ -178,19 +223,24 @@ def _passage(
         if short:
             block, update_KN = block.rows(), rows(update_KN)
         renew = partial(pack.resolvent, often=often)
-        resolvent = renew(old, block)
+        resolvent = CarriedResolvent(block.s_R[:, 0], holds[0].change_l) if holds else renew(old, block)
         length, kept = factor(strides.length(pack) * signs[0], short), factor(strides.kept(pack), short)
         rough = roughly(pack.operator, moved.kernel)
         return Passage(
             pack.operator, rough, resolvent, renew, block, old, moved.kernel, moved.image_RM, directions[0],
             length, kept, update_KN, _merges(pack),
-        ), (resolvent,)  # fmt: skip
-    return _joined_passage(packs, strides, directions, signs, often)
+        ), (CarriedResolvent.of(block, holds[0].noise_l) if holds else resolvent,)  # fmt: skip
+    return _joined_passage(packs, strides, directions, signs, often, holds)
 
 
 def _joined_passage(
-    packs: Sequence[Pack], strides: Strides, directions: Sequence[Tensor], signs: Sequence[float], often: bool
-) -> tuple[Passage, tuple[Resolvent, ...]]:
+    packs: Sequence[Pack],
+    strides: Strides,
+    directions: Sequence[Tensor],
+    signs: Sequence[float],
+    often: bool,
+    holds: Sequence[Carried],
+) -> tuple[Passage, tuple[Resolvent | None, ...]]:
     counts = tuple(len(pack.layers) for pack in packs)
     states = [pack.old for pack in packs if pack.old is not None]
     ends = [pack.moved for pack in packs if pack.moved is not None]
@@ -204,13 +254,7 @@ def _joined_passage(
     v_RN = filled([block.v_RN for block in blocks], operator.inputs)
     s_R: Rows = np.concatenate([block.s_R for block in blocks])
     block = TrackedBlock(u_RM, s_R, v_RN, False)
-    resolvents = tuple(pack.resolvent(kernel, one, often) for pack, kernel, one in zip(packs, old, blocks, strict=True))
-    grams = tuple(one for one in resolvents if isinstance(one, GramResolvent))
-    resolvent: Resolvent = JoinedGram(operator, grams)
-    if not grams:
-        assert isinstance(resolvents[0], CgResolvent)
-        ways = (BeforeOperator(r) if isinstance(w, Before) else r for r, w in zip(rough_parts, old, strict=True))
-        resolvent = CgResolvent(join(tuple(ways), counts), old, block, resolvents[0].iterations)
+    resolvent, resolvents = _solved(packs, operator, rough_parts, old, block, blocks, often, holds)
     length = each([strides.length(pack) * sign for pack, sign in zip(packs, signs, strict=True)], counts, u_RM.dtype)
     kept = each([strides.kept(pack) for pack in packs], counts, u_RM.dtype)
     image_RM = filled([end.image_RM for end in ends], operator.outputs)
@@ -219,6 +263,30 @@ def _joined_passage(
         operator, rough, resolvent, None, block, old, moved, image_RM, tuple(directions), length, kept,
         update_KN, _merges(packs[0]),
     ), resolvents  # fmt: skip
+
+
+def _solved(
+    packs: Sequence[Pack],
+    operator: JoinedOperator,
+    rough_parts: Sequence[LayerOperator],
+    old: tuple[Tensor | Before, ...],
+    block: TrackedBlock,
+    blocks: Sequence[TrackedBlock],
+    often: bool,
+    holds: Sequence[Carried],
+) -> tuple[Resolvent, tuple[Resolvent | None, ...]]:
+    """Return what is asked of all complements at once, and that of each for the noise."""
+    if holds:
+        each_of = tuple(CarriedResolvent.of(one, hold.noise_l) for one, hold in zip(blocks, holds, strict=True))
+        return CarriedResolvent(block.s_R[:, 0], np.concatenate([hold.change_l for hold in holds])), each_of
+    resolvents = tuple(pack.resolvent(kernel, one, often) for pack, kernel, one in zip(packs, old, blocks, strict=True))
+    grams = tuple(one for one in resolvents if isinstance(one, GramResolvent))
+    if grams:
+        return JoinedGram(operator, grams), resolvents
+    assert isinstance(resolvents[0], CgResolvent)
+    ways = (BeforeOperator(r) if isinstance(w, Before) else r for r, w in zip(rough_parts, old, strict=True))
+    whole = join(tuple(ways), operator.counts)
+    return CgResolvent(whole, old, block, resolvents[0].iterations), resolvents
 
 
 def _merges(pack: Pack) -> bool:

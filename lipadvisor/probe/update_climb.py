@@ -19,11 +19,14 @@ from lipadvisor.spectra.rows import (
     Rows,
     adjoint,
     apply,
+    at_least,
     decomposed,
+    eigen,
     identity,
     joined,
     like,
     lower_factor,
+    normal,
     root,
     solved,
     squares,
@@ -32,7 +35,7 @@ from lipadvisor.spectra.rows import (
 )
 from lipadvisor.spectra.sharded import ShardedOperator
 
-__all__ = ["climbed", "decides", "rising", "wave_climbed"]
+__all__ = ["climbed", "decides", "decomposed_update", "rising", "wave_climbed"]
 
 # Rise of a size in half a power, up to which nothing more is asked: what a whole one adds was below 0.06 %.
 RISING = 1.01
@@ -88,6 +91,20 @@ def climbed(
         if done_l.all():
             break
     return size_l, next_KN
+
+
+def decomposed_update(direction: Tensor, like_KN: Rows) -> tuple[Rows, Rows]:
+    """Return ``s_1(U)`` (l,) and right vectors (l, K, N), at most ``CLIMBING``, of a matrix of few rows: to rounding.
+
+    Args:
+        direction: U (l, M, N).
+        like_KN: of the kind that is returned.
+    """
+    update_MN: Rows = direction if isinstance(like_KN, Tensor) else direction.numpy()
+    double_MN = wide(update_MN)
+    power_M, turn_MM = eigen(normal(double_MN @ double_MN.mT))
+    right_KN = unit(like(turn_MM.mT[:, :CLIMBING], update_MN) @ update_MN)
+    return like(root(at_least(power_M[:, 0], 0.0)), update_MN), right_KN
 
 
 def wave_climbed(operator: Operator, direction: Kernel, start_KN: Rows) -> tuple[Rows, Rows]:

@@ -14,12 +14,18 @@ from torch import Tensor
 
 from lipadvisor.probe.pack import UPDATE_RANK
 from lipadvisor.spectra import LayerOperator, LinearOperator
-from lipadvisor.spectra.rows import orthonormal, unit
+from lipadvisor.spectra.rows import Operator, orthonormal, unit
 
-__all__ = ["update_start"]
+__all__ = ["few_outputs", "update_start"]
 
 ROWS = 2  # of the update, the largest ones
+DECOMPOSED = 16  # outputs, at most, of a matrix whose update's Gram matrix is decomposed
 FIRST_POWERS = 4  # where there was no update before, once in a run: an optimizer's first one has many directions alike
+
+
+def few_outputs(operator: Operator) -> bool:
+    """Return whether an update of this matrix is decomposed whole: it costs less than looking for its top."""
+    return isinstance(operator, LinearOperator) and operator.outputs <= DECOMPOSED
 
 
 def update_start(
@@ -34,6 +40,8 @@ def update_start(
         last_KN: right vectors of the update before, with the rows that were added to them, if any.
         first: there was none: they are of something else.
     """
+    if few_outputs(operator):
+        return last_KN
     if not isinstance(operator, LinearOperator) or min(operator.inputs, operator.outputs) <= UPDATE_RANK:
         return last_KN
     place_lrN = length_lr.topk(ROWS, -1).indices[..., None].expand(-1, -1, operator.inputs)

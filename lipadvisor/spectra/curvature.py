@@ -30,6 +30,7 @@ from torch import Tensor
 from lipadvisor.spectra.block import TrackedBlock
 from lipadvisor.spectra.linear import LinearOperator
 from lipadvisor.spectra.rows import (
+    TINY,
     Kernel,
     Operator,
     Rows,
@@ -50,6 +51,7 @@ __all__ = [
     "Resolvent",
     "Split",
     "block_form",
+    "curvature_and_ratio",
     "curvature_form",
     "gram_forms",
     "outside",
@@ -234,6 +236,16 @@ def curvature_form(block: TrackedBlock, resolvent: Resolvent, image_KM: Rows, co
     """Return q (K,) of K changes, given ``E v_1`` (K, M) and ``E' u_1`` (K, N) of each."""
     split = split_change(block, image_KM, coimage_KN)
     return split.block_K + resolvent.forms(split.p_KM, split.y_KN)
+
+
+def curvature_and_ratio(
+    block: TrackedBlock, resolvent: Resolvent, image_KM: Rows, coimage_KN: Rows
+) -> tuple[Rows, Rows]:
+    """Return :func:`curvature_form`, and the complement's part of all K forms over ``(|p|^2 + |y|^2) / s_1`` (...)."""
+    split = split_change(block, image_KM, coimage_KN)
+    forms_K = resolvent.forms(split.p_KM, split.y_KN)
+    sizes = (squares(split.p_KM) + squares(split.y_KN)).sum(-1)
+    return split.block_K + forms_K, forms_K.sum(-1) * block.s_R[..., 0] / at_least(sizes, TINY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def test_projections_are_exact_given_the_pair(network: str, optimizer: str, ligh
 
 
 @pytest.mark.parametrize(
-    ("level", "dtype", "every"), [("full", torch.float32, 8), ("drift", torch.float64, 8), ("noise", torch.float32, 1)]
+    ("level", "dtype", "every"), [("full", torch.float64, 8), ("drift", torch.float64, 8), ("noise", torch.float32, 1)]
 )
 def test_elsewhere_every_step_renews(level: str, dtype: torch.dtype, every: int, light_packs: list) -> None:
     light, plain = (
