@@ -19,8 +19,10 @@ from lipadvisor.fail_open import FailOpen, Patience
 from lipadvisor.forecast import Alarm, Forecast
 from lipadvisor.inspection import QUANTITIES, Inspection, Inspector
 from lipadvisor.line import Line
+from lipadvisor.plain_chain import is_plain_chain
 from lipadvisor.policies import Decision, Policy, named_policy
 from lipadvisor.probe import NoiseReport, Probe
+from lipadvisor.probe.compiled import bare
 from lipadvisor.probe.kinds.parametrized import constrained_parameters
 from lipadvisor.probe.layers import Targets
 from lipadvisor.snapshot import SMALL_MODEL, Snapshot
@@ -129,7 +131,8 @@ class Advisor:
         snapshot = Snapshot(model, optimizer, snapshot_every if mode == "takeover" else None)
         self._store = None if out is None else open_store(out)
         self._recorder = Recorder(sink=sink if self._store is None else self._store.sink("run"), limit=record_limit)
-        self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder)
+        chain = is_plain_chain(bare(model))
+        self._line = Line(policy, mode, total_steps, self._probe, self._applier, snapshot, self._recorder, chain)
         self._closed, self._patience = False, Patience()
         self._stage = AdvisedStage(model, self._probe, self._applier, self._line)
         self._hooks = TrainingHooks(model, self._line, self._applier, self._errors, self._stage)

@@ -76,8 +76,9 @@ class Line:
         applier: Applier,
         snapshot: Snapshot,
         recorder: Recorder,
+        chain: bool = False,
     ) -> None:
-        self._policy, self._mode, self._total_steps = policy, mode, total_steps
+        self._policy, self._mode, self._total_steps, self._chain = policy, mode, total_steps, chain
         self._probe, self._applier, self._snapshot, self._recorder = probe, applier, snapshot, recorder
         self._loss, self._watch = LossReader(), LossWatch()
         self._stride = 1 if total_steps is None else max(1, total_steps // DECISIONS)
@@ -131,12 +132,12 @@ class Line:
         terms = self._probe.spectrum()
         self.prediction = Prediction(terms)
         knobs = self._applier.knobs()
-        self.last = initial_observation(terms, self._total_steps, knobs)
+        self.last = initial_observation(terms, self._total_steps, knobs, self._chain)
         decision, applied = self._decide(self.last)
         if decision.init_scale and self._mode == "takeover":
             # The run starts from the new weights: the policy too, so that a replay of the recorded run sees the same.
             terms = self._probe.spectrum()
-            self.last = initial_observation(terms, self._total_steps, knobs)
+            self.last = initial_observation(terms, self._total_steps, knobs, self._chain)
             self.state = self._policy.init()
             again, then = self._decide(self.last, rescaled=True)
             applied = dataclasses.replace(then, before=applied.before, refused=applied.refused + then.refused)

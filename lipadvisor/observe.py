@@ -18,13 +18,19 @@ from lipadvisor.terms import Array, Terms
 __all__ = ["endangered", "initial_observation", "observation", "refreshed"]
 
 
-def initial_observation(terms: Terms, total_steps: int | None, knobs: tuple[Knobs, ...]) -> Observation:
-    """Return the observation before step 0, from the spectrum of the initial weights alone."""
+def initial_observation(
+    terms: Terms, total_steps: int | None, knobs: tuple[Knobs, ...], chain: bool = False
+) -> Observation:
+    """Return the observation before step 0, from the spectrum of the initial weights alone.
+
+    ``chain``: the network is known for a plain chain of its layers.
+    """
     count = len(terms.names)
     none = (0.0,) * count
     sizes = (none,) * _SIZES
     layers = _layers(terms, terms.log_norm_L, terms.gap_L, (none,) * _RATES, (Status.NOT_MEASURED,) * count, sizes)
-    network = Layer("*", "network", (), -1, 1.0, terms.network_log_norm, 0.0, 0.0, status=Status.NOT_MEASURED)
+    kind = "chain" if chain else "network"
+    network = Layer("*", kind, (), -1, 1.0, terms.network_log_norm, 0.0, 0.0, status=Status.NOT_MEASURED)
     return Observation(
         step=0,
         total_steps=total_steps,

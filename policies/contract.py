@@ -75,7 +75,7 @@ class Layer:
     """What is known of one weight (or of the network, under the name ``"*"``) at one step."""
 
     name: str
-    kind: str  # "linear", "conv2d", ...; "network" for "*"
+    kind: str  # "linear", "conv2d", ...; of "*": "network", or before step 0 "chain" where no two paths ever meet
     shape: tuple[int, ...]  # (fan_out, fan_in) of the matrix view; () for the network
     group: int  # index of the optimizer's parameter group; -1 for the network
     composition_weight: float  # dZ / d log_norm, dimensionless

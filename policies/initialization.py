@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
-from lipadvisor.policies.attention import attention_pairs
 from lipadvisor.policies.chain import NOTHING, PASS
 from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
@@ -26,9 +24,9 @@ class Initialization:
     In a plain chain, where each layer takes what the one before gives, the losses multiply: a ReLU behind a gain ``g``
     leaves ``g / sqrt(2)`` of a signal (He et al. 2015, section 2.2), ``n`` of them ``(g / sqrt(2))^n``. With a gain of
     0.9 that is 0.4 behind two layers and 0.03 behind eight, where the biases drown what the input says. So there the
-    smallest gain rises with the depth, such that any chain leaves what two layers of the gain ``low`` do. Networks
-    whose layers stand side by side (attention, gates, mixers) have norms and branches by which a signal passes, and
-    lose by more than ``low``: they are told by the sizes, and by the names of queries and keys.
+    smallest gain rises with the depth, such that any chain leaves what two layers of the gain ``low`` do. Where paths
+    meet (residual branches, attention, gates, mixers) a signal passes by other ways, branches add up instead, and more
+    than ``low`` costs: which it is, the observation before step 0 says (``network.kind``).
 
     Args:
         low: smallest gain of a layer before the head where there are two or less, or no plain chain, > 0: what is below
@@ -111,13 +109,7 @@ HE = math.sqrt(2.0)  # gain at which a ReLU network passes a signal on as it is
 
 
 def chained(observation: Observation) -> int:
-    """Return how many layers stand before the head of a plain chain; 1 where the network is none.
-
-    It is one where each layer's fan-in is that of the one before, once for each place (tap, or pixel) that it reads,
-    and where no two are known for query and key. What stands beside the network's sum is no link.
-    """
-    shapes = [layer.shape for layer in observation.layers if layer.composition_weight != 0.0]
-    for before, after in pairwise(shapes):
-        if not (len(before) == len(after) == 2 and before[0] > 0 and after[1] % before[0] == 0):
-            return 1
-    return 1 if attention_pairs(observation) else len(shapes) - 1
+    """Return how many layers stand before the head of a plain chain; 1 where the network is not known to be one."""
+    if observation.network.kind != "chain":
+        return 1
+    return sum(layer.composition_weight != 0.0 for layer in observation.layers) - 1

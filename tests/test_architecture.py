@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": set(),
     "terms": set(),
     "spectra": set(),
+    "plain_chain": set(),
     "probe": {"spectra", "terms", "policies"},
     "dynamics": {"terms", "policies"},
     "forecast": {"dynamics", "terms", "policies"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "announce": {"probe"},
     "prediction": {"dynamics", "forecast", "policies", "terms"},
     "record": {"dynamics", "forecast", "policies", "terms"},
-    "modules": {"spectra", "policies", "trajectory"},
+    "modules": {"plain_chain", "spectra", "policies", "trajectory"},
     "early_warning": {"forecast", "observe", "policies", "prediction", "terms"},
     "line": {
         "apply", "checkpoint", "early_warning", "loss", "observe", "policies", "prediction", "probe", "record",
@@ -43,8 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stage": {"apply", "forecast", "line", "probe", "terms"},
     "training_hooks": {"announce", "apply", "fail_open", "line", "probe", "stage"},
     "advisor": {
-        "announce", "apply", "arguments", "fail_open", "forecast", "inspection", "line", "policies", "probe",
-        "snapshot", "stage", "training_hooks", "trajectory",
+        "announce", "apply", "arguments", "fail_open", "forecast", "inspection", "line", "plain_chain", "policies",
+        "probe", "snapshot", "stage", "training_hooks", "trajectory",
     },
     "rehearsal": {"advisor", "apply", "arguments", "forecast", "probe", "stage", "terms"},
     "inspection": {"dynamics", "fail_open", "modules", "policies", "probe"},
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FREE = {"cli", "__main__", "experiments", ""}  # the ends of the line: they may use all of it
 TORCH = {
     "spectra", "probe", "modules", "advisor", "line", "apply", "arguments", "average", "snapshot", "checkpoint",
-    "fail_open", "loss", "inspection", "rehearsal", "stage", "training_hooks", "experiments",
+    "fail_open", "loss", "inspection", "plain_chain", "rehearsal", "stage", "training_hooks", "experiments",
 }  # fmt: skip
 RAY = {"tune"}
 OPTUNA = {"experiments"}

@@ -17,6 +17,7 @@ from torch import Tensor
 from lipadvisor.experiments.benchmarks.operators import Operator, Pair, find_operators, refresh
 from lipadvisor.experiments.benchmarks.population import Population, StepResult
 from lipadvisor.experiments.benchmarks.updates import Stack
+from lipadvisor.plain_chain import is_plain_chain
 from lipadvisor.policies import Knobs, Layer, Observation, Status
 
 __all__ = ["Measure", "WiderObservation"]
@@ -82,6 +83,7 @@ class Measure:
         norms = torch.stack([pair.s for pair in self._weights]).clamp_min(_TINY).log()
         gains = self._gains()
         table = torch.stack((norms, gains)).double().tolist()
+        kind = "chain" if is_plain_chain(self.population.template) else "network"
         return [
             WiderObservation(
                 step=0,
@@ -90,7 +92,7 @@ class Measure:
                 optimizer=self.population.update.name,
                 momentum=self.population.update.momentum,
                 knobs=(knobs_B[b],),
-                network=Layer("*", "network", (), -1, 1.0, sum(r[b] for r in table[0]), 0.0, 0.0,
+                network=Layer("*", kind, (), -1, 1.0, sum(r[b] for r in table[0]), 0.0, 0.0,
                               status=Status.NOT_MEASURED),
                 layers=tuple(
                     Layer(op.name, op.kind, op.shape, 0, 1.0, table[0][k][b], 0.0, table[1][k][b],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lipadvisor.modules.blocks import Residual
 from lipadvisor.modules.registry import constant_of, find
 from lipadvisor.modules.running import observed, run
+from lipadvisor.plain_chain import is_plain_chain
 from lipadvisor.policies import (
     DepthScaledInitialization,
     Initialization,
@@ -228,7 +229,7 @@ def dead_zone_rescue(model: nn.Module, rule: Initialization | None = None, table
     reasons = [f"rms = {tables[name]:.3g} lies outside [0.05, 0.8]" for name, _ in factors]
     shapes = _matrix_shapes(model)
     seen = (_layer(name, shapes[name], log_gain=math.log(q)) for name, q in matrices.items())
-    decision, _ = rule.decide(_untrained(seen), rule.init())
+    decision, _ = rule.decide(_untrained(seen, is_plain_chain(model)), rule.init())
     rescued = [(name, factor) for name, factor in decision.init_scale if abs(factor - 1) > AT_ONE]
     factors += rescued
     reasons += [
@@ -242,9 +243,10 @@ def _layer(name: str, shape: tuple[int, int] = (0, 0), log_norm: float = math.na
     return Layer(name, "linear", shape, 0, 1.0, log_norm, math.nan, log_gain, status=Status.NOT_MEASURED)
 
 
-def _untrained(layers: Iterable[Layer]) -> Observation:
+def _untrained(layers: Iterable[Layer], chain: bool = False) -> Observation:
     """What a policy looks at before step 0; of the layers an initialization reads shape, norm and gain alone."""
-    network = Layer("*", "network", (), -1, 1.0, math.nan, math.nan, 0.0, status=Status.NOT_MEASURED)
+    kind = "chain" if chain else "network"
+    network = Layer("*", kind, (), -1, 1.0, math.nan, math.nan, 0.0, status=Status.NOT_MEASURED)
     return Observation(0, None, 0.0, "unknown", 0.0, (), network, tuple(layers), status=Status.NOT_MEASURED)
 
 

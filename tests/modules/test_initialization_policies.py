@@ -19,6 +19,7 @@ from lipadvisor import Advisor, load_run
 from lipadvisor.cli import main
 from lipadvisor.modules import InitPlan, Residual, dead_zone_rescue, depth_scaled, lsuv, spectral
 from lipadvisor.observe import initial_observation
+from lipadvisor.plain_chain import is_plain_chain
 from lipadvisor.policies import (
     Cosine,
     Decision,
@@ -88,7 +89,7 @@ def seen(model: nn.Module, conv_view: str = "operator") -> Observation:
     """What a policy is shown of the model before step 0."""
     probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1), conv_view=conv_view)
     probe.trace(images())
-    found = initial_observation(probe.spectrum(), 100, (Knobs(0, 0.1, 0.0),))
+    found = initial_observation(probe.spectrum(), 100, (Knobs(0, 0.1, 0.0),), is_plain_chain(model))
     probe.close()
     return found
 

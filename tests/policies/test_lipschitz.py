@@ -167,12 +167,17 @@ def stack(shapes, names="layer{}"):
     return [layer(names.format(k), log_gain=-3.0 + 0.01 * k, shape=shape) for k, shape in enumerate(shapes)]
 
 
+def chain_of(*layers):
+    shown = observe(0, layers)
+    return replace(shown, network=replace(shown.network, kind="chain"))
+
+
 @pytest.mark.parametrize("low", [0.3, 0.9, 1.3])
 @pytest.mark.parametrize("depth", [2, 3, 8, 40])
 def test_a_plain_chain_passes_on_what_two_layers_would_whatever_its_depth(depth, low):
     beside = replace(layer("table", log_gain=0.2, shape=(7, 300)), composition_weight=0.0)  # no link of it
     layers = stack([(32, 64), *[(32, 32)] * (depth - 1), (10, 32)])
-    (decision,) = replay(Initialization(low=low), [observe(0, [beside, *layers])])
+    (decision,) = replay(Initialization(low=low), [chain_of(beside, *layers)])
     scales = dict(decision.init_scale)
     share = 1.0
     for x in layers[:-1]:
@@ -192,31 +197,15 @@ def test_the_deeper_the_more_a_layer_is_lifted_and_never_above_hes_gain():
     assert {Initialization(low=1.5).lowest(n) for n in (1, 2, 9)} == {1.5}
 
 
-DEEP = [(32, 32)] * 8
-
-
-@pytest.mark.parametrize(
-    ("layers", "chain_of"),
-    [
-        (stack([*DEEP, (10, 32)]), 8),
-        (stack([(8, 9), *[(8, 72)] * 4, (16, 72), (10, 64)]), 6),  # convolutions, and a head that reads four places
-        (stack([(96, 32), (32, 32), (128, 32), (32, 128), *DEEP, (10, 32)]), 1),  # packed attention
-        (stack([(12, 4), *[(32, 16), (16, 32), (24, 12), (12, 24)] * 2, (10, 12)]), 1),  # a mixer
-        (stack([*DEEP, (10, 32)])[:-3] + stack([(32, 32), (32, 32), (10, 32)], "block.{}_proj"), 8),
-        (
-            [*stack(DEEP), *(layer(f"block.{x}_proj", shape=(32, 32)) for x in "qk"), layer("head", shape=(10, 32))],
-            1,
-        ),
-        (stack([*DEEP[:4], ()]), 1),
-        (stack([(0, 32), *DEEP]), 1),
-    ],
-)
-def test_what_is_a_plain_chain(layers, chain_of):
-    (decision,) = replay(Initialization(), [observe(0, layers)])
-    scales = dict(decision.init_scale)
-    wanted = Initialization().lowest(chain_of)
-    for x in layers[:-1]:
-        assert scales[x.name] * math.exp(x.log_gain) == pytest.approx(wanted)
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_where_no_chain_is_known_each_layer_gets_the_same(count):
+    layers = stack([(32, 32)] * count)
+    (free,) = replay(Initialization(), [observe(0, layers)])
+    (chained,) = replay(Initialization(), [chain_of(*layers)])
+    for decision, lowest in ((free, 0.9), (chained, Initialization().lowest(count - 1))):
+        scales = dict(decision.init_scale)
+        gains = [scales[x.name] * math.exp(x.log_gain) for x in layers[:-1]]
+        assert gains == pytest.approx([lowest] * (count - 1))
 
 
 def budgeted(observation, **parameters):
