@@ -9,7 +9,8 @@ factor, it lies between the two that are right.
 
 A spectral norm stands for the whole update where a few directions make it. An update whose spectrum is flatter than the
 weight's, as an orthogonalised one's is (Muon: all singular values equal), moves all the other directions as far as its
-largest, most of them by noise: what the Frobenius ratio exceeds the spectral one by, the step is the smaller.
+largest, most of them by noise: what the Frobenius ratio exceeds the spectral one by, the step is the smaller. In a
+plain chain, where each layer hands on what it is given and no branch goes around it, it is half of that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class MedianRate:
     A measure that a layer of the network's sum lacks, while its spectral size is known, has no vote: with two votes
     their geometric mean counts, with one that vote, which is :class:`SpectralRate` itself. So observations that hold
     ``update_ratio`` alone are served as before. Where the Frobenius size exceeds the spectral one, constants left
-    aside, the step is as much smaller, down to half.
+    aside, the step is as much smaller, down to half, and in a plain chain half of that.
 
     Args:
         rate: the spectral vote, and what is done with the median: warmup, memory, run length.
@@ -83,7 +84,7 @@ class MedianRate:
                 votes.append(size + math.log(rate.relative_step / step))
         voted = median(votes)
         if frobenius is not None:
-            voted += min(max(0.0, frobenius - spectral), LARGEST_FLATNESS)
+            voted += smaller_step(frobenius - spectral, state.chain)
         read = (
             ("total_ratio", math.exp(min(spectral, 700.0))),
             (f"ratio[{counted[ratios.index(largest)].name}]", largest),
@@ -102,6 +103,19 @@ def total_size(ratios: list[float]) -> float | None:
 
 
 LARGEST_FLATNESS = math.log(2.0)  # a wrong measurement must not cost more than half the step
+IN_CHAIN = math.log(2.0)
+
+
+def smaller_step(flatness: float, chain: bool) -> float:
+    """Return ``ln`` of the factor by which the step is made smaller, >= 0.
+
+    Args:
+        flatness: ``ln`` of the Frobenius size over the spectral one.
+        chain: whether the network is known for a plain chain.
+    """
+    if flatness <= 0.0:
+        return 0.0
+    return min(flatness, LARGEST_FLATNESS) + (IN_CHAIN if chain else 0.0)
 
 
 def median(votes: list[float]) -> float:

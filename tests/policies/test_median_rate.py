@@ -19,12 +19,14 @@ def layer(name: str, ratios: tuple[float, float, float], weight: float = 1.0) ->
     return Layer(name, "linear", (64, 64), 0, weight, 0.0, 0.1, 0.0, **sizes)
 
 
-def settled(rate: MedianRate | SpectralRate, layers: list[Layer], steps: int = 40) -> float:
-    """Return the learning rate after ``steps`` equal observations of a run of 400."""
-    network = Layer("*", "network", (), -1, 1.0, 0.0, 0.1, 0.0)
+def settled(rate: MedianRate | SpectralRate, layers: list[Layer], steps: int = 40, start: str = "network") -> float:
+    """Return the learning rate after ``steps`` equal observations of a run of 400; ``start``: what step 0 shows."""
+    first, later = (Layer("*", kind, (), -1, 1.0, 0.0, 0.1, 0.0) for kind in (start, "network"))
     knobs = (Knobs(0, 0.01, 0.0),)
     run = [
-        Observation(step, 400, 0.0, "adamw", 0.9, knobs, network, tuple(layers), measured_step=max(step - 1, 0))
+        Observation(
+            step, 400, 0.0, "adamw", 0.9, knobs, later if step else first, tuple(layers), measured_step=max(step - 1, 0)
+        )
         for step in range(steps)
     ]
     found = replay(rate, run)[-1].knobs[0].lr
@@ -63,6 +65,8 @@ def test_the_rate_is_the_median_of_three(seed: int) -> None:
 def test_a_spectrum_flatter_than_the_weights_takes_a_smaller_step(frobenius: float, share: float) -> None:
     layers = [layer("a", (3.0, 0.6 * frobenius, 4.0)), layer("b", (4.0, 0.8 * frobenius, 3.0))]
     assert settled(RATE, layers) == pytest.approx(sorted(proposals(layers))[1] * share)
+    in_chain = settled(RATE, layers, start="chain")
+    assert in_chain == pytest.approx(settled(RATE, layers) * (0.5 if frobenius > 5.0 else 1.0)), "half of that"
 
 
 @pytest.mark.parametrize("field", ["relative_step", "frobenius_step", "row_step"])
