@@ -16,7 +16,7 @@ plain chain, where each layer hands on what it is given and no branch goes aroun
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lipadvisor.policies.checks import require_positive
 from lipadvisor.policies.contract import Decision, Observation
@@ -32,7 +32,8 @@ class MedianRate:
     A measure that a layer of the network's sum lacks, while its spectral size is known, has no vote: with two votes
     their geometric mean counts, with one that vote, which is :class:`SpectralRate` itself. So observations that hold
     ``update_ratio`` alone are served as before. Where the Frobenius size exceeds the spectral one, constants left
-    aside, the step is as much smaller, down to half, and in a plain chain half of that.
+    aside, the step is as much smaller, down to half; in a plain chain most of whose updates so far
+    were like that it is half of this.
 
     Args:
         rate: the spectral vote, and what is done with the median: warmup, memory, run length.
@@ -84,7 +85,11 @@ class MedianRate:
                 votes.append(size + math.log(rate.relative_step / step))
         voted = median(votes)
         if frobenius is not None:
-            voted += smaller_step(frobenius - spectral, state.chain)
+            flatness = frobenius - spectral
+            if state.flat is not None:
+                counted_so_far = state.flat + (1 if flatness > 0.0 else -1)
+                state = replace(state, flat=max(-MOST_COUNTED, min(counted_so_far, MOST_COUNTED)))
+            voted += smaller_step(flatness, state.flat)
         read = (
             ("total_ratio", math.exp(min(spectral, 700.0))),
             (f"ratio[{counted[ratios.index(largest)].name}]", largest),
@@ -104,18 +109,18 @@ def total_size(ratios: list[float]) -> float | None:
 
 LARGEST_FLATNESS = math.log(2.0)  # a wrong measurement must not cost more than half the step
 IN_CHAIN = math.log(2.0)
+MOST_COUNTED = 50  # updates: what an optimizer does can change
 
 
-def smaller_step(flatness: float, chain: bool) -> float:
+def smaller_step(flatness: float, flat: int | None) -> float:
     """Return ``ln`` of the factor by which the step is made smaller, >= 0.
 
     Args:
         flatness: ``ln`` of the Frobenius size over the spectral one.
-        chain: whether the network is known for a plain chain.
+        flat: in a plain chain, how many more updates were flat so far than were not; single ones prove nothing.
     """
-    if flatness <= 0.0:
-        return 0.0
-    return min(flatness, LARGEST_FLATNESS) + (IN_CHAIN if chain else 0.0)
+    in_chain = IN_CHAIN if flat is not None and flat > 0 else 0.0
+    return max(0.0, min(flatness, LARGEST_FLATNESS)) + in_chain
 
 
 def median(votes: list[float]) -> float:

@@ -48,7 +48,7 @@ class SpectralRateState:
     settled: float | None = None  # ln of the largest learning rate proposed while the run settled
     settling: bool = True
     cap: WarmupCap = NO_CAP  # under SGD
-    chain: bool = False  # the network is known for a plain chain
+    flat: int | None = None  # of a plain chain: updates with a flat spectrum so far, less those without
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class SpectralRate:
             cap = cap.decided(observation.step, target, rising)
         read = (*read, ("relative_step", size))
         after = SpectralRateState(
-            smooth, observation.measured_step, count, observation.step, target, settled, settling, cap, state.chain
+            smooth, observation.measured_step, count, observation.step, target, settled, settling, cap, state.flat
         )
         knobs = same_knobs(observation, math.exp(target), None)
         return Decision(observation.step, name, reason, knobs, (), (), False, False, False, read), after
@@ -221,7 +221,7 @@ class SpectralRate:
 
     def listen(self, observation: Observation, state: SpectralRateState) -> tuple[Decision, SpectralRateState]:
         """Return the first learning rate: no gradient has been seen, only the weights."""
-        state = replace(state, chain=observation.network.kind == "chain")
+        state = replace(state, flat=0 if observation.network.kind == "chain" else None)
         logs = [
             layer.log_norm - 0.5 * sum(math.log(max(size, 1)) for size in layer.shape)
             for layer in observation.layers

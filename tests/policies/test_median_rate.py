@@ -19,6 +19,25 @@ def layer(name: str, ratios: tuple[float, float, float], weight: float = 1.0) ->
     return Layer(name, "linear", (64, 64), 0, weight, 0.0, 0.1, 0.0, **sizes)
 
 
+def run_of(rate: MedianRate, flat: list[bool], start: str = "chain") -> list[float]:
+    """Return the learning rates of steps whose updates are flat, or not; all of one spectral size."""
+    knobs, rates, state = (Knobs(0, 0.01, 0.0),), [], rate.init()
+    for step, one in enumerate([False, *flat]):
+        network = Layer("*", "network" if step else start, (), -1, 1.0, 0.0, 0.1, 0.0)
+        layers = (layer("a", (5.0, 5.5 if one else 4.0, 5.0)),)
+        shown = Observation(step, 400, 0.0, "muon", 0.9, knobs, network, layers, measured_step=max(step - 1, 0))
+        decision, state = rate.decide(shown, state)
+        rates.append(decision.knobs[0].lr or 0.0)
+    return rates[1:]
+
+
+def test_a_single_flat_update_does_not_halve_the_step_of_a_chain() -> None:
+    single = [step == 60 for step in range(100)]
+    assert run_of(RATE, single) == run_of(RATE, single, "network")
+    always = run_of(RATE, [True] * 100)[-1]
+    assert always == pytest.approx(0.5 * run_of(RATE, [True] * 100, "network")[-1])
+
+
 def settled(rate: MedianRate | SpectralRate, layers: list[Layer], steps: int = 40, start: str = "network") -> float:
     """Return the learning rate after ``steps`` equal observations of a run of 400; ``start``: what step 0 shows."""
     first, later = (Layer("*", kind, (), -1, 1.0, 0.0, 0.1, 0.0) for kind in (start, "network"))
