@@ -13,6 +13,7 @@ from lipadvisor.experiments.benchmarks import networks as net
 from lipadvisor.experiments.benchmarks import sources
 from lipadvisor.experiments.benchmarks.confirmation import CONFIRMATION
 from lipadvisor.experiments.benchmarks.drawn_confirmation import DRAWN
+from lipadvisor.experiments.benchmarks.eighth_confirmation import EIGHTH
 from lipadvisor.experiments.benchmarks.seen_confirmation import SEEN
 from lipadvisor.experiments.benchmarks.seventh_confirmation import SEVENTH
 from lipadvisor.experiments.benchmarks.sixth_confirmation import SIXTH
@@ -123,6 +124,7 @@ DESIGN: tuple[Task, ...] = (
     *USED,  # a fifth one
     *SIXTH,  # a sixth one
     *SEVENTH,  # a seventh one
+    *EIGHTH,  # an eighth one
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in (*DESIGN, *CONFIRMATION)}

@@ -42,12 +42,12 @@ def test_splits_are_finite_and_the_model_has_no_buffers(task):
 def test_the_confirmation_list_has_one_task_of_each_family_and_shares_no_data_with_the_other():
     summaries = " ".join(task.summary for task in CONFIRMATION)
     families = (
-        "plain ReLU6 MLP",
+        "plain SiLU MLP",
         "BatchNorm ResNet",
         "pre-LN",
         "post-LN",
-        "two gated steps",
-        "tanh at many paces",
+        "antisymmetric state",
+        "tanh of two states",
         "mixer",
     )
     families += ("GroupNorm", "teacher", "low-noise", "autoencoder", "patches", "of the labels", "batches of four")
@@ -68,7 +68,7 @@ def test_the_draws_of_the_confirmation_list_are_the_same_in_every_process():
     assert json.loads(told) == [task.steps for task in CONFIRMATION]
 
 
-@pytest.mark.parametrize("name", ["one_pass", "votes", "orders", "nearest", "tallies"])
+@pytest.mark.parametrize("name", ["one_pass", "votes", "orders", "nearest", "tallies", "sectors"])
 def test_each_row_of_a_stream_is_seen_once(name):
     task = TASKS[name]
     rows = batch_order(len(task.load().train), task.batch_size, task.steps, seed=0)

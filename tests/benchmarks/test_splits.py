@@ -25,6 +25,23 @@ from lipadvisor.experiments.benchmarks.eighth_sources import (
     sloped_patches,
     stretched_digits,
 )
+from lipadvisor.experiments.benchmarks.ninth_networks import (
+    AntisymmetricRecurrence,
+    AxialMixer,
+    DelayedRecurrence,
+    MemoryTransformer,
+    TalkingTransformer,
+    groupnorm_fractal,
+)
+from lipadvisor.experiments.benchmarks.ninth_sources import (
+    inverted_patches,
+    moon_phases,
+    parity_table,
+    processes,
+    rippled_digits,
+    waveform_table,
+    weaves,
+)
 from lipadvisor.experiments.benchmarks.other_sources import occluded_digits
 from lipadvisor.experiments.benchmarks.seventh_networks import LinearRecurrence, RotaryTransformer
 from lipadvisor.experiments.benchmarks.seventh_sources import ellipses, ghosts, parsers, rings, salted_patches
@@ -177,6 +194,10 @@ def test_text_is_read_from_its_end():
         RelativeTransformer(20, 9, 2, 6, 2, 3),
         RecurrentHighway(20, 8, 12),
         PacedRecurrence(20, 8, 12),
+        TalkingTransformer(20, 9, 2, 6, 2),
+        MemoryTransformer(20, 9, 2, 6, 2, 3),
+        AntisymmetricRecurrence(20, 8, 12),
+        DelayedRecurrence(20, 8, 12),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -282,3 +303,82 @@ def test_a_bowl_sees_coarse_and_fine(depth):
     images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     assert tuple(model(images).shape) == (3, 10)
     assert sum(isinstance(part, torch.nn.Conv2d) for part in model.modules()) == 2 * depth
+
+
+def test_wrong_labels_are_those_of_the_most_bent_digits_in_training_alone():
+    straight, clean, wrong = digits_images(), rippled_digits(True), rippled_digits(True, 0.3)
+    changed = clean.train.targets != wrong.train.targets
+    assert float(changed.float().mean()) == pytest.approx(0.3, abs=1e-3)
+    assert torch.equal(clean.train.inputs, wrong.train.inputs)
+    assert torch.equal(clean.test.targets, straight.test.targets)
+    assert torch.equal(clean.validation.targets, wrong.validation.targets)
+    bent = (clean.train.inputs - straight.train.inputs.flatten(1)).norm(dim=1)
+    assert float(bent[changed].mean()) > 1.5 * float(bent[~changed].mean())
+
+
+def test_weaves_repeat_every_three_pixels_and_no_two_are_alike_wherever_they_begin():
+    shown = weaves(noise=0.0).train
+    images = shown.inputs[:, 0]
+    torch.testing.assert_close(images[:, 3:], images[:, :-3])
+    torch.testing.assert_close(images[:, :, 3:], images[:, :, :-3])
+    patterns: dict[int, set[tuple[bool, ...]]] = {}
+    for label, image in zip(shown.targets.tolist(), images, strict=True):
+        patterns.setdefault(label, set()).add(tuple((image[:3, :3] > image.mean()).flatten().tolist()))
+    assert sorted(patterns) == list(range(10))
+    assert sum(len(begun) for begun in patterns.values()) == len(set().union(*patterns.values()))
+
+
+def test_the_fuller_the_moon_the_brighter():
+    shown = moon_phases().train
+    ink = torch.stack([shown.inputs[shown.targets == phase].mean() for phase in range(6)])
+    assert bool((ink.diff() > 0.0).all())
+
+
+def test_half_of_the_patches_are_negatives():
+    data = inverted_patches(noise=0.0).train
+    same, turned = ((data.inputs - sign * data.targets).abs().amax(1) < 1e-6 for sign in (1.0, -1.0))
+    assert bool((same ^ turned).all())
+    assert float(turned.float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_text_without_vowels_has_fewer_letters():
+    data = processes(12, windows=50, held_out=30)
+    torch.testing.assert_close(data.test.inputs[:, 1:], data.test.targets[:, :-1])
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = ("asyncio/futures", "concurrent/futures/thread")
+    whole = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
+    blanks = "".join("." if letter == " " else " " for letter in whole if letter not in "aeiouAEIOU")
+    assert all("".join(" " if symbol else "." for symbol in row) in blanks for row in data.validation.inputs.tolist())
+
+
+def test_a_wave_is_highest_between_its_two_triangles():
+    data = waveform_table(100)
+    x, kind = (torch.cat([getattr(split, part) for split in (data.validation, data.test)])
+               for part in ("inputs", "targets"))  # fmt: skip
+    means = torch.stack([x[kind == two].mean(0) for two in range(3)])
+    assert [int(means[:, top].argmin()) for top in (6, 14, 10)] == [2, 1, 0]  # where a class lacks the triangle
+
+
+def test_odd_digits_are_told_from_ink_of_which_every_column_varies():
+    data = parity_table(140)
+    assert set(data.train.targets.tolist()) == {0, 1}
+    torch.testing.assert_close(data.train.inputs.std(0), torch.ones(14))
+    assert bool(data.test.inputs.isfinite().all())
+
+
+def test_axes_reach_a_patch_from_its_row_and_column_alone():
+    block = AxialMixer(12, 1, 10, bias=False).blocks[0]
+    patches = torch.randn(5, 4, 4, 12, generator=torch.Generator().manual_seed(0))
+    moved = patches.clone()
+    moved[:, 1, 2] = moved[:, 1, 2].flip(1)
+    reached = (block(moved) - block(patches)).abs().amax((0, 3)) > 1e-6
+    line = torch.arange(4)
+    assert torch.equal(reached, (line[:, None] == 1) | (line == 2))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_fractal_has_one_layer_and_two_smaller_fractals(depth):
+    model = groupnorm_fractal(2, 2, depth)
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert tuple(model(images).shape) == (3, 10)
+    assert sum(isinstance(part, torch.nn.Conv2d) for part in model.modules()) == 2**depth
