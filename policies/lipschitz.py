@@ -38,12 +38,15 @@ class Lipschitz:
         row_step: the same in largest norms of a row, > 0.
         horizon_power: the size falls with this power of the run's length, in [0, 1].
         budget: growth of the network's log-norm, nats per matrix above a healthy start, > 0.
-        decay_total: nats by which weight decay shrinks each matrix over a run of 300 to 1,000 steps, >= 0; over longer
-            ones by a power of 0.75 of the length more.
+        decay_total: nats over any run, >= 0: over a run of ``T`` steps weight decay shrinks each matrix by the
+            geometric mean of this and ``T decay_per_step``, 0.7 nats in 400 steps.
+        decay_per_step: nats per step, >= 0.
         decay_gap: ratio of a reported validation loss to the training loss without which there is no more decay, in
             [1, 100].
         decay_growth: factor on the decay for each validation that is not the lowest so far, in [1, 100].
         decay_most: factor on the decay that is never exceeded, in [1, 100].
+        decay_left_power: power of what is left of the first validation loss by which the decay is smaller while
+            validation lies less than ``decay_gap`` above training, in [0, 1].
         head_decay: nats that the last layer loses at each of twenty validations above ``decay_gap``, while nothing has
             been learnt, >= 0.
         cooldown_start: share of the run after which the learning rate is annealed, in [0, 1].
@@ -79,9 +82,11 @@ class Lipschitz:
     horizon_power: float = 0.5
     budget: float = 0.3
     decay_total: float = 0.6
+    decay_per_step: float = 0.002
     decay_gap: float = 1.25
     decay_growth: float = 3.0
     decay_most: float = 16.0
+    decay_left_power: float = 0.25
     head_decay: float = 0.1
     cooldown_start: float = 0.0
     cooldown_end: float = 0.04
@@ -142,9 +147,11 @@ class Lipschitz:
             ),
             TotalDecay(
                 total=self.decay_total,
+                per_step=self.decay_per_step,
                 gap=self.decay_gap,
                 growth=self.decay_growth,
                 most_factor=self.decay_most,
+                left_power=self.decay_left_power,
                 head=self.head_decay,
                 annealing=annealing,
             ),

@@ -1,13 +1,14 @@
-"""Decoupled weight decay with a total over the run that depends on its length, following the annealing.
+"""Decoupled weight decay with a total over the run that rises with the root of its length, following the annealing.
 
 Where steps shrink as ``T^-0.5`` and add up as a random walk does, the norms' growth over the run is the same at any
 length, and so is the total that balances it. Where the weights are an average over a given stretch of updates (Wang and
-Aitchison 2024), the decay per step is the same at any length. Up to some thousand steps the first holds; in long runs,
-which have learnt their training set and go on, the total rises with the length to the power of 0.75, between the two.
+Aitchison 2024), the decay per step is the same at any length. The geometric mean of the two lies between them at any
+length, and each of its two constants counts by its root.
 
 What decay is there for shows where validation losses are reported: once validation stands still, or rises, above the
 training loss, what is learnt is learnt by heart, and more decay pays, from early on; while each validation is the best
-so far more of it costs. So the decay grows with every validation that is not, and falls back with every one that is.
+so far more of it costs. So the decay grows with every validation that is not, and falls back with every one that is;
+and while validation follows the training loss down to little, the decay goes down with it, by a small power.
 
 The last layer's size says how sure the outputs are, and is the quickest way to a smaller training loss once the rest
 fits: logits grow, and each mistake on new data costs more (Guo et al. 2017 shrink them after the training). Decay of
@@ -66,32 +67,35 @@ class TotalDecayState:
 
 @dataclass(frozen=True, slots=True)
 class TotalDecay:
-    """Shrinks the weights by ``total`` nats in all over the run, more in long ones, following the annealing.
+    """Shrinks the weights by the geometric mean of ``total`` and ``per_step`` a step, following the annealing.
 
     The decay per step, ``lr * weight_decay``, does not depend on the learning rate: what was decided for the learning
     rate is divided out. Where the horizon is unknown it is that of a run of ``unknown_steps``.
 
-    Where validation losses are reported, each that is not the lowest so far makes the decay ``growth`` times as large,
-    up to ``most_factor`` times, provided that it lies a factor of ``gap`` above the mean of the training losses since
-    the one before (the ratio is smoothed over two of them). Each that is the lowest takes one such factor back, down to
-    none. What stands still counts by the share of the first validation loss that is left in the lowest: where little is
-    left, a few rows that cost much make it fluctuate without meaning anything. The last layer loses ``head`` nats at
-    each validation that lies that far above, times the share of the first one that is left. Of more than twenty
-    validations in a run, each counts by its share of that. Of losses that can be below 0 (a log-density's) no ratio
-    says anything: from the first such on the decay is as without validation.
-    Where the first validation comes later than in a run of ``long_steps``, most may have been learnt by then: the mean
-    training loss of as many steps as that stands for it, if it is larger.
+    Where validation losses are reported, each that is not the lowest so far makes the decay ``growth`` times as
+    large, up to ``most_factor`` times, provided that it lies a factor of ``gap`` above the mean of the training
+    losses since the one before (the ratio is smoothed over two of them). Each that is the lowest takes one such
+    factor back, down to none. While it does not lie that far above, the decay is the smaller by what is left of the
+    first validation loss in the lowest, to the power ``left_power``. What stands still counts by the share of the
+    first validation loss that is left in the lowest: where little is left, a few rows that cost much make it
+    fluctuate without meaning anything. The last layer loses ``head`` nats at each validation that lies that far
+    above, times the share of the first one that is left. Of more than twenty validations in a run, each counts by
+    its share of that. Of losses that can be below 0 (a log-density's) no ratio says anything: from the first such
+    on the decay is as without validation.
+    Where the first validation comes later than at ``late_step``, most may have been learnt by then: the mean training
+    loss of as many steps as that stands for it, if it is larger.
 
     Args:
-        total: nats by which the weights are shrunk over a run of up to ``long_steps``, >= 0.
-        per_step: nats per step that are never exceeded on average, >= 0: short runs are shrunk less.
-        long_steps: run length from which on the total rises with a power of the length, >= 1.
-        long_power: that power, in [0, 1].
+        total: nats over any run, >= 0: one of the two whose geometric mean the weights are shrunk by over the run.
+        per_step: nats per step, >= 0: the other, once it is multiplied by the number of steps.
+        late_step: step after which a first validation comes late, >= 1.
         unknown_steps: run length that is assumed where none is known, >= 1.
         gap: ratio of the validation to the training loss without which there is no more decay, in [1, 100].
         growth: factor on the decay for each validation that is not the lowest so far, in [1, 100]; 1 for
             no more decay.
         most_factor: times the decay that there is at most, in [1, 100].
+        left_power: power of the share of the first validation loss that is left by which the decay is smaller while
+            there is no such gap, in [0, 1].
         head: nats that the last layer loses at each of twenty validations while nothing has been learnt, >= 0;
             0 for none.
         annealing: the factor over the run that is followed.
@@ -102,12 +106,12 @@ class TotalDecay:
 
     total: float = 0.6
     per_step: float = 0.002
-    long_steps: int = 1000
-    long_power: float = 0.75
+    late_step: int = 50
     unknown_steps: int = 2000
     gap: float = 1.25
     growth: float = 3.0
     most_factor: float = 16.0
+    left_power: float = 0.25
     head: float = 0.1
     annealing: Annealing = field(default_factory=Annealing)
 
@@ -115,8 +119,8 @@ class TotalDecay:
         require_non_negative("TotalDecay", "total", self.total)
         require_non_negative("TotalDecay", "per_step", self.per_step)
         require_non_negative("TotalDecay", "head", self.head)
-        require_fraction("TotalDecay", "long_power", self.long_power)
-        for argument in ("long_steps", "unknown_steps"):
+        require_fraction("TotalDecay", "left_power", self.left_power)
+        for argument in ("late_step", "unknown_steps"):
             require_at_least_one("TotalDecay", argument, getattr(self, argument))
         for argument in ("gap", "growth", "most_factor"):
             require_factor("TotalDecay", argument, getattr(self, argument))
@@ -139,8 +143,7 @@ class TotalDecay:
         validated = state.validated
         steps = observation.total_steps
         length = max(self.unknown_steps if steps is None else steps, 1)
-        longer = max(1.0, length / self.long_steps) ** self.long_power
-        shrink = min(self.total * longer / length, self.per_step) * validated.factor
+        shrink = math.sqrt(self.total * self.per_step / length) * validated.factor * self._left(validated)
         if steps is not None:
             _, share = self.annealing.share(observation, NOT_STARTED)
             shrink *= share / (0.5 * (1.0 + self.annealing.start_fraction))
@@ -149,6 +152,13 @@ class TotalDecay:
         read = (("decay_per_step", shrink),)
         scale = () if validated is known or not validated.head else self._head_scale(observation, validated.head)
         return Decision(observation.step, self.name, PASS, knobs, (), scale, False, False, False, read), state
+
+    def _left(self, validated: Validated) -> float:
+        """Return the factor on the decay while there is no gap: little is left to learn, and it is not by heart."""
+        if not validated.count or validated.log_gap > math.log(self.gap) or validated.best >= validated.first:
+            return 1.0
+        left: float = (validated.best / validated.first) ** self.left_power
+        return left
 
     def _head_scale(self, observation: Observation, nats: float) -> tuple[tuple[str, float], ...]:
         """Return the last layer's factor; after the last step nothing is changed any more."""
@@ -164,7 +174,7 @@ class TotalDecay:
         if state.signed or _below_zero(loss) or _below_zero(validation):
             return SIGNED
         known, first = state.validated, state.first_loss
-        if first is None and count and known.count == 0 and observation.step > self.long_steps / VALIDATIONS:
+        if first is None and count and known.count == 0 and observation.step > self.late_step:
             first = total / count
         if validation is None or when is None or when <= known.step:
             return TotalDecayState(total, count, known, False, first)

@@ -57,6 +57,7 @@ RECORDS = {"Band", "Decision", "Knobs", "Layer", "Observation", "OrderBox", "Ord
 OF_A_PART = {"decay_total": "total", "cooldown_start": "start_fraction", "cooldown_end": "final_fraction"}
 OF_A_PART |= {"averaging": "memory", "overfitting_rise": "rise"}
 OF_A_PART |= {"decay_gap": "gap", "decay_growth": "growth", "decay_most": "most_factor", "head_decay": "head"}
+OF_A_PART |= {"decay_per_step": "per_step", "decay_left_power": "left_power"}
 OF_A_PART |= {"overfitting_gap": "gap", "low_gain": "low", "high_gain": "high"}
 
 

@@ -27,22 +27,33 @@ def decays(policy: TotalDecay, observations: list[Observation]) -> list[float]:
     return [k.lr * k.weight_decay for k in knobs]
 
 
-@pytest.mark.parametrize(("steps", "nats"), [(100, 0.2), (300, 0.6), (1000, 0.6), (4000, 0.6 * 4.0**0.75)])
-def test_short_runs_decay_less_and_long_ones_by_a_power_more(steps: int, nats: float) -> None:
-    assert sum(shrinkage(TotalDecay(), steps, steps)) == pytest.approx(nats, rel=0.03)
+@pytest.mark.parametrize("steps", [100, 300, 1000, 4000])
+@pytest.mark.parametrize(("total", "per_step"), [(0.6, 0.002), (0.075, 0.002), (0.6, 0.0002)])
+def test_the_total_is_the_geometric_mean_of_a_fixed_one_and_a_fixed_decay_per_step(
+    steps: int, total: float, per_step: float
+) -> None:
+    nats = sum(shrinkage(TotalDecay(total, per_step), steps, steps))
+    assert nats == pytest.approx(math.sqrt(total * per_step * steps), rel=0.03)
 
 
 def test_without_a_horizon_the_decay_is_that_of_the_assumed_one() -> None:
     for nats in shrinkage(TotalDecay(unknown_steps=4000), 3, None):
-        assert nats == pytest.approx(0.6 * 4.0**0.75 / 4000)
+        assert nats == pytest.approx(math.sqrt(0.6 * 0.002 * 4000) / 4000)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_the_power_can_be_chosen(power: float) -> None:
-    total = sum(shrinkage(TotalDecay(long_power=power), 3000, 3000))
-    assert total == pytest.approx(0.6 * 3.0**power, rel=0.01)
-    with pytest.raises(ValueError, match=r"TotalDecay\(long_power=\.\.\.\)"):
-        TotalDecay(long_power=power + 1.01)
+@pytest.mark.parametrize("power", [0.0, 0.25, 1.0])
+def test_without_a_gap_the_decay_is_smaller_by_a_power_of_what_is_left(power: float) -> None:
+    policy = TotalDecay(left_power=power)
+    falling = [1.0, 0.5, 0.1, 0.2, 0.01]
+    training = [loss for loss in (1.0, *falling) for _ in range(100)]
+    left = [1.0, 0.5, 0.1, 0.1, 0.01]  # the lowest counts
+    assert factors(policy, training, falling) == pytest.approx([share**power for share in left])
+    with pytest.raises(ValueError, match=r"TotalDecay\(left_power=\.\.\.\)"):
+        TotalDecay(left_power=power + 1.01)
+
+
+def test_with_a_gap_what_is_left_does_not_count() -> None:
+    assert factors(TotalDecay(), [1e-3] * 500, [1.0, 0.5, 0.1, 0.05]) == pytest.approx([1.0] * 4)
 
 
 def validated(losses: list[float], validations: list[float], every: int = 10) -> list[Observation]:
@@ -90,10 +101,10 @@ def test_what_stands_still_counts_by_what_is_left_of_the_first() -> None:
 def test_the_training_loss_at_the_start_counts_as_the_first_where_validation_begins_late(start: float) -> None:
     begun = [start] * 60 + [0.01] * 440  # step 100: the first validation finds most of it learnt
     share = 1.0 / max(start, 1.0)
-    found = factors(TotalDecay(), begun, [1.0, 0.5, 0.6, 0.7])
+    found = factors(TotalDecay(left_power=0.0), begun, [1.0, 0.5, 0.6, 0.7])
     assert found == pytest.approx([1.0, 1.0, 3.0 ** (0.5 * share), 3.0**share])
     silent = [math.nan, 0.0, *begun[2:]]  # what says nothing is not counted
-    assert factors(TotalDecay(), silent, [1.0, 0.5, 0.6, 0.7]) == pytest.approx(found)
+    assert factors(TotalDecay(left_power=0.0), silent, [1.0, 0.5, 0.6, 0.7]) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("every", [10, 25, 50])
@@ -101,7 +112,7 @@ def test_where_validation_begins_early_the_first_one_is_the_first(every: int) ->
     standing = [1.0, 0.5, 0.6, 0.7, 0.8]
     found = [factors(TotalDecay(), [loss] * (5 * every + 1), standing, every)[3] for loss in (0.01, 0.3)]
     assert found[0] == pytest.approx(found[1])
-    late = factors(TotalDecay(long_steps=100), [16.0] * 6 + [0.01] * (5 * every - 5), standing, every)[3]
+    late = factors(TotalDecay(late_step=5), [16.0] * 6 + [0.01] * (5 * every - 5), standing, every)[3]
     assert 1.0 < late < found[0]
 
 
