@@ -61,6 +61,8 @@ class Bench(Runs):
                 found.setdefault(f"{self.default} against revalidated", {})[task.name] = loss_ratio(
                     arms[self.default], again
                 )
+            if "searched" in self.arms:
+                arms["tuned, searched again"] = self.searched_again(task)
             if "stopped" in self.arms:
                 arms["tuned, same end"] = stopped = self.stopped(task, record)
                 found.setdefault(f"{self.default} against the same end", {})[task.name] = loss_ratio(
@@ -77,6 +79,8 @@ class Bench(Runs):
             record = self.baseline(task)
             arms = self.foreign(task) if "foreign" in self.arms else {}
             arms["tuned, revalidated"] = self.revalidated(task, record)
+            if "searched" in self.arms:
+                arms["tuned, searched again"] = self.searched_again(task)
             for arm, losses in arms.items():
                 found.setdefault(arm, {})[task.name] = loss_ratio(losses, record["test"])
         return found

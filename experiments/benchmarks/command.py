@@ -8,7 +8,8 @@ import click
 
 __all__ = ["bench"]
 
-ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
+_USUAL_ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
+ARMS = (*_USUAL_ARMS, "searched")
 LISTS = ("design", "confirmation", "both")
 SUITES = ("zero", "baselines", "grid", "init", "constants", "horizon", "variants", "interval", "shocks")
 
@@ -48,7 +49,8 @@ def bench() -> None:
     "arms",
     multiple=True,
     type=click.Choice(ARMS),
-    help="Of the suites zero and baselines, besides the policy: these alone; may be repeated.  [default: all]",
+    help="Of the suites zero and baselines, besides the policy: these alone; may be repeated.  [default: all but "
+    "searched]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Tasks at the same time.")
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="CPU threads of each worker.")
@@ -93,6 +95,7 @@ def policies(
       rehearsal    the policy with a step size from short trials, their steps counted
       revalidated  a harder baseline: the best six trials validated on more seeds
       stopped      the tuned configuration, which ends with averaged or best weights too
+      searched     a second search of as many trials: the noise of the baseline itself
 
     \b
     Examples:
@@ -115,7 +118,7 @@ def policies(
             trials=trials,
             decide_every=every,
             threads=threads,
-            arms=arms or ARMS,
+            arms=arms or _USUAL_ARMS,
             workers=workers,
         )
     except (ValueError, OSError) as error:

@@ -78,7 +78,10 @@ def run_lists(
     if not lists:
         raise ValueError(f"no task is left by --list {which}, --task {' '.join(only) or 'any'} and --suite {suite}.")
     results = Results(out / "results.json")
-    work = sum(_work(task, suite, seeds, trials, policy) for tasks in lists.values() for task in tasks)
+    listed = [task for tasks in lists.values() for task in tasks]
+    work = sum(_work(task, suite, seeds, trials, policy) for task in listed)
+    if "searched" in arms and suite in ("zero", "baselines"):
+        work += sum(2.0 * trials * task.steps for task in listed)
     progress = Progress(work)
     _announce(lists, seeds, trials, results)
     panels: dict[str, dict[str, dict[str, float]]] = {}

@@ -27,7 +27,7 @@ _FUNCTION_READERS = (SecondRule, FunctionMean)  # the others are spared the furt
 _NEVER = 1_000_000  # validations in a row
 _MEMORY = Lipschitz().averaging  # the default's, so that both ends are made alike
 _MOST_MEMBERS = 64  # trained at once
-ZERO_ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")
+ZERO_ARMS = ("rules", "blind", "foreign", "rehearsal", "revalidated", "stopped")  # unless others are asked for
 
 
 class Runs:
@@ -75,6 +75,21 @@ class Runs:
 
     def _baseline_spec(self, task: Task, steps: int | None, trials: int) -> dict[str, Any]:
         return {"arm": "tuned", "trials": trials, "seeds": self.seeds, **task_fingerprint(task, steps)}
+
+    def searched_again(self, task: Task) -> list[float]:
+        """Return the test losses of a second search of as many trials, drawn with another seed.
+
+        What it comes to against the first is the baseline's own noise: nothing that is as good as a tuned run can be
+        expected to lie closer to one search than another search does.
+        """
+        spec = {"arm": "searched", "trials": self.trials, "seeds": self.seeds, **task_fingerprint(task)}
+        units = 2 * self.trials * task.steps
+        again = self._get(
+            spec,
+            units,
+            lambda: tuned(task, trials=self.trials, repeats=self.seeds, seed=1, tick=self._ticker(task, self.trials)),
+        )
+        return list(again["test"])
 
     def revalidated(self, task: Task, record: Mapping[str, Any]) -> list[float]:
         """Return the test losses of the harder baseline: the selection of ``record`` repeated on more seeds."""

@@ -171,6 +171,18 @@ def test_baselines_alone_run_no_policy_and_are_found_by_the_other_suites(tmp_pat
     assert sorted(added) == ["frozen", "policy"]
 
 
+def test_a_second_search_draws_other_trials_and_is_told_as_an_arm(tmp_path, stand_in):
+    options = ["policies", "--out", str(tmp_path), "--task", "alcohol_table", "--list", "confirmation"]
+    options += ["--seeds", "1", "--trials", "4", "--threads", "1", "--suite", "baselines", "--arm", "searched"]
+    told = CliRunner().invoke(bench, options, catch_exceptions=False)
+    assert "tuned, searched again" in told.output
+    records = json.loads((tmp_path / "results.json").read_text())["records"]
+    searches = {r["spec"]["arm"]: r["search"] for r in records.values() if r["spec"]["arm"] in ("tuned", "searched")}
+    rates = [{trial["lr"] for trial in search} for search in searches.values()]
+    assert len(rates) == 2
+    assert not rates[0] & rates[1]
+
+
 def test_an_unknown_task_is_one_line(tmp_path):
     result = CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), "--task", "nope"])
     assert result.exit_code == 1
