@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import threading
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -134,6 +137,64 @@ def test_looking_leaves_no_trace() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {name: set(vars(module)) for name, module in model.named_modules()} == keys
     assert (model.seen, model.last, fired) == ([], None, [])
+
+
+class Meter:
+    def __init__(self) -> None:
+        self.sum: float | Tensor = 0.0
+
+
+class Holding(nn.Module):
+    """A chain whose forward pass draws from generators of its own, and writes to all that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 3)
+        self.torch, self.legacy = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        self.python, self.meter = random.Random(0), Meter()
+        self.average, self.recent = torch.ones(WIDTH), deque([0.0], maxlen=3)
+        self.seen: dict[str, list[Tensor]] = {"first": []}
+        self.act = functools.partial(functional.leaky_relu, negative_slope=0.1)
+        self.ends = (self.head, self.seen)
+
+    def head(self, x: Tensor) -> Tensor:
+        self.seen["head"] = [x]
+        y: Tensor = self.second(x)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("forward", x.shape)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.clamp_(-0.01, 0.01)
+        self.average.mul_(0.9)
+        x = self.act(self.first(x) + torch.randn(WIDTH, generator=self.torch))
+        x = x + self.legacy.normal() + self.python.random()
+        self.meter.sum += x.mean()
+        self.recent.append(x)
+        self.seen["first"].append(x)
+        y: Tensor = self.ends[0](x)  # type: ignore[operator]
+        return y
+
+
+def test_looking_leaves_no_trace_in_what_a_model_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    model, other = Holding(), Holding()
+    other.load_state_dict(model.state_dict())
+    assert is_plain_chain(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert torch.equal(model.torch.get_state(), other.torch.get_state())
+    assert model.legacy.bit_generator.state == other.legacy.bit_generator.state
+    assert model.python.getstate() == other.python.getstate()
+    assert (model.seen, model.meter.sum, list(model.recent)) == ({"first": []}, 0.0, [0.0])
+    assert torch.equal(model.average, torch.ones(WIDTH))
+    assert not capsys.readouterr().out
+
+
+def test_a_model_that_holds_what_cannot_be_copied_is_taken_for_none() -> None:
+    model = plain(8, WIDTH, 3)
+    assert is_plain_chain(model)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    assert not is_plain_chain(model)
 
 
 def gains(model: nn.Module) -> list[float]:
