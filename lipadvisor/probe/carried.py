@@ -2,8 +2,8 @@
 
 Of the form ``q = block's part + complement's part`` the first is worked out at each step, from a block that is brought
 up to the weights at each step. The second is ``sum_j c_j (p_j^2 + y_j^2) / s_1`` over the complement's singular pairs,
-with ``c_j`` between 1 and ``1 / (1 - (s_R / s_1)^2)``: a mean of the ``c_j`` that a solve has found stands for them in
-the steps that follow, ``p`` and ``y`` being those of each step.
+with ``c_j`` between ``1 / (1 + s_R / s_1)`` and ``1 / (1 - s_R / s_1)``: a mean of the ``c_j`` that a solve has found
+stands for them in the steps that follow, ``p`` and ``y`` being those of each step.
 
 Nothing is predicted then: the change of ``ln s_1`` is what the block says after the step.
 
@@ -17,16 +17,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.strides import Strides
 from lipadvisor.spectra import LinearOperator, TrackedBlock
 from lipadvisor.spectra.curvature import Change
-from lipadvisor.spectra.rows import Rows, rows, squares
+from lipadvisor.spectra.rows import Rows, rows, squares, tensor
 
-__all__ = ["Carried", "CarriedResolvent", "CarriedSteps"]
+__all__ = ["Carried", "CarriedResolvent", "CarriedSteps", "still_known"]
 
 WAY = 0.06  # relative steps, added up, from one solve to the next, at most
+LEAST = 0.4  # below what a ratio of anything can be: ``1 / (1 + s_R / s_1)``, a half at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +118,22 @@ class CarriedSteps:
             change_l: what that has found, see :class:`Carried`; None where the step was too long to tell.
             strides: the step.
         """
-        new = pack.new
-        self.holds.pop(pack.indices, None)
+        new, last = pack.new, self.holds.pop(pack.indices, None)
         if new is None:
             return
         if hold is not None:
             way = hold.way + strides.relative(pack)
             self.holds[pack.indices] = replace(hold, state=new, age=hold.age + 1, way=way)
         elif self.every > 1 and change_l is not None and _can_be_carried(pack, new):
-            self.holds[pack.indices] = Carried(new, change_l)
+            ratio_l = still_known(pack, change_l, None if last is None else last.change_l)
+            if ratio_l is not None:
+                self.holds[pack.indices] = Carried(new, ratio_l)
 
     def note_noise(self, pack: Pack, ratio_l: Rows) -> None:
         """Take down the noise's ratio at the last solve."""
         hold = self.holds.get(pack.indices)
         if hold is not None and hold.age == 0:
-            hold.noise_l = ratio_l
+            hold.noise_l = still_known(pack, ratio_l, hold.change_l)
 
     def state_dict(self, packs: Sequence[Pack]) -> list[list[Any] | None]:
         """Return what a resumed run goes on from, of each pack: numbers of its layers, age and way."""
@@ -152,6 +155,31 @@ class CarriedSteps:
             if pack.short:
                 change_l, noise_l = (None if x is None else rows(x) for x in (change_l, noise_l))
             self.holds[pack.indices] = Carried(pack.new, change_l, noise_l, int(saved[2]), float(saved[3]))
+
+
+def still_known(pack: Pack, found_l: Rows, last_l: Rows | None) -> Rows | None:
+    """Return ratios to go on from; None where one is not known.
+
+    A layer at rest (frozen, dead, without a learning rate) says nothing about its complement, nor does one of zeros.
+
+    Args:
+        pack: on a processor, with ``new`` set.
+        found_l: what a solve has found.
+        last_l: what stands for it in layers of which there was nothing to find.
+    """
+    assert pack.new is not None
+    ratio_l = tensor(found_l)
+    if pack.new.block.complete:
+        chosen_l = torch.ones_like(ratio_l)
+    else:
+        known_l = (ratio_l > LEAST) & torch.isfinite(ratio_l)
+        known_l &= torch.tensor([layer.weight.grad is not None for layer in pack.layers])  # else it is rounding's
+        if bool(known_l.all()):
+            return found_l
+        if last_l is None:
+            return None
+        chosen_l = torch.where(known_l, ratio_l, tensor(last_l))
+    return chosen_l if isinstance(found_l, Tensor) else rows(chosen_l)
 
 
 def _numbers(ratio_l: Rows | None) -> list[float] | None:

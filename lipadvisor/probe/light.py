@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipadvisor.probe.carried import still_known
 from lipadvisor.probe.joining import each, factor, filled_blocks, join
 from lipadvisor.probe.pack import Pack, Refreshed
 from lipadvisor.probe.response import relative_sizes
@@ -160,9 +161,12 @@ class LightSteps:
                 few are renewed at once.
         """
         age, pack.way = 0 if pack.short or pack.indices in self.holds else number % self.every, 0.0
-        self.holds.pop(pack.indices, None)
+        last = self.holds.pop(pack.indices, None)
         new, operator = pack.new, pack.operator
         if complement_l is None or new is None or operator is None or not _can_be_light(pack, new):
+            return
+        complement_l = still_known(pack, complement_l, None if last is None else last.complement_l)
+        if complement_l is None:
             return
         block = new.block.rows() if pack.short else new.block
         self.holds[pack.indices] = Held(new, _image(block), complement_l, age)

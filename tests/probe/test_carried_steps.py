@@ -138,6 +138,24 @@ def test_weights_that_are_written_to_are_solved_with(carried_packs: list) -> Non
     assert np.isfinite(terms.change_L).all()
 
 
+@pytest.mark.parametrize("level", ["full", "drift"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_layer_that_was_at_rest_or_of_zeros_goes_on_as_with_a_solve(level: str, optimizer: str) -> None:
+    own, other = (Training("perceptron", optimizer, every, level=level) for every in (EVERY, 1))
+    for training in (own, other):
+        nn.init.zeros_(training.model[5].weight)  # type: ignore[arg-type]
+    curved = ("curvature_L", "noise_curvature_L") if level == "full" else ("curvature_L",)
+    off = []
+    for number in range(24):
+        for training in (own, other):
+            training.model[3].weight.requires_grad_(not 6 <= number < 13)  # type: ignore[union-attr]
+        a, b = own.step(), other.step()
+        assert a.status_L == b.status_L
+        if number >= 13:
+            off += [np.abs(getattr(a, name)[1] / getattr(b, name)[1] - 1.0) for name in curved]
+    assert max(off) < (0.2 if level == "full" else 0.35)  # 0.6 and 0.5 with what a solve says of a layer at rest
+
+
 @pytest.mark.parametrize("outputs", [1, 2, 3, 10, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_updates_of_few_outputs(outputs: int, dtype: torch.dtype) -> None:
