@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ def input_sizes(
 ) -> dict[int, tuple[int, ...]]:
     """Return the input shapes of a batch, by layer, from a forward pass that leaves everything as it is.
 
-    That is to say modes, buffers (the pass is in eval mode) and generators.
+    That is to say modes, buffers (the pass is in eval mode) and the generators of torch, Python and numpy.
 
     Args:
         model: all of it.
@@ -32,6 +34,7 @@ def input_sizes(
     modes = [(module, module.training) for module in model.modules()]
     sizes = Capture(layers, keep=False, always=True)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python, legacy = random.getstate(), np.random.get_state()
     try:
         sizes.attach()
         model.eval()
@@ -39,6 +42,8 @@ def input_sizes(
             model(*arguments, **keywords)
     finally:
         sizes.detach()
+        random.setstate(python)
+        np.random.set_state(legacy)
         put_shares_back(model)
         for module, training in modes:
             module.training = training

@@ -255,7 +255,7 @@ class Probe:
 
     def trace(self, *arguments: Any, **keywords: Any) -> None:
         """Learn the convolutions' input sizes from a batch, as ``example_input`` does: ``model(*arguments)``."""
-        if any(pack.operator is None for pack in self._packs):
+        if self._capture.sized and any(pack.operator is None for pack in self._packs):
             self.following.told(input_sizes(self._model, self.layers, arguments, keywords), arguments, keywords)
 
     def urge(self, step: int) -> None:
