@@ -27,7 +27,6 @@ from lipadvisor.probe.strides import Strides
 from lipadvisor.probe.update_start import update_start
 from lipadvisor.spectra import CgResolvent, GramResolvent, LayerOperator, Resolvent, TrackedBlock
 from lipadvisor.spectra.before import Before, BeforeOperator
-from lipadvisor.spectra.block import decomposed_whole
 from lipadvisor.spectra.conv2d import roughly
 from lipadvisor.spectra.joined import JoinedGram, JoinedOperator, filled
 from lipadvisor.spectra.rows import Rows, log, quiet, row_lengths, rows, tensor
@@ -140,8 +139,6 @@ def _kind(number: int, pack: Pack, strides: Strides, often: bool, held: bool) ->
     assert pack.operator is not None
     block = pack.old.block
     if block.complete or not pack.short or hasattr(pack.operator, "top"):  # whose vectors are no iteration's
-        return number
-    if decomposed_whole(pack.operator, block.v_RN):
         return number
     wave = waved(pack.operator)
     if held:

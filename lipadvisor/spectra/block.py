@@ -2,7 +2,7 @@
 
 One refresh filters the old right vectors by a Chebyshev polynomial of ``W'W`` that is small on everything below the
 block, then solves the small problem in the filtered subspace. Layers whose smaller side is little more than the block
-are decomposed whole, which is exact; so are layers in float64, on a processor, with sides of at most 256 and 4,096.
+are decomposed whole, which is exact.
 
 Shapes: ``R`` vectors of the block, ``M`` outputs, ``N`` inputs; any leading dimensions hold layers of one geometry,
 each with a weight of its own.
@@ -43,14 +43,13 @@ from lipadvisor.spectra.rows import (
     wide,
 )
 
-__all__ = ["TrackedBlock", "block_rank", "cold_start", "decomposed_whole", "refresh", "residual", "start_vectors"]
+__all__ = ["TrackedBlock", "block_rank", "cold_start", "refresh", "residual", "start_vectors"]
 
 # The filter's cut-off is kept above this share of s_1^2, so that float32 does not lose the lower vectors of the block.
 MIN_CUTOFF = 0.02
 COLD_DEGREE, COLD_REFRESHES = 12, 20  # at set-up: few refreshes with steep filters take the fewest applications
 CACHED = 262_144  # entries of the vectors of so many layers are brought to converge at a time
 NEAR = 0.5  # distance of a unit row from those before it, above which rows count as nearly orthogonal
-WHOLE, WHOLE_LONG = 256, 4_096  # sides of a layer in float64 up to which all of it is decomposed
 LONG = 2_048  # entries of a vector from which the factorisation's own time counts
 
 
@@ -128,8 +127,6 @@ def refresh(
         left_RM, s_R, right_RN = direct(kernel, count)
         known = TrackedBlock(left_RM, s_R, right_RN, complete)
         return known if isinstance(v_RN, Tensor) else known.rows()
-    if not complete and decomposed_whole(operator, v_RN):
-        return _top(operator, kernel, v_RN)
     if near and image_RM is not None:
         if degree > 0:
             image_RM = apply(operator, kernel, _filter(operator, kernel, v_RN, degree, image_RM))
@@ -152,27 +149,6 @@ def refresh(
     # Q'W = upper' basis, and upper' = x diag(s) z
     x_RR, s_R, z_RR = decomposed(upper_RR.mT)
     return TrackedBlock(x_RR.mT @ q_RM, s_R, z_RR @ basis_RN, complete)
-
-
-def decomposed_whole(operator: Operator, v_RN: Rows) -> bool:
-    """Return whether a layer is decomposed whole: float64 asks for exactness, whatever the gap."""
-    vectors = tensor(v_RN)
-    if vectors.dtype != torch.float64 or vectors.device.type != "cpu" or hasattr(operator, "agree"):
-        return False  # of several processes each holds a share alone
-    sides = int(operator.inputs), int(operator.outputs)
-    return min(sides) <= WHOLE and max(sides) <= WHOLE_LONG
-
-
-def _top(operator: Operator, kernel: Kernel, v_RN: Rows) -> TrackedBlock:
-    """Return the largest singular values, as many as ``v_RN`` has rows, and their vectors, of the operator's matrix."""
-    count = v_RN.shape[-2]
-    if operator.outputs <= operator.inputs:
-        whole_MN = adjoint(operator, kernel, identity(operator.outputs, v_RN))
-    else:
-        whole_MN = apply(operator, kernel, identity(operator.inputs, v_RN)).mT
-    u_MM, s_M, v_MN = torch.linalg.svd(normal(tensor(whole_MN)), full_matrices=False)
-    known = TrackedBlock(u_MM.mT[..., :count, :], s_M[..., :count], v_MN[..., :count, :], False)
-    return known if isinstance(v_RN, Tensor) else known.rows()
 
 
 def _between_images(image_RM: Rows, coimage_RN: Rows, white_RR: Rows) -> TrackedBlock:

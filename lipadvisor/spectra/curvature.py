@@ -58,8 +58,6 @@ __all__ = [
     "split_change",
 ]
 
-EXACT_ITERATIONS = 100
-
 Change = tuple[Rows, Rows]  # p and y
 GAP_FLOOR = 1e-3  # smallest relative gap 1 - s_k/s_1 that enters a denominator
 
@@ -175,7 +173,6 @@ class GramResolvent:
 class CgResolvent:
     """Conjugate gradients on ``sigma^2 I - D'D``: a few applications of the operator, for convolutions.
 
-    In float64 on a processor there are as many iterations as it takes, up to ``EXACT_ITERATIONS``.
     The form is a lower bound that rises with each iteration; the block's deflation keeps the condition number near
     ``1 / (1 - (s_{r+1}/s_1)^2)``.
     """
@@ -204,21 +201,16 @@ class CgResolvent:
         r_KN = first_KN = adjoint(self.operator, self.kernel, p_KM) + y_KN * sigma
         d_KN, z_KN = r_KN, None
         norm_K1 = first_K1 = squares(r_KN)[..., None]
-        exact = tensor(p_KM).dtype == torch.float64 and tensor(p_KM).device.type == "cpu"
-        exact = exact and not hasattr(self.operator, "agree")  # several processes end at the same iteration
-        last, settled = (EXACT_ITERATIONS, 1e-28) if exact else (self.iterations, 1e-10)
-        for iteration in range(last):
+        for iteration in range(self.iterations):
             image_KM = outside(apply(self.operator, self.kernel, d_KN), self.block.u_RM)
             # d' (sigma^2 - D'D) d: the last iteration needs no more than this of the system, and saves the adjoint.
             bend_K1 = squares(d_KN)[..., None] * sigma_2 - squares(image_KM)[..., None]
             # A column that has converged, or lost its definiteness to rounding, stays where it is.
-            live_K1 = (norm_K1 > settled * first_K1) & (bend_K1 > 0)
+            live_K1 = (norm_K1 > 1e-10 * first_K1) & (bend_K1 > 0)
             alpha_K1 = where(live_K1, norm_K1 / at_least(bend_K1, 1e-38), 0.0)
             more_KN = alpha_K1 * d_KN
             z_KN = more_KN if z_KN is None else z_KN + more_KN
-            if exact and not tensor(live_K1).any():
-                break
-            if iteration + 1 < last:
+            if iteration + 1 < self.iterations:
                 r_KN = r_KN - (more_KN * sigma_2 - alpha_K1 * adjoint(self.operator, self.kernel, image_KM))
                 last_K1, norm_K1 = norm_K1, squares(r_KN)[..., None]
                 d_KN = r_KN + norm_K1 / at_least(last_K1, 1e-38) * d_KN

@@ -15,7 +15,7 @@ from lipadvisor.terms import Terms
 
 LR, DECAY = 0.03, 0.2
 REL = 1e-10
-SIDES = st.integers(1, 48)  # up to 16 blocks hold everything; above, float64 has the layer decomposed whole
+SMALL = st.integers(1, 12)  # decomposed whole: nothing to converge
 sizes = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -85,11 +85,9 @@ def compare(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
         size = float(torch.linalg.matrix_norm(U) / s[0])
         assert terms.log_norm_L[index] == pytest.approx(float(s[0].log()), abs=rel)
         assert terms.first_L[index] == pytest.approx(float(left[:, 0] @ U @ right[0] / s[0]), rel=rel, abs=rel * size)
-        if len(s) > 1 and s[1] > 0.97 * s[0]:
-            continue  # as ill-conditioned as its gap
+        if layer.kind != "linear" or (len(s) > 1 and s[1] > 0.97 * s[0]):
+            continue  # estimated, or as ill-conditioned as its gap
         assert terms.curvature_L[index] == pytest.approx(float(form(W, U) / s[0]), rel=rel, abs=rel * size**2)
-        if layer.kind != "linear":
-            continue  # an estimate
         assert terms.noise_curvature_L[index] == pytest.approx(float(truth.curvature_L[index]), rel=rel)
     if not adam:  # the gradient is the sum of the shares: the drift is theirs
         np.testing.assert_allclose(terms.first_L, -truth.scalars_LB.sum(1), rtol=rel, atol=rel * biggest**0.5)
@@ -102,7 +100,7 @@ def sample(seed: int, samples: int, shape: tuple[int, ...], outputs: int) -> tup
 
 
 @sizes
-@given(inputs=SIDES, hidden=SIDES, outputs=SIDES, samples=st.integers(2, 9), places=st.integers(0, 3))
+@given(inputs=SMALL, hidden=SMALL, outputs=SMALL, samples=st.integers(2, 9), places=st.integers(0, 3))
 def test_terms_of_sgd_on_any_shape(inputs: int, hidden: int, outputs: int, samples: int, places: int) -> None:
     model = build(inputs + hidden, inputs, hidden, outputs, places)
     x, y = sample(samples, samples, (places, inputs) if places else (inputs,), outputs)
@@ -110,7 +108,7 @@ def test_terms_of_sgd_on_any_shape(inputs: int, hidden: int, outputs: int, sampl
 
 
 @sizes
-@given(inputs=SIDES, hidden=SIDES, outputs=SIDES, samples=st.integers(2, 9), places=st.integers(0, 3))
+@given(inputs=SMALL, hidden=SMALL, outputs=SMALL, samples=st.integers(2, 9), places=st.integers(0, 3))
 def test_terms_of_adamw_on_any_shape(inputs: int, hidden: int, outputs: int, samples: int, places: int) -> None:
     model = build(inputs + hidden, inputs, hidden, outputs, places)
     x, y = sample(samples, samples, (places, inputs) if places else (inputs,), outputs)
@@ -118,11 +116,12 @@ def test_terms_of_adamw_on_any_shape(inputs: int, hidden: int, outputs: int, sam
     compare(model, optimizer, x, y, 2, REL)
 
 
-@pytest.mark.parametrize(("inputs", "hidden"), [(17, 40), (64, 23), (120, 50)])
-def test_terms_of_large_matrices_at_the_first_step(inputs: int, hidden: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("inputs", "hidden"), [(17, 40), (64, 23), (50, 50)])
+def test_terms_of_tracked_blocks_once_they_have_converged(inputs: int, hidden: int) -> None:
     model = build(0, inputs, hidden, 15, 0)
     x, y = sample(1, 12, (inputs,), 15)
-    compare(model, torch.optim.SGD(model.parameters(), lr=LR), x, y, 0, REL)
+    compare(model, torch.optim.SGD(model.parameters(), lr=LR), x, y, 150, REL)
 
 
 @pytest.mark.slow
@@ -140,4 +139,4 @@ def test_projections_of_convolutions_on_any_geometry(
         features = convolution(torch.zeros(1, channels, side, side)).numel()
         model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(features, 2)).double()
     x, y = sample(samples, samples, (channels, side, side), 2)
-    compare(model, torch.optim.SGD(model.parameters(), lr=LR), x, y, 1, REL)
+    compare(model, torch.optim.SGD(model.parameters(), lr=LR), x, y, 120, 1e-9)

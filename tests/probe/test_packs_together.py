@@ -10,7 +10,6 @@ from torch import nn
 from lipadvisor.experiments.reproduce.convnet import conv_net
 from lipadvisor.probe import Probe, together
 from lipadvisor.spectra import LinearOperator, TrackedBlock, refresh
-from lipadvisor.spectra import block as blocks
 from lipadvisor.spectra.joined import JoinedOperator, filled
 from lipadvisor.spectra.rows import adjoint, apply, rows, whitening
 from lipadvisor.terms import Terms
@@ -52,7 +51,6 @@ def trained(name: str, dtype: torch.dtype, steps: int = 6) -> list[Terms]:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_packs_together_are_packs_alone(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "WHOLE", 0)  # in float64 too they are followed, and so joined
     joins: list[int] = []
     passage = together._joined_passage
     monkeypatch.setattr(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, distributed
 
 from lipadvisor.spectra import ConvGeometry, ConvOperator, GramResolvent, LinearOperator, TrackedBlock, cold_start
-from lipadvisor.spectra import block as blocks
 from lipadvisor.spectra import sharded as module
 from lipadvisor.spectra.sharded import Shard, ShardedGram, ShardedOperator
 
@@ -146,10 +145,7 @@ def test_images_of_single_shares_add_up(kind: str, counts: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize(("counts", "columns"), [((11, 10), 24), ((14, 14), 19), ((9, 9, 2), 30), ((30, 0), 20)])
-def test_tracked_block_and_resolvent_are_the_whole_ones(
-    counts: tuple[int, ...], columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "WHOLE", 0)  # the whole one is followed as the sharded one is, not decomposed
+def test_tracked_block_and_resolvent_are_the_whole_ones(counts: tuple[int, ...], columns: int) -> None:
     rows = sum(counts)
     kernel, start = random(2, rows, columns), random(2, 3, columns)
     whole, part = LinearOperator(rows, columns), LinearOperator(max(counts), columns)
