@@ -23,6 +23,7 @@ from lipadvisor.experiments.benchmarks.lists import (
 from lipadvisor.experiments.benchmarks.progress import Progress
 from lipadvisor.experiments.benchmarks.report import NO_BASELINE, _work
 from lipadvisor.experiments.benchmarks.rules import FirstRule
+from lipadvisor.experiments.benchmarks.runs import ZERO_ARMS
 from lipadvisor.experiments.benchmarks.store import Results, _further_files, task_fingerprint
 from lipadvisor.policies import Cosine, Lipschitz, every
 
@@ -100,6 +101,19 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
 def test_help_names_every_suite_and_arm():
     text = CliRunner().invoke(bench, ["policies", "--help"]).output
     assert all(f"  {name} " in text for name in (*SUITES, *ARMS))
+
+
+def test_the_command_names_the_arms_that_the_bench_knows_and_leaves_the_second_search_to_who_asks(
+    monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr(
+        "lipadvisor.experiments.benchmarks.report.run_lists", lambda out, **options: asked.append(options["arms"]) or ""
+    )
+    for more in ((), ("--arm", "searched")):
+        assert CliRunner().invoke(bench, ["policies", "--out", str(tmp_path), *more]).exit_code == 0
+    assert asked == [ZERO_ARMS, ("searched",)]
+    assert {*ARMS} == {*ZERO_ARMS, "searched"}
 
 
 def test_every_task_of_a_list_is_named():
